@@ -1,0 +1,184 @@
+"""Sorting and scanning the columns of a matrix: what ranking is made of.
+
+Everything here works on *columns*: axis 0 is the one that is ranked, and the rows that are ranked together lie side
+by side as contiguous lanes. Which implementation serves is decided here and nowhere else, see `primitives`.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int, Num
+
+
+def ordered_bits(x: Float[Array, "..."]) -> Int[Array, "..."]:
+    """Integers that order as the floats do; -0 equals +0, and NaN comes after +inf."""
+    integer = jnp.int64 if x.dtype.itemsize == 8 else jnp.int32
+    canonical = jnp.where(jnp.isnan(x), jnp.nan, jnp.where(x == 0, 0, x)).astype(x.dtype)
+    bits = lax.bitcast_convert_type(canonical, integer)
+    return jnp.where(bits < 0, bits ^ jnp.iinfo(integer).max, bits)
+
+
+def floats_of(bits: Int[Array, "..."]) -> Float[Array, "..."]:
+    """The inverse of `ordered_bits`."""
+    floating = jnp.float64 if bits.dtype.itemsize == 8 else jnp.float32
+    return lax.bitcast_convert_type(jnp.where(bits < 0, bits ^ jnp.iinfo(bits.dtype).max, bits), floating)
+
+
+def _compare_exchange(
+    keys: Int[Array, "n r"], order: Int[Array, "n r"], distance: int, mirrored: bool
+) -> tuple[Int[Array, "n r"], Int[Array, "n r"]]:
+    """One stage of the network: elements `distance` apart (or mirrored within 2 x distance) are put in order."""
+    n, r = keys.shape
+
+    def halves(a: Array) -> tuple[Array, Array]:
+        pairs = a.reshape(n // (2 * distance), 2, distance, r)
+        return pairs[:, 0], pairs[:, 1, ::-1] if mirrored else pairs[:, 1]
+
+    def joined(low: Array, high: Array) -> Array:
+        return jnp.stack([low, high[:, ::-1] if mirrored else high], axis=1).reshape(n, r)
+
+    (low, high), (first, second) = halves(keys), halves(order)
+    swap = low > high
+    keys = joined(jnp.where(swap, high, low), jnp.where(swap, low, high))
+    order = joined(jnp.where(swap, second, first), jnp.where(swap, first, second))
+    return keys, order
+
+
+def _sort_by_network(keys: Int[Array, "n r"]) -> tuple[Int[Array, "n r"], Int[Array, "n r"]]:
+    """Batcher's bitonic network: min and max of whole contiguous lanes, where XLA's CPU sort calls a comparator."""
+    n, r = keys.shape
+    size = 1 << (n - 1).bit_length()
+    keys = jnp.pad(keys, ((0, size - n), (0, 0)), constant_values=jnp.iinfo(keys.dtype).max)
+    order = lax.broadcasted_iota(jnp.int32, (size, r), 0)
+    width = 1
+    while width < size:
+        keys, order = _compare_exchange(keys, order, width, mirrored=True)
+        distance = width // 2
+        while distance:
+            keys, order = _compare_exchange(keys, order, distance, mirrored=False)
+            distance //= 2
+        width *= 2
+    return keys[:n], order[:n]
+
+
+def _sort_by_library(keys: Int[Array, "n r"]) -> tuple[Int[Array, "n r"], Int[Array, "n r"]]:
+    keys, order = lax.sort((keys, lax.broadcasted_iota(jnp.int32, keys.shape, 0)), dimension=0, num_keys=1)
+    return keys, order
+
+
+def _relax_sequentially(rate: Float[Array, "n r"], target: Float[Array, "n r"], reverse: bool) -> Float[Array, "n r"]:
+    def step(carry: tuple[Array, Array], now: tuple[Array, Array]) -> tuple[tuple[Array, Array], Array]:
+        y, lost = carry
+        # Kahan: `lost` holds the low bits, without which n additions would cost sqrt(n) roundings.
+        increment = now[0] * (now[1] - y) + lost
+        total = y + increment
+        return (total, increment - (total - y)), total
+
+    start = jnp.zeros_like(rate[0])
+    return lax.scan(step, (start, start), (rate, target), reverse=reverse)[1]
+
+
+def _recur_sequentially(decay: Float[Array, "n r"], value: Float[Array, "n r"], reverse: bool) -> Float[Array, "n r"]:
+    def step(y: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
+        y = now[0] * y + now[1]
+        return y, y
+
+    return lax.scan(step, jnp.zeros_like(decay[0]), (decay, value), reverse=reverse)[1]
+
+
+def _recur_in_parallel(decay: Float[Array, "n r"], value: Float[Array, "n r"], reverse: bool) -> Float[Array, "n r"]:
+    def after(one: tuple[Array, Array], two: tuple[Array, Array]) -> tuple[Array, Array]:
+        return one[0] * two[0], two[0] * one[1] + two[1]
+
+    return lax.associative_scan(after, (decay, value), reverse=reverse, axis=0)[1]
+
+
+def _relax_in_parallel(rate: Float[Array, "n r"], target: Float[Array, "n r"], reverse: bool) -> Float[Array, "n r"]:
+    def after(one: tuple[Array, Array], two: tuple[Array, Array]) -> tuple[Array, Array]:
+        # In terms of the rates, not of 1 - rate: small rates keep their digits.
+        return one[0] + (two[0] - one[0] * two[0]), one[1] + (two[1] - two[0] * one[1])
+
+    return lax.associative_scan(after, (rate, rate * target), reverse=reverse, axis=0)[1]
+
+
+class Primitives(NamedTuple):
+    """The three operations whose best implementation depends on the machine.
+
+    sort: ordered bits (n, r) -> the bits sorted along axis 0, and where each came from.
+    relax: y_k = y_{k-1} + rate_k (target_k - y_{k-1}), y_0 = 0; upwards along axis 0, or downwards if `reverse`.
+    recur: y_k = decay_k y_{k-1} + value_k, likewise.
+    """
+
+    sort: Callable[[Array], tuple[Array, Array]]
+    relax: Callable[[Array, Array, bool], Array]
+    recur: Callable[[Array, Array, bool], Array]
+
+
+# A CPU core walks a column block quickly but sorts slowly; an accelerator pays for every sequential step.
+CPU = Primitives(_sort_by_network, _relax_sequentially, _recur_sequentially)
+ACCELERATOR = Primitives(_sort_by_library, _relax_in_parallel, _recur_in_parallel)
+
+
+def primitives() -> Primitives:
+    """The implementation for JAX's default backend."""
+    return CPU if jax.default_backend() == "cpu" else ACCELERATOR
+
+
+def cache_rows(length: int) -> int | None:
+    """How many rows of this length are best ranked together: what a core's cache holds; None, all at once."""
+    return max(32, 2**17 // length) if jax.default_backend() == "cpu" else None
+
+
+class Sorted(NamedTuple):
+    """Columns in ascending order, the excluded entries last."""
+
+    bits: Int[Array, "n r"]
+    order: Int[Array, "n r"]
+    entries: Int[Array, "r"]  # how many of each column take part
+
+
+def sort_columns(x: Float[Array, "n r"], valid: Num[Array, "n r"] | None, using: Primitives) -> Sorted:
+    """Sorts every column, entries that are not `valid` to the end."""
+    n, r = x.shape
+    bits = ordered_bits(x)
+    if valid is None:
+        entries = jnp.full((r,), n, jnp.int32)
+    else:
+        # Above NaN, but below what pads the network: a column's first n entries stay its own.
+        bits = jnp.where(valid, bits, jnp.iinfo(bits.dtype).max - 1)
+        entries = jnp.sum(valid, axis=0, dtype=jnp.int32)
+    return Sorted(*using.sort(bits), entries)
+
+
+def unsort(values: Num[Array, "n r"], order: Int[Array, "n r"]) -> Num[Array, "n r"]:
+    """Brings sorted columns back into the order they came in."""
+    lanes = lax.broadcasted_iota(jnp.int32, order.shape, 1)
+    return jnp.zeros_like(values).at[order, lanes].set(values, unique_indices=True, mode="promise_in_bounds")
+
+
+def in_order(values: Num[Array, "n r"], order: Int[Array, "n r"]) -> Num[Array, "n r"]:
+    """Brings columns into the order that `order` names."""
+    return jnp.take_along_axis(values, order, axis=0, mode="promise_in_bounds")
+
+
+def run_bounds(bits: Int[Array, "n r"], using: Primitives) -> tuple[Float[Array, "n r"], Float[Array, "n r"]]:
+    """First and last position, counted from 0, of the run of equal values that each sorted entry belongs to."""
+    floating = jnp.float64 if bits.dtype.itemsize == 8 else jnp.float32
+    position = lax.broadcasted_iota(jnp.int32, bits.shape, 0).astype(floating)
+    tied = jnp.pad(bits[1:] == bits[:-1], ((1, 0), (0, 0))).astype(floating)
+    tied_next = jnp.roll(tied, -1, axis=0)  # tied[0] is 0, so the last entry ends its run
+    first = using.recur(tied, (1 - tied) * position, False)
+    last = using.recur(tied_next, (1 - tied_next) * position, True)
+    return first, last
+
+
+@functools.partial(jax.jit, static_argnames="using")
+def average_ranks(x: Float[Array, "n r"], valid: Num[Array, "n r"] | None, *, using: Primitives) -> Float[Array, "n r"]:
+    """Ranks 1 ... n of every column, ties sharing the average of theirs."""
+    columns = sort_columns(x, valid, using)
+    first, last = run_bounds(columns.bits, using)
+    return unsort((first + last) / 2 + 1, columns.order).astype(x.dtype)

@@ -1,0 +1,375 @@
+"""Perception coherence: the student orders the world as the teacher does."""
+
+import dataclasses
+import functools
+import numbers
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
+
+from pcjax import _checks
+from pcjax._sorting import cache_rows
+from pcjax.dissimilarity import Dissimilarity, resolve
+from pcjax.losses._sweep import RowValues, swept_sum, swept_values
+from pcjax.ranking import METHODS, hard_rank, soft_rank
+
+SCALES = ("row", "batch")
+FRAMES = ("own", "teacher")
+WEIGHTINGS = ("uniform", "neighbours")
+
+
+def perception_coherence(
+    student: ArrayLike,
+    teacher: ArrayLike,
+    *,
+    temperature: ArrayLike,
+    dissimilarity: str | Dissimilarity = "euclidean",
+    teacher_dissimilarity: str | Dissimilarity | None = None,
+    teacher_temperature: ArrayLike | None = None,
+    ranking: str = "laplace",
+    scale: str = "row",
+    frame: str = "own",
+    power: float = 1,
+    weighting: str | Callable[[Array], Array] = "uniform",
+    where: ArrayLike | None = None,
+    references: tuple[ArrayLike, ArrayLike] | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+    chunk_size: int | None = None,
+    reduce_fn: Callable[..., Array] | None = jnp.mean,
+) -> Float[Array, "..."]:
+    r"""How differently the student ranks the others, seen from every example.
+
+    With d_ij the dissimilarity of examples i and j, self-pairs left out everywhere, and for each of the two models
+
+        R_ij = (rank of d_ij among {d_ik : k != i} - 1/2) / (n - 1),
+
+    the loss is mean_i mean_{j != i} w_ij |R^student_ij - R^teacher_ij|^power. The teacher's ranks are hard, the
+    student's soft, of width temperature x scale_i, and the gradient flows through that scale too: the loss does not
+    change with the student's scale, and its gradient has no radial part. Neither labels nor equal feature dimensions
+    are needed. No gradient reaches the teacher.
+
+    The notion is that of "Feature Representation Transferring to Lightweight Models via Perception Coherence"
+    (arXiv:2505.06595); this estimator is pcjax's own formulation of it.
+
+    Args:
+      student: (n, ds) features, n >= 3 counting everything that is ranked against.
+      teacher: (n, dt) features of the same examples.
+      temperature: width of the soft rank relative to the scale of the dissimilarities; positive, may be traced (a
+        schedule does not recompile). Small ones rank more exactly but reach fewer pairs with a gradient: start at 0.1.
+      dissimilarity: a name of `pcjax.dissimilarity` or a function (n, d), (m, d) -> (n, m).
+      teacher_dissimilarity: the teacher's, if it is to be another one.
+      teacher_temperature: None ranks the teacher hard; a number ranks it softly too, by the same method.
+      ranking: the soft rank's method, see `pcjax.ranking.soft_rank`.
+      scale: what the temperature is relative to: "row", the standard deviation of each anchor's own
+        dissimilarities, or "batch", their mean over the whole batch.
+      frame: "own" ranks each model's points among its own. "teacher" ranks the teacher's points as seen from the
+        student's example, d(student_i, teacher_j) against d(teacher_i, teacher_j), j = i included; the student must
+        have been brought to the teacher's dimension.
+      power: exponent of the rank differences, at least 1.
+      weighting: "uniform", w = 1; "neighbours", w_ij proportional to 1 / (8 + teacher's rank of j), with mean 1 for
+        each anchor; or a function of the teacher's ranks (1, 2, ...; shape (anchors, points)) giving w.
+      where: (n,), True for the examples that count. The others are dropped as anchors, from ranks and from means.
+      references: (student points, teacher points), more points to be ranked against beside the batch, such as a
+        memory of past features. They get no gradient.
+      axis_name: mapped axis (or axes) over which the batch is split. Every device ranks its anchors against the
+        points of all of them, and `jax.lax.pmean` over that axis, of the value and of the gradients, gives those of
+        the whole batch.
+      chunk_size: anchors per block. The loss and its gradient are computed in one sweep over the blocks, in
+        O(chunk_size x n) memory instead of O(n^2).
+      reduce_fn: jnp.mean, jnp.sum, another function of the per-example losses (given `where` if there is one), or
+        None for those themselves, shape (n,).
+
+    Returns:
+      The reduced loss; 0 if everything is masked.
+
+    >>> import jax, pcjax
+    >>> student = jax.random.normal(jax.random.key(0), (8, 4))
+    >>> def loss(temperature):
+    ...     return pcjax.losses.perception_coherence(student, 3 * student + 1, temperature=temperature).item()
+    >>> [round(loss(t), 4) for t in (0.3, 0.001)]
+    [0.0312, 0.0]
+    """
+    _checks.require_features("student", student)
+    _checks.require_features("teacher", teacher)
+    n, shapes = np.shape(student)[0], (np.shape(student), np.shape(teacher))
+    got = f"got student {shapes[0]} and teacher {shapes[1]}"
+    _checks.require(shapes[0][0] == shapes[1][0], f"{got}: both need one row per example")
+    _checks.require_name("frame", frame, FRAMES)
+    if frame == "teacher":
+        same = shapes[0][1] == shapes[1][1]
+        _checks.require(same, f'{got}: frame="teacher" needs the student in the teacher\'s dimension, by a linear head')
+    _checks.require_positive("temperature", temperature)
+    _checks.require_positive("teacher_temperature", teacher_temperature, optional=True)
+    for what, width in (("temperature", temperature), ("teacher_temperature", teacher_temperature)):
+        shape = () if width is None else np.shape(width)
+        _checks.require(shape == (), f"got {what} of shape {shape}: expected one number")
+    _checks.require_name("ranking", ranking, METHODS)
+    _checks.require_name("scale", scale, SCALES)
+    if not callable(weighting):
+        _checks.require_name("weighting", weighting, WEIGHTINGS, " or a function of the teacher's ranks")
+    real = isinstance(power, numbers.Real) and not isinstance(power, bool)
+    _checks.require(real and 1 <= power < float("inf"), f"got power {power!r}: expected a finite number, at least 1")
+    whole = isinstance(chunk_size, numbers.Integral) and not isinstance(chunk_size, bool) and chunk_size >= 1
+    got_size, got_reduction = f"got chunk_size {chunk_size!r}", f"got reduce_fn {reduce_fn!r}"
+    _checks.require(chunk_size is None or whole, f"{got_size}: expected a positive integer or None")
+    _checks.require(reduce_fn is None or callable(reduce_fn), f"{got_reduction}: expected a function or None")
+    if where is not None:
+        mask = f"got where of shape {np.shape(where)} for {n} examples: expected ({n},)"
+        _checks.require(np.shape(where) == (n,), mask)
+    extra = _check_references(references, shapes)
+    total = n * _axis_size(axis_name) + extra
+    _checks.require(total >= 3, f"got {total} examples to rank: expected at least 3, one neighbour has no order")
+    request = _Request(
+        resolve(dissimilarity),
+        resolve(dissimilarity if teacher_dissimilarity is None else teacher_dissimilarity),
+        ranking,
+        scale,
+        frame,
+        power,
+        weighting,
+        axis_name,
+        None if chunk_size is None else min(int(chunk_size), n),
+    )
+    array = _checks.at_least_float32
+    return _loss(
+        array(student),
+        array(teacher),
+        temperature,
+        teacher_temperature,
+        None if where is None else jnp.asarray(where, bool),
+        None if references is None else (array(references[0]), array(references[1])),
+        request,
+        reduce_fn,
+    )
+
+
+def _check_references(references: Any, shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> int:
+    if references is None:
+        return 0
+    pair = isinstance(references, (tuple, list)) and len(references) == 2
+    _checks.require(pair, f"got references {type(references).__name__}: expected (student points, teacher points)")
+    for name, points, shape in zip(("student", "teacher"), references, shapes, strict=True):
+        _checks.require_features(f"the {name}'s references", points)
+        got = f"got references {np.shape(points)} for the {name} {shape}"
+        _checks.require(np.shape(points)[1] == shape[1], f"{got}: expected as many features")
+    counts = np.shape(references[0])[0], np.shape(references[1])[0]
+    got = f"got {counts[0]} references for the student and {counts[1]} for the teacher"
+    _checks.require(counts[0] == counts[1], f"{got}: expected the same examples in both")
+    return counts[0]
+
+
+def _axis_size(axis_name: Any) -> int:
+    if axis_name is None:
+        return 1
+    try:
+        return lax.axis_size(axis_name)
+    except (NameError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"got axis_name {axis_name!r}, which is not bound here: call the loss under jax.pmap, jax.shard_map or "
+            "jax.vmap with that axis, or leave axis_name out"
+        ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class _Request:
+    """What the loss was asked for and is fixed while tracing."""
+
+    dissimilarity: Dissimilarity
+    teacher_dissimilarity: Dissimilarity
+    ranking: str
+    scale: str
+    frame: str
+    power: float
+    weighting: Any  # a name or a function
+    axis_name: str | tuple[str, ...] | None
+    chunk_size: int | None
+
+
+class _Anchors(NamedTuple):
+    """What belongs to the examples the world is seen from: one row each, split into blocks."""
+
+    teacher: Float[Array, "n dt"]
+    place: Int[Array, "n"]  # of the anchor among the points; -1 if it is to be ranked itself
+
+
+class _Points(NamedTuple):
+    """What every anchor ranks, and what all blocks share, without gradient."""
+
+    teacher: Float[Array, "m dt"]
+    valid: Bool[Array, "m"] | None
+    teacher_temperature: Float[Array, ""] | None
+    teacher_scale: Float[Array, ""] | None
+
+
+class _Moving(NamedTuple):
+    """What all blocks share and gradients flow to."""
+
+    points: Float[Array, "m ds"] | None  # None in the teacher's frame
+    temperature: Float[Array, ""]
+    scale: Float[Array, ""] | None  # None if every row has its own
+
+
+@functools.partial(jax.jit, static_argnames=("request", "reduce_fn"))
+def _loss(
+    student: Float[Array, "n ds"],
+    teacher: Float[Array, "n dt"],
+    temperature: ArrayLike,
+    teacher_temperature: ArrayLike | None,
+    mask: Array | None,
+    references: tuple[Array, Array] | None,
+    request: _Request,
+    reduce_fn: Callable[..., Array] | None,
+) -> Array:
+    teacher = lax.stop_gradient(teacher)
+    if mask is not None:
+        student, teacher = _without_masked(student, mask), _without_masked(teacher, mask)
+    n, axis_name, own = student.shape[0], request.axis_name, request.frame == "own"
+
+    points, teacher_points, valid = student, teacher, mask
+    if axis_name is not None:
+        gather = functools.partial(lax.all_gather, axis_name=axis_name, axis=0, tiled=True)
+        points, teacher_points, valid = jax.tree.map(gather, (student, teacher, mask))
+    if references is not None:
+        more, teacher_more = (lax.stop_gradient(r) for r in references)
+        points = jnp.concatenate([points, more])
+        teacher_points = jnp.concatenate([teacher_points, teacher_more])
+        valid = None if valid is None else jnp.concatenate([valid, jnp.ones(more.shape[0], bool)])
+    first = 0 if axis_name is None else lax.axis_index(axis_name) * n
+    anchors = _Anchors(teacher, first + jnp.arange(n) if own else jnp.full((n,), -1))
+
+    # Zeros of the features carry their device axes, which under shard_map all that a gradient flows to must share.
+    zero = jnp.zeros_like(student[0, 0])
+    moving = _Moving(points if own else None, zero + temperature, None)
+    fixed = _Points(teacher_points, valid, None, None)
+    if teacher_temperature is not None:
+        fixed = fixed._replace(teacher_temperature=lax.stop_gradient(zero + teacher_temperature))
+
+    weights = zero + (jnp.ones(n) if mask is None else mask.astype(student.dtype))
+    total = jnp.sum(weights)
+    total = total if axis_name is None else lax.pmean(total, axis_name)
+    share = 1 / jnp.where(total > 0, total, 1)
+
+    def summed(values: RowValues, weights: Array) -> Array:
+        values = functools.partial(values, request)
+        # Also where no chunks are asked for, a sweep in blocks that a cache holds is the fastest on a CPU.
+        block = min(request.chunk_size or n, cache_rows(teacher_points.shape[0]) or n)
+        if block == n:
+            return jnp.vdot(weights, values(student, moving, anchors, fixed))
+        return swept_sum(values, student, moving, anchors, fixed, weights, block)
+
+    if request.scale == "batch":
+
+        def scale_of(row_means: RowValues) -> Array:
+            mean = summed(row_means, weights * share)
+            mean = mean if axis_name is None else lax.pmean(mean, axis_name)
+            return zero + jnp.where(mean > 0, mean, 1)
+
+        student_scale = scale_of(_student_means)
+        if teacher_temperature is not None:
+            fixed = fixed._replace(teacher_scale=lax.stop_gradient(scale_of(_teacher_means)))
+        moving = moving._replace(scale=student_scale)
+
+    # The mean over the devices of these sums is the mean, or the sum, over the whole batch.
+    if reduce_fn is jnp.mean:
+        return summed(_anchor_losses, weights * share)
+    if reduce_fn is jnp.sum:
+        return summed(_anchor_losses, weights * _axis_size(axis_name))
+    losses = functools.partial(_anchor_losses, request)
+    values = swept_values(losses, student, moving, anchors, fixed, request.chunk_size)
+    values = values if mask is None else jnp.where(mask, values, 0)
+    if reduce_fn is None:
+        return values
+    return reduce_fn(values) if mask is None else reduce_fn(values, where=mask)
+
+
+def _without_masked(x: Float[Array, "n d"], mask: Bool[Array, "n"]) -> Float[Array, "n d"]:
+    """Puts the mean of the valid rows in place of the others, so that nothing they hold can matter."""
+    x = jnp.where(mask[:, None], x, 0)
+    return jnp.where(mask[:, None], x, lax.stop_gradient(jnp.sum(x, axis=0) / jnp.maximum(jnp.sum(mask), 1)))
+
+
+def _anchor_losses(
+    request: _Request, student: Float[Array, "n ds"], moving: _Moving, anchors: _Anchors, fixed: _Points
+) -> Float[Array, "n"]:
+    """The loss of every anchor of a block."""
+    included = _included(anchors, fixed)
+
+    def softly(d: Array, temperature: Array, scale: Array | None) -> Array:
+        width = temperature * (_row_deviation(d, included) if scale is None else scale)
+        return soft_rank(d, temperature=width, method=request.ranking, where=included)
+
+    d_teacher = _teacher_rows(request, anchors, fixed)
+    if fixed.teacher_temperature is None:
+        teacher_ranks = hard_rank(d_teacher, where=included)
+    else:
+        teacher_ranks = softly(d_teacher, fixed.teacher_temperature, fixed.teacher_scale)
+    teacher_ranks = lax.stop_gradient(teacher_ranks)
+    student_ranks = softly(_student_rows(request, student, moving, fixed), moving.temperature, moving.scale)
+    count = jnp.maximum(jnp.sum(included, axis=1, keepdims=True), 1)
+    difference = jnp.abs(student_ranks - teacher_ranks) / count
+    powered = difference if request.power == 1 else difference**request.power
+    return _row_mean(_weights(request, teacher_ranks, included) * powered, included)
+
+
+def _student_means(
+    request: _Request, student: Float[Array, "n ds"], moving: _Moving, anchors: _Anchors, fixed: _Points
+) -> Float[Array, "n"]:
+    return _row_mean(_student_rows(request, student, moving, fixed), _included(anchors, fixed))
+
+
+def _teacher_means(
+    request: _Request, student: Float[Array, "n ds"], moving: _Moving, anchors: _Anchors, fixed: _Points
+) -> Float[Array, "n"]:
+    return _row_mean(_teacher_rows(request, anchors, fixed), _included(anchors, fixed))
+
+
+def _student_rows(
+    request: _Request, student: Float[Array, "n ds"], moving: _Moving, fixed: _Points
+) -> Float[Array, "n m"]:
+    return request.dissimilarity(student, fixed.teacher if moving.points is None else moving.points)
+
+
+def _teacher_rows(request: _Request, anchors: _Anchors, fixed: _Points) -> Float[Array, "n m"]:
+    return request.teacher_dissimilarity(anchors.teacher, fixed.teacher)
+
+
+def _included(anchors: _Anchors, fixed: _Points) -> Bool[Array, "n m"]:
+    """Which points each anchor ranks: the valid ones, itself left out."""
+    others = jnp.arange(fixed.teacher.shape[0]) != anchors.place[:, None]
+    return others if fixed.valid is None else others & fixed.valid
+
+
+def _row_mean(x: Float[Array, "n m"], included: Bool[Array, "n m"]) -> Float[Array, "n"]:
+    return jnp.sum(jnp.where(included, x, 0), axis=1) / jnp.maximum(jnp.sum(included, axis=1), 1)
+
+
+def _row_deviation(d: Float[Array, "n m"], included: Bool[Array, "n m"]) -> Float[Array, "n"]:
+    """Standard deviation of each row; where all are equal, and so share one rank at any width, their size."""
+    largest = lax.stop_gradient(jnp.max(jnp.where(included, jnp.abs(d), 0), axis=1))
+    unit = jnp.where(largest > 0, largest, 1)  # so that no square overflows
+    relative = d / unit[:, None]
+    centred = relative - _row_mean(relative, included)[:, None]
+    variance = _row_mean(centred * centred, included)
+    spread = variance > jnp.finfo(d.dtype).eps ** 2
+    # With one `where` alone the gradient would be 0 * inf.
+    return unit * jnp.where(spread, jnp.sqrt(jnp.where(spread, variance, 1)), 1)
+
+
+def _weights(
+    request: _Request, teacher_ranks: Float[Array, "n m"], included: Bool[Array, "n m"]
+) -> Float[Array, "n m"]:
+    if request.weighting == "uniform":
+        return jnp.ones_like(teacher_ranks)
+    if request.weighting == "neighbours":
+        weights = 1 / (8 + teacher_ranks)
+        mean = _row_mean(weights, included)[:, None]
+        return weights / jnp.where(mean > 0, mean, 1)
+    weights = request.weighting(teacher_ranks)
+    got = f"the weighting gave shape {np.shape(weights)} for teacher's ranks of shape {teacher_ranks.shape}"
+    _checks.require(np.shape(weights) == teacher_ranks.shape, f"{got}: expected the same")
+    return lax.stop_gradient(weights)

@@ -1,0 +1,275 @@
+"""How far two models order the world alike, with intervals."""
+
+import functools
+import math
+import numbers
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, ArrayLike, Bool, Float
+
+from pcjax import _checks, _sorting
+from pcjax._sorting import Sorted
+from pcjax.dissimilarity import Dissimilarity, resolve
+
+EVERY_ANCHOR_UP_TO = 4096
+SAMPLED_ANCHORS = 512
+EVERY_PAIR_UP_TO = 1024
+PAIRS_PER_POINT = 64
+
+
+class Estimate(NamedTuple):
+    """A number estimated from a sample, and the 95 % interval for what it estimates."""
+
+    value: Float[Array, ""]
+    low: Float[Array, ""]
+    high: Float[Array, ""]
+
+
+class Coherence(NamedTuple):
+    """Degrees of perception coherence: 0 for unrelated models, 1 for coherent ones."""
+
+    footrule: Estimate
+    spearman: Estimate
+    kendall: Estimate
+    neighbours: Estimate
+
+
+def coherence(
+    student: ArrayLike,
+    teacher: ArrayLike,
+    *,
+    dissimilarity: str | Dissimilarity = "euclidean",
+    teacher_dissimilarity: str | Dissimilarity | None = None,
+    k: int = 10,
+    anchors: int | None = None,
+    seed: int = 0,
+) -> Coherence:
+    r"""How alike the student and the teacher rank the others, seen from every example.
+
+    With U, V the teacher's and the student's ranks of the other examples as seen from one, scaled to (0, 1), and each
+    degree averaged over the examples it is seen from:
+
+        footrule    1 - 3 E|U - V|
+        spearman    correlation of U and V, which is 1 - 6 E(U - V)^2 without ties
+        kendall     2 P[two others are ordered alike] - 1; a tie in one model only counts half
+        neighbours  share of the k nearest that are the same
+
+    E and P are means over the sample, made unbiased for unrelated models: at n examples the footrule's 3 becomes
+    3 m^2 / (m^2 - 1), m = n - 1. Ties share their average rank; the example itself is left out. Intervals come from
+    each point's influence on the degree, as an anchor and as one of the others (the infinitesimal jackknife; the
+    jackknife for neighbours): pairs of examples are not independent, and pretending it gives intervals far too
+    narrow. The share of common neighbours depends on n, and its interval is for the mean over samples of that size.
+
+    Memory is O(n) times a small block of anchors, never n x n. Up to 4,096 examples every one is an anchor, beyond that
+    512 are drawn; up to 1,024 examples Kendall's degree sees every pair of others, beyond that each is compared with 64
+    drawn ones. The intervals allow for the drawing.
+
+    Args:
+      student: (n, ds) features.
+      teacher: (n, dt) features of the same examples.
+      dissimilarity: a name of `pcjax.dissimilarity` or a function (n, d), (m, d) -> (n, m).
+      teacher_dissimilarity: the teacher's, if it is to be another one.
+      k: how many neighbours `neighbours` compares, at most n - 2.
+      anchors: how many examples to look from, drawn at random; None decides by n as said above.
+      seed: of the drawing.
+
+    Returns:
+      A Coherence of four Estimates (value, low, high).
+
+    >>> import jax, pcjax
+    >>> teacher = jax.random.normal(jax.random.key(0), (50, 8))
+    >>> found = pcjax.metrics.coherence(2 * teacher + 3, teacher, k=5)
+    >>> print(found.spearman.value.round(3), found.neighbours.value.round(3))
+    1.0 1.0
+    """
+    _checks.require_features("student", student)
+    _checks.require_features("teacher", teacher)
+    shapes, n = (np.shape(student), np.shape(teacher)), np.shape(student)[0]
+    got = f"got student {shapes[0]} and teacher {shapes[1]}"
+    _checks.require(shapes[0][0] == shapes[1][0], f"{got}: both need one row per example")
+    _checks.require(n >= 4, f"{got}: expected at least 4 examples, fewer have no interval")
+    whole = isinstance(k, numbers.Integral) and not isinstance(k, bool)
+    _checks.require(whole and 1 <= k <= n - 2, f"got k {k!r} for {n} examples: expected an integer from 1 to {n - 2}")
+    whole = isinstance(anchors, numbers.Integral) and not isinstance(anchors, bool)
+    allowed = anchors is None or (whole and 2 <= anchors <= n)
+    _checks.require(allowed, f"got anchors {anchors!r} for {n} examples: expected an integer from 2 to {n}, or None")
+    if anchors is None:
+        anchors = n if n <= EVERY_ANCHOR_UP_TO else SAMPLED_ANCHORS
+    drawn = np.random.default_rng(seed)
+    places = np.arange(n) if anchors == n else np.sort(drawn.choice(n, anchors, replace=False))
+    shifts = np.arange(1, n)
+    if n > EVERY_PAIR_UP_TO:
+        shifts = drawn.choice(shifts, PAIRS_PER_POINT, replace=False)
+    return _coherence(
+        _checks.at_least_float32(student),
+        _checks.at_least_float32(teacher),
+        places.astype(np.int32),
+        shifts.astype(np.int32),
+        dissimilarity=resolve(dissimilarity),
+        teacher_dissimilarity=resolve(dissimilarity if teacher_dissimilarity is None else teacher_dissimilarity),
+        k=int(k),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("dissimilarity", "teacher_dissimilarity", "k"))
+def _coherence(
+    student: Array,
+    teacher: Array,
+    places: Array,
+    shifts: Array,
+    *,
+    dissimilarity: Dissimilarity,
+    teacher_dissimilarity: Dissimilarity,
+    k: int,
+) -> Coherence:
+    n, count = student.shape[0], places.shape[0]
+    rows = min(count, _sorting.cache_rows(n) or 64)
+    padded = jnp.pad(places, (0, -count % rows), constant_values=-1).reshape(-1, rows)
+
+    def look_from(sums: tuple[Array, Array], block: Array) -> tuple[tuple[Array, Array], Array]:
+        d_student = dissimilarity(student[block], student).T
+        d_teacher = teacher_dissimilarity(teacher[block], teacher).T
+        degrees, influences = _degrees(d_student, d_teacher, block, shifts, k)
+        # A padded anchor (-1) is nobody's: it must not count.
+        influences = jnp.where(block >= 0, influences, 0)
+        return (sums[0] + jnp.sum(influences, axis=2), sums[1] + jnp.sum(influences**2, axis=2)), degrees
+
+    start = jnp.zeros((4, n), student.dtype)
+    (influence, squares), degrees = lax.scan(look_from, (start, start), padded)
+    degrees = jnp.moveaxis(degrees, 1, 0).reshape(4, -1)[:, :count]
+    influence, squares = influence / count, squares / count
+    least = (-1, -1, -1, 0)
+    return Coherence(*(_estimate(degrees[i], influence[i], squares[i], places, least[i]) for i in range(4)))
+
+
+def _estimate(
+    degrees: Float[Array, "a"], influence: Float[Array, "n"], squares: Float[Array, "n"], places: Array, least: float
+) -> Estimate:
+    """Mean degree, and its interval: Var = E[(degree as an anchor + influence as a point)^2] / n, the delta method.
+
+    A point's influence is itself a mean over a anchors. What it varies by for that reason alone is in the anchors'
+    variance already, and is taken out.
+    """
+    a, n = degrees.shape[0], influence.shape[0]
+    value = jnp.mean(degrees)
+    covariance = jnp.sum((degrees - value) * (influence[places] - jnp.mean(influence))) / (a - 1)
+    noise = jnp.mean(squares - influence**2) / (a - 1)
+    as_points = jnp.maximum(jnp.var(influence, ddof=1) - noise, 0)
+    variance = jnp.var(degrees, ddof=1) / a + as_points / n + 2 * covariance / n
+    half = _student_t_975(a - 1) * jnp.sqrt(jnp.maximum(variance, 0))
+    return Estimate(value, jnp.maximum(value - half, least), jnp.minimum(value + half, 1))
+
+
+def _student_t_975(degrees_of_freedom: int) -> float:
+    """The 97.5 % quantile of Student's t, by its expansion around the normal's (Abramowitz and Stegun 26.7.5)."""
+    z, v = 1.959963984540054, degrees_of_freedom
+    terms = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + math.fsum(term / v ** (power + 1) for power, term in enumerate(terms))
+
+
+class _Ranked(NamedTuple):
+    """How one model orders the points (axis 0), seen from each anchor of a block (axis 1)."""
+
+    columns: Sorted
+    first: Float[Array, "n r"]  # bounds of the ties of each sorted entry
+    last: Float[Array, "n r"]
+    fraction: Float[Array, "n r"]  # (rank - 1/2) / (n - 1), in the points' own order
+    position: Float[Array, "n r"]  # 0, 1, ... without ties, likewise
+
+
+def _rank(d: Float[Array, "n r"], others: Bool[Array, "n r"]) -> _Ranked:
+    using = _sorting.primitives()
+    columns = _sorting.sort_columns(d, others, using)
+    first, last = _sorting.run_bounds(columns.bits, using)
+    positions = lax.broadcasted_iota(jnp.int32, d.shape, 0).astype(d.dtype)
+    fraction = _sorting.unsort((first + last + 1) / 2, columns.order) / (d.shape[0] - 1)
+    return _Ranked(columns, first, last, fraction.astype(d.dtype), _sorting.unsort(positions, columns.order))
+
+
+def _degrees(
+    d_student: Float[Array, "n r"], d_teacher: Float[Array, "n r"], anchors: Array, shifts: Array, k: int
+) -> tuple[Float[Array, "4 r"], Float[Array, "4 n r"]]:
+    """The four degrees seen from each anchor, and each point's influence on them."""
+    n = d_student.shape[0]
+    others = jnp.arange(n)[:, None] != anchors
+    teacher, student = _rank(d_teacher, others), _rank(d_student, others)
+    degrees, influences = zip(
+        _footrule(teacher, student, others),
+        _spearman(teacher, student, others),
+        _kendall(teacher, student, others, shifts),
+        _neighbours(teacher, student, others, k),
+        strict=True,
+    )
+    return jnp.stack(degrees), jnp.where(others, jnp.stack(influences), 0)
+
+
+def _mean(x: Float[Array, "n r"], others: Bool[Array, "n r"]) -> Float[Array, "r"]:
+    return jnp.sum(jnp.where(others, x, 0), axis=0) / (x.shape[0] - 1)
+
+
+def _mean_above(x: Float[Array, "n r"], ranked: _Ranked, others: Bool[Array, "n r"]) -> Float[Array, "n r"]:
+    """For every point l the mean over j of x_j [j is ranked above l], with 1/2 for ties."""
+    in_order = _sorting.in_order(jnp.where(others, x, 0), ranked.columns.order)
+    from_here = jnp.pad(lax.cumsum(in_order, axis=0, reverse=True), ((0, 1), (0, 0)))
+    first, last = ranked.first.astype(jnp.int32), ranked.last.astype(jnp.int32)
+    above = (_sorting.in_order(from_here, first) + _sorting.in_order(from_here, last + 1)) / 2
+    return _sorting.unsort(above, ranked.columns.order) / (x.shape[0] - 1)
+
+
+def _footrule(teacher: _Ranked, student: _Ranked, others: Bool[Array, "n r"]) -> tuple[Array, Array]:
+    u, v, m = teacher.fraction, student.fraction, others.shape[0] - 1
+    unbiased = 3 * m**2 / (m**2 - 1)
+    difference = jnp.abs(u - v)
+    mean = _mean(difference, others)
+    # A point at (u, v) adds its own difference and moves the ranks of all that are above it, in either order.
+    sign = jnp.sign(u - v)
+    moved = _mean_above(sign, teacher, others) - _mean_above(sign, student, others) - _mean(sign * (u - v), others)
+    return 1 - unbiased * mean, -unbiased * (difference - mean + moved)
+
+
+def _spearman(teacher: _Ranked, student: _Ranked, others: Bool[Array, "n r"]) -> tuple[Array, Array]:
+    u, v = teacher.fraction - 0.5, student.fraction - 0.5
+    covariance = _mean(u * v, others)
+    spread = jnp.sqrt(_mean(u * u, others) * _mean(v * v, others))
+    safe = jnp.where(spread > 0, spread, 1)
+    moved = _mean_above(v, teacher, others) + _mean_above(u, student, others)
+    # the means over j of [l below j] v_j and of [l below j] u_j are themselves covariance + 0 on average
+    influence = u * v - covariance + moved - _mean(moved, others)
+    return jnp.where(spread > 0, covariance / safe, 0), influence / safe
+
+
+def _kendall(teacher: _Ranked, student: _Ranked, others: Bool[Array, "n r"], shifts: Array) -> tuple[Array, Array]:
+    u, v, here = teacher.fraction, student.fraction, others.astype(teacher.fraction.dtype)
+
+    def compare(index: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+        u_there, v_there, there = (jnp.roll(x, shifts[index], axis=0) for x in (u, v, here))
+        alike = 1 - jnp.abs(jnp.sign(u - u_there) - jnp.sign(v - v_there))
+        both = here * there
+        return sums[0] + alike * both, sums[1] + both
+
+    sums, counts = lax.fori_loop(0, shifts.shape[0], compare, (jnp.zeros_like(u), jnp.zeros_like(u)))
+    degree = jnp.sum(sums, axis=0) / jnp.sum(counts, axis=0)
+    return degree, 2 * (sums / jnp.maximum(counts, 1) - degree)
+
+
+def _neighbours(teacher: _Ranked, student: _Ranked, others: Bool[Array, "n r"], k: int) -> tuple[Array, Array]:
+    n = others.shape[0]
+    near_teacher, near_student = teacher.position < k, student.position < k
+    shared = jnp.sum(near_teacher & near_student, axis=0)
+    # Without point l the next in line takes its place, and may be shared or not.
+    next_teacher, next_student = teacher.columns.order[k], student.columns.order[k]
+    lanes = jnp.arange(others.shape[1])
+    gain_teacher = near_student[next_teacher, lanes].astype(jnp.int32)
+    gain_student = near_teacher[next_student, lanes].astype(jnp.int32)
+    gain_both = gain_teacher + gain_student + (next_teacher == next_student) - 1
+    change = jnp.where(
+        near_teacher & near_student,
+        gain_both,
+        jnp.where(near_teacher, gain_teacher, jnp.where(near_student, gain_student, 0)),
+    )
+    dtype = teacher.fraction.dtype
+    return shared.astype(dtype) / k, -n * change.astype(dtype) / k

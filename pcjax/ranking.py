@@ -1,0 +1,288 @@
+"""Hard ranks, and soft ranks with closed-form gradients.
+
+A rank counts: r_i = 1/2 + sum_j step(x_i - x_j), with step(0) = 1/2. A *soft* rank replaces the step by a smooth
+function of width `temperature`, so that ranks have gradients; as the temperature goes to 0 it becomes the hard rank.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, ArrayLike, Bool, Float
+
+from pcjax import _checks, _sorting
+from pcjax._sorting import Primitives
+
+
+def hard_rank(x: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> Float[Array, "..."]:
+    """Ranks 1 ... n along an axis; ties share the average of the ranks they span.
+
+    r_i = 1 + #{j : x_j < x_i} + 1/2 #{j != i : x_j = x_i}, as `scipy.stats.rankdata(x, "average", axis)`; a row with
+    a NaN is NaN. Its gradient is zero.
+
+    Args:
+      x: numbers, of any shape.
+      axis: the axis to rank along.
+      where: True for the entries that take part, broadcastable to x; the others get rank 0.
+
+    Returns:
+      The ranks, of x's shape.
+
+    >>> import pcjax
+    >>> print(pcjax.ranking.hard_rank([[5.0, 1.0, 2.0], [7.0, 7.0, 3.0]]))
+    [[3.  1.  2. ]
+     [2.5 2.5 1. ]]
+    """
+    columns, valid, restore = _as_columns(x, axis, where)
+    columns = lax.stop_gradient(columns)
+    ranks = _sorting.average_ranks(columns, valid, using=_sorting.primitives())
+    broken = jnp.isnan(columns) if valid is None else jnp.isnan(columns) & valid
+    ranks = jnp.where(jnp.any(broken, axis=0), jnp.nan, ranks)
+    return restore(ranks if valid is None else jnp.where(valid, ranks, 0))
+
+
+def soft_rank(
+    x: ArrayLike,
+    *,
+    temperature: ArrayLike,
+    method: str = "laplace",
+    axis: int = -1,
+    where: ArrayLike | None = None,
+) -> Float[Array, "..."]:
+    """Differentiable ranks along an axis.
+
+    r_i = 1/2 + sum_j F((x_i - x_j) / temperature), j = i included; the ranks sum to n (n + 1) / 2 at every
+    temperature and become `hard_rank` as it goes to 0. Methods:
+
+    - "laplace": F is the Laplace distribution's, e^u / 2 below 0 and 1 - e^-u / 2 above. One sort and linear scans
+      give ranks and gradients exactly, in O(n log n) time and O(n) memory a row.
+    - "logistic": F(u) = 1 / (1 + e^-u), summed pair by pair: O(n^2) time a row.
+    - "permutahedron": the Euclidean projection of x / temperature onto the permutahedron (Blondel et al., 2020,
+      arXiv:2002.08871). Beware of its cliff: it is exactly hard, without gradient, wherever gaps exceed the
+      temperature, and a little above that the whole row pools into one block, where the rank is an affine function
+      of x itself and no rank any more.
+
+    Gradients flow to x and to the temperature (reverse mode only). Ranks of bfloat16 or float16 numbers are computed
+    and returned in float32.
+
+    Args:
+      x: numbers, of any shape.
+      temperature: the width of the step, in x's own units: positive; one number, or one per row (x's shape without
+        `axis`, or with 1 in its place).
+      method: "laplace", "logistic" or "permutahedron".
+      axis: the axis to rank along.
+      where: True for the entries that take part, broadcastable to x; the others get rank 0 and no gradient.
+
+    Returns:
+      The ranks, of x's shape.
+
+    >>> import pcjax
+    >>> print(pcjax.ranking.soft_rank([5.0, 1.0, 2.0], temperature=1.0).round(4))
+    [2.9659 1.1931 1.841 ]
+    >>> print(pcjax.ranking.soft_rank([5.0, 1.0, 2.0], temperature=2.0, method="permutahedron"))
+    [3.   1.25 1.75]
+    """
+    _checks.require_name("ranking method", method, METHODS)
+    _checks.require_positive("temperature", temperature)
+    shape = np.shape(x)
+    columns, valid, restore = _as_columns(x, axis, where)
+    width = jnp.asarray(temperature, columns.dtype)
+    rows = shape[: axis % len(shape)] + shape[axis % len(shape) + 1 :]
+    if width.ndim == len(shape) and width.shape[axis] == 1:
+        width = jnp.squeeze(width, axis)
+    got = f"got temperature of shape {np.shape(temperature)} for x of shape {shape}"
+    _checks.require(_broadcasts(width.shape, rows), f"{got}: expected one number, or one per row, {rows}")
+    # Adding zeros of x gives the temperature x's device axes, which a custom gradient under shard_map asks for.
+    width = jnp.broadcast_to(width, rows).reshape(-1) + jnp.zeros_like(columns[0])
+    ranks = soft_rank_columns(columns, width, valid, method, _sorting.primitives())
+    return restore(ranks if valid is None else jnp.where(valid, ranks, 0))
+
+
+def _as_columns(
+    x: ArrayLike, axis: int, where: ArrayLike | None
+) -> tuple[Float[Array, "n r"], Bool[Array, "n r"] | None, Callable[[Array], Array]]:
+    """Brings the ranked axis to the front and the others side by side behind it; `restore` undoes it."""
+    shape = np.shape(x)
+    _checks.require_real("x", x)
+    _checks.require(len(shape) > 0, f"got x of shape {shape}: expected at least one axis to rank along")
+    _checks.require(-len(shape) <= axis < len(shape), f"got axis {axis} for x of shape {shape}: there is no such axis")
+    _checks.require(shape[axis] > 0, f"got x of shape {shape}: expected at least one entry along axis {axis}")
+    front = jnp.moveaxis(_checks.at_least_float32(x), axis, 0)
+    valid = None
+    if where is not None:
+        given = np.shape(where)
+        got = f"got where of shape {given} for x of shape {shape}"
+        _checks.require(_broadcasts(given, shape), f"{got}: expected a shape that broadcasts to it")
+        valid = jnp.moveaxis(jnp.broadcast_to(jnp.asarray(where, bool), shape), axis, 0).reshape(shape[axis], -1)
+
+    def restore(ranks: Array) -> Array:
+        return jnp.moveaxis(ranks.reshape(front.shape), 0, axis)
+
+    return front.reshape(shape[axis], -1), valid, restore
+
+
+def _broadcasts(shape: tuple[int, ...], onto: tuple[int, ...]) -> bool:
+    try:
+        return np.broadcast_shapes(shape, onto) == onto
+    except ValueError:
+        return False
+
+
+class _Method(NamedTuple):
+    """A soft rank as a pair of functions on columns.
+
+    forward: (x, width, valid, primitives) -> (ranks, whatever the gradient needs)
+    backward: (that, cotangent of the ranks, primitives) -> cotangent of x. The Jacobian of every method is symmetric.
+    """
+
+    forward: Callable[..., tuple[Array, Any]]
+    backward: Callable[..., Array]
+
+
+@functools.partial(jax.jit, static_argnames=("method", "using"))
+def soft_rank_columns(
+    x: Float[Array, "n r"], width: Float[Array, "r"], valid: Bool[Array, "n r"] | None, method: str, using: Primitives
+) -> Float[Array, "n r"]:
+    """`soft_rank` of every column, without its checks; entries that are not valid get no meaningful rank."""
+    return _soft_rank(x, width, valid, method, using)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _soft_rank(x: Array, width: Array, valid: Array | None, method: str, using: Primitives) -> Array:
+    return METHODS[method].forward(x, width, valid, using)[0]
+
+
+def _soft_rank_forward(
+    x: Array, width: Array, valid: Array | None, method: str, using: Primitives
+) -> tuple[Array, tuple[Any, ...]]:
+    ranks, saved = METHODS[method].forward(x, width, valid, using)
+    return ranks, (saved, x, width, valid)
+
+
+def _soft_rank_backward(method: str, using: Primitives, residuals: tuple[Any, ...], g: Array) -> tuple[Any, ...]:
+    saved, x, width, valid = residuals
+    g = g if valid is None else jnp.where(valid, g, 0)
+    dx = METHODS[method].backward(saved, g, using)
+    if valid is not None:
+        dx, x = jnp.where(valid, dx, 0), jnp.where(valid, x, jnp.nan)
+    # dr/dtemperature = -(1 / temperature) sum_i x_i dr/dx_i; dx sums to 0, so x may be taken from its minimum, where
+    # the sum does not cancel.
+    from_minimum = jnp.nan_to_num(x - jnp.nanmin(x, axis=0))
+    return dx, -jnp.sum(from_minimum * dx, axis=0) / width, None
+
+
+_soft_rank.defvjp(_soft_rank_forward, _soft_rank_backward)
+
+
+def _laplace_forward(x: Array, width: Array, valid: Array | None, using: Primitives) -> tuple[Array, Any]:
+    columns = _sorting.sort_columns(x, valid, using)
+    s, m = _sorting.floats_of(columns.bits), columns.entries
+    k = lax.broadcasted_iota(jnp.int32, x.shape, 0)  # counted from 0
+    gap = jnp.where((k > 0) & (k < m), jnp.maximum(s - jnp.roll(s, 1, axis=0), 0), jnp.inf)
+    # With d_k = exp(-gap_k / width): a_k = d_k (1 + a_{k-1}) sums exp(-(s_k - s_j) / width) over the j below k, b_k
+    # over those above, and r_k = k + (b_k - a_k) / 2. What is scanned are a's and b's shortfalls from the number of
+    # terms, k - a_k and m - 1 - k - b_k: small where the ranks are soft, integers where they are hard, exact in both.
+    fall = -jnp.expm1(-gap / jnp.maximum(width, jnp.finfo(x.dtype).tiny))
+    below, above = k.astype(x.dtype), jnp.maximum(m - 1 - k, 0).astype(x.dtype)
+    from_below = using.relax(fall, below, False)
+    from_above = using.relax(jnp.roll(fall, -1, axis=0), above, True)
+    ranks = (m.astype(x.dtype) + 1) / 2 + (from_below - from_above) / 2
+    weight = (below - from_below) + (above - from_above)
+    return _sorting.unsort(ranks, columns.order), (fall, weight, columns.order, width)
+
+
+def _laplace_backward(saved: Any, g: Array, using: Primitives) -> Array:
+    fall, weight, order, width = saved
+    g = _sorting.in_order(g, order)
+    d, d_next = 1 - fall, jnp.roll(1 - fall, -1, axis=0)
+    # dx_k = [g_k (a_k + b_k) - A_k - B_k] / (2 width), A_k = d_k (g_{k-1} + A_{k-1}), B_k = d_{k+1} (g_{k+1} + B_{k+1})
+    from_below = using.recur(d, d * jnp.roll(g, 1, axis=0), False)
+    from_above = using.recur(d_next, d_next * jnp.roll(g, -1, axis=0), True)
+    dx = (g * weight - from_below - from_above) / (2 * jnp.maximum(width, jnp.finfo(g.dtype).tiny))
+    return _sorting.unsort(dx, order)
+
+
+def _logistic_forward(x: Array, width: Array, valid: Array | None, using: Primitives) -> tuple[Array, Any]:
+    x = x if valid is None else jnp.where(valid, x, 0)
+    terms = jax.nn.sigmoid((x[:, None] - x[None]) / width)
+    terms = terms if valid is None else jnp.where(valid[None], terms, 0)
+    return jnp.sum(terms, axis=1) + 0.5, (x, width, valid)
+
+
+def _logistic_backward(saved: Any, g: Array, using: Primitives) -> Array:
+    x, width, valid = saved
+    terms = jax.nn.sigmoid((x[:, None] - x[None]) / width)
+    slopes = terms * (1 - terms) * (g[:, None] - g[None])
+    slopes = slopes if valid is None else jnp.where(valid[None], slopes, 0)
+    return jnp.sum(slopes, axis=1) / width
+
+
+def _permutahedron_forward(x: Array, width: Array, valid: Array | None, using: Primitives) -> tuple[Array, Any]:
+    n, r = x.shape
+    # The row's place does not matter to its ranks, but small numbers keep more digits.
+    x = x if valid is None else jnp.where(valid, x, jnp.inf)
+    centred = x - jnp.min(x, axis=0)
+    columns = _sorting.sort_columns(-centred, valid, using)
+    m = columns.entries
+    k = lax.broadcasted_iota(jnp.int32, x.shape, 0)
+    w = (m - k).astype(x.dtype)
+    y = -_sorting.floats_of(columns.bits) / width - w
+    # Below every other entry the padding never violates the order, so it never pools with them.
+    y = jnp.where(k < m, y, jnp.nan)
+    y = jnp.where(k < m, y, jnp.nanmin(y, axis=0) - 1)
+    size = 1 << (n - 1).bit_length()
+    v = jnp.concatenate([y, jnp.broadcast_to(jnp.min(y, axis=0), (size - n, r))])
+    half = 1
+    while half < size:
+        v = _pool_halves(v.reshape(size // (2 * half), 2, half, r)).reshape(size, r)
+        half *= 2
+    v = v[:n]
+    same = jnp.pad((v[1:] == v[:-1]) & (k[1:] < m), ((1, 0), (0, 0))).astype(x.dtype)
+    # r = s - v, written so that an entry on its own is exactly its hard rank
+    return _sorting.unsort(w + (y - v), columns.order), (same, columns.order, width)
+
+
+def _pool_halves(v: Float[Array, "pairs 2 half r"]) -> Float[Array, "pairs 2 half r"]:
+    """Non-increasing halves -> the nearest non-increasing whole.
+
+    Where the upper half ends below the lower one's start, the entries between are replaced by the one level m that
+    sum (m - upper)+ = sum (lower - m)+ asks for; Newton's method on that piecewise linear equation ends in few steps.
+    """
+    upper, lower = v[:, 0], v[:, 1]
+    floor, ceiling = upper[:, -1], lower[:, 0]
+    violated = floor < ceiling
+    half = v.shape[2]
+
+    def step(_: int, m: Array) -> Array:
+        above, below = upper <= m[:, None], lower >= m[:, None]
+        excess = jnp.sum(jnp.where(above, upper - m[:, None], 0) + jnp.where(below, lower - m[:, None], 0), axis=1)
+        count = jnp.sum(above, axis=1) + jnp.sum(below, axis=1)
+        return jnp.clip(m + excess / jnp.maximum(count, 1), floor, ceiling)
+
+    steps = 8 if half > 1 else 2
+    m = lax.fori_loop(0, steps if v.dtype == jnp.float32 else 2 * steps, step, (floor + ceiling) / 2)
+    m = jnp.where(violated, m, 0)[:, None]
+    pooled = jnp.stack([jnp.maximum(upper, m), jnp.minimum(lower, m)], axis=1)
+    return jnp.where(violated[:, None, None], pooled, v)
+
+
+def _permutahedron_backward(saved: Any, g: Array, using: Primitives) -> Array:
+    same, order, width = saved
+    g = _sorting.in_order(g, order)
+    same_next = jnp.roll(same, -1, axis=0)
+
+    def block_sum(values: Array) -> Array:
+        return using.recur(same, values, False) + using.recur(same_next, values, True) - values
+
+    return _sorting.unsort((g - block_sum(g) / block_sum(jnp.ones_like(g))) / width, order)
+
+
+METHODS: dict[str, _Method] = {
+    "laplace": _Method(_laplace_forward, _laplace_backward),
+    "permutahedron": _Method(_permutahedron_forward, _permutahedron_backward),
+    "logistic": _Method(_logistic_forward, _logistic_backward),
+}
