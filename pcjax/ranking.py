@@ -64,7 +64,8 @@ def soft_rank(
     - "permutahedron": the Euclidean projection of x / temperature onto the permutahedron (Blondel et al., 2020,
       arXiv:2002.08871). Beware of its cliff: it is exactly hard, without gradient, wherever gaps exceed the
       temperature, and a little above that the whole row pools into one block, where the rank is an affine function
-      of x itself and no rank any more.
+      of x itself and no rank any more. In float32 it is good to a thousandth of a rank while the row spans fewer
+      than 10^4 temperatures, and to half the spacing of floats at x / temperature beyond.
 
     Gradients flow to x and to the temperature (reverse mode only). Ranks of bfloat16 or float16 numbers are computed
     and returned in float32.
@@ -223,19 +224,19 @@ def _logistic_backward(saved: Any, g: Array, using: Primitives) -> Array:
 
 def _permutahedron_forward(x: Array, width: Array, valid: Array | None, using: Primitives) -> tuple[Array, Any]:
     n, r = x.shape
-    # The row's place does not matter to its ranks, but small numbers keep more digits.
-    x = x if valid is None else jnp.where(valid, x, jnp.inf)
-    centred = x - jnp.min(x, axis=0)
-    columns = _sorting.sort_columns(-centred, valid, using)
-    m = columns.entries
+    columns = _sorting.sort_columns(-x, valid, using)
+    z, m = -_sorting.floats_of(columns.bits), columns.entries
     k = lax.broadcasted_iota(jnp.int32, x.shape, 0)
+    # Blocks never pool over a gap of n / 2 temperatures: clipped there, no gap overflows, and the row ends at 0.
+    gap = jnp.clip(z - jnp.roll(z, -1, axis=0), 0, jnp.finfo(x.dtype).max) / jnp.maximum(width, jnp.finfo(x.dtype).tiny)
+    gap = jnp.where(k < m - 1, jnp.minimum(gap, n / 2 + 1), 0)
     w = (m - k).astype(x.dtype)
-    y = -_sorting.floats_of(columns.bits) / width - w
+    y = lax.cumsum(gap, axis=0, reverse=True) - w
     # Below every other entry the padding never violates the order, so it never pools with them.
-    y = jnp.where(k < m, y, jnp.nan)
-    y = jnp.where(k < m, y, jnp.nanmin(y, axis=0) - 1)
+    lowest = jnp.min(jnp.where(k < m, y, jnp.inf), axis=0) - 1
+    y = jnp.where(k < m, y, lowest)
     size = 1 << (n - 1).bit_length()
-    v = jnp.concatenate([y, jnp.broadcast_to(jnp.min(y, axis=0), (size - n, r))])
+    v = jnp.concatenate([y, jnp.broadcast_to(lowest, (size - n, r))])
     half = 1
     while half < size:
         v = _pool_halves(v.reshape(size // (2 * half), 2, half, r)).reshape(size, r)

@@ -1,0 +1,92 @@
+"""What the library computes, written once more: float64, brute force, NumPy and SciPy only."""
+
+import numpy as np
+import scipy.optimize
+import scipy.spatial.distance
+import scipy.stats
+
+SCIPY_NAMES = {
+    "euclidean": "euclidean",
+    "squared_euclidean": "sqeuclidean",
+    "cosine": "cosine",
+    "manhattan": "cityblock",
+    "correlation": "correlation",
+}
+
+
+def dissimilarity(name, x, y):
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    if name == "angular":
+        return np.arccos(np.clip(1 - scipy.spatial.distance.cdist(x, y, "cosine"), -1, 1)) / np.pi
+    return scipy.spatial.distance.cdist(x, y, SCIPY_NAMES[name])
+
+
+def soft_rank(x, temperature, method):
+    """Of one row."""
+    x = np.asarray(x, np.float64)
+    if method == "permutahedron":
+        order = np.argsort(-x, kind="stable")
+        s = x[order] / temperature
+        v = scipy.optimize.isotonic_regression(s - np.arange(len(x), 0, -1), increasing=False).x
+        ranks = np.empty_like(x)
+        ranks[order] = s - v
+        return ranks
+    ranks = np.empty_like(x)
+    for i, value in enumerate(x):
+        u = (value - x) / temperature
+        if method == "laplace":
+            step = np.where(u <= 0, np.exp(np.minimum(u, 0)) / 2, 1 - np.exp(-np.maximum(u, 0)) / 2)
+        else:
+            step = 0.5 * (1 + np.tanh(u / 2))
+        ranks[i] = 0.5 + step.sum()
+    return ranks
+
+
+def perception_coherence(
+    student,
+    teacher,
+    *,
+    temperature,
+    dissimilarity_name="euclidean",
+    teacher_temperature=None,
+    ranking="laplace",
+    scale="row",
+    frame="own",
+    power=1,
+    weights=None,
+    anchors=None,
+):
+    """The loss of the first `anchors` rows, each ranked against all the others; without masks, devices or chunks."""
+    n = len(student)
+    anchors = n if anchors is None else anchors
+    d_teacher = dissimilarity(dissimilarity_name, teacher[:anchors], teacher)
+    d_student = dissimilarity(dissimilarity_name, student[:anchors], student if frame == "own" else teacher)
+    keep = np.ones((anchors, n), bool)
+    if frame == "own":
+        keep[np.arange(anchors), np.arange(anchors)] = False
+
+    def ranks_of(d, i, temperature):
+        row = d[i, keep[i]]
+        if temperature is None:
+            return scipy.stats.rankdata(row)
+        return soft_rank(row, temperature * (row.std() if scale == "row" else d[keep].mean()), ranking)
+
+    losses = []
+    for i in range(anchors):
+        of_teacher, of_student = ranks_of(d_teacher, i, teacher_temperature), ranks_of(d_student, i, temperature)
+        difference = np.abs(of_student - of_teacher) / keep[i].sum()
+        losses.append(np.mean((1 if weights is None else weights(of_teacher)) * difference**power))
+    return np.array(losses)
+
+
+def central_differences(function, x, step=1e-6):
+    """Gradient of a scalar function of one array; every entry's two evaluations go through in one batch."""
+    x = np.asarray(x, np.float64)
+    moves = step * np.eye(x.size).reshape(x.size, *x.shape)
+    return ((function(x + moves) - function(x - moves)) / (2 * step)).reshape(x.shape)
+
+
+def assert_gradients_agree(found, expected, relative=1e-6):
+    """By the largest entry: a gradient's small entries are differences of large ones."""
+    size = np.abs(expected).max()
+    assert np.abs(np.asarray(found) - expected).max() <= relative * max(size, 1e-300), (found, expected)

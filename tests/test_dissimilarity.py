@@ -1,0 +1,126 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+import pcjax
+from pcjax.dissimilarity import DISSIMILARITIES
+
+names = pytest.mark.parametrize("name", DISSIMILARITIES)
+TRANSLATED = {"euclidean", "squared_euclidean", "manhattan"}
+ROTATED = {"euclidean", "squared_euclidean", "cosine", "angular"}
+UNSCALED = {"cosine", "angular", "correlation"}
+
+
+def features(rng, n=12, d=7, dtype=np.float64):
+    return rng.normal(size=(n, d)).astype(dtype)
+
+
+def assert_close(found, expected, tolerance):
+    assert np.abs(np.asarray(found) - np.asarray(expected)).max() <= tolerance * np.abs(expected).max()
+
+
+def test_the_six_names():
+    assert set(DISSIMILARITIES) == {"euclidean", "squared_euclidean", "cosine", "angular", "manhattan", "correlation"}
+    assert all(getattr(pcjax.dissimilarity, name) is function for name, function in DISSIMILARITIES.items())
+
+
+@names
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32, jnp.float16, jnp.bfloat16, jnp.int32])
+def test_equals_scipy(name, dtype, rng, x64):
+    x, y = jnp.asarray(3 * features(rng)).astype(dtype), jnp.asarray(3 * features(rng, n=9)).astype(dtype)
+    found = DISSIMILARITIES[name](x, y)
+    assert found.dtype == (jnp.float64 if dtype == jnp.float64 else jnp.float32)
+    tolerance = 1e-12 if dtype == jnp.float64 else 1e-6
+    expected = oracles.dissimilarity(name, np.asarray(x, np.float64), np.asarray(y, np.float64))
+    assert_close(found, expected, tolerance)
+
+
+@names
+def test_accurate_far_from_the_origin(name, rng):
+    # PITFALLS of the expansion |x|^2 + |y|^2 - 2 x.y: without centring the error here is 6e-4.
+    x = (features(rng, 64, 512) + 30).astype(np.float32)
+    found = np.asarray(DISSIMILARITIES[name](x, x))
+    expected = oracles.dissimilarity(name, x, x)
+    np.fill_diagonal(expected, 0)
+    assert_close(found, expected, 1e-5)
+
+
+@names
+@pytest.mark.parametrize("d", [1, 3, 128, 513])
+@pytest.mark.parametrize("offset", [0, 100])
+def test_exactly_zero_for_identical_rows(name, d, offset, rng):
+    x = (features(rng, 40, d) + offset).astype(np.float32)
+    x[7], x[8], x[9] = 0, 0, 2.5
+    y = np.concatenate([x[::-1], x[5:8], -0.0 * x[:1]])
+    found = np.asarray(DISSIMILARITIES[name](x, y))
+    same = (x[:, None] == y[None]).all(axis=2)
+    assert same.sum() >= 43
+    assert (found[same] == 0).all()
+    if d > 3 and name in TRANSLATED:
+        assert (found[~same] > 0).all()
+
+
+@names
+def test_rows_that_differ_in_signs_only_are_not_identical(name):
+    x = jnp.array([[1.0, -1.0, 2.0, 3.0], [-1.0, 1.0, 2.0, 3.0]])
+    assert DISSIMILARITIES[name](x, x)[0, 1] > 0
+
+
+@names
+def test_gradient_equals_differences(name, rng, x64):
+    x, y, weights = features(rng, 5, 4), features(rng, 6, 4), rng.normal(size=(5, 6))
+    function = jax.jit(lambda x, y: jnp.vdot(weights, DISSIMILARITIES[name](x, y)))
+    dx, dy = jax.jit(jax.grad(function, argnums=(0, 1)))(x, y)
+    over = jax.jit(jax.vmap(function, in_axes=(0, None))), jax.jit(jax.vmap(function, in_axes=(None, 0)))
+    oracles.assert_gradients_agree(dx, oracles.central_differences(lambda v: over[0](v, y), x))
+    oracles.assert_gradients_agree(dy, oracles.central_differences(lambda v: over[1](x, v), y))
+
+
+@names
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("outlier", [1.0, 1e6, 1e18, 1e30])
+def test_gradients_are_finite_where_the_definition_has_kinks(name, dtype, outlier, rng):
+    x = jnp.asarray(features(rng), dtype)
+    x = x.at[1].set(x[0]).at[2].set(0).at[3].set(0).at[4].set(1.5).at[5].set(-x[6]).at[7].multiply(outlier)
+    value, gradient = jax.value_and_grad(lambda x: jnp.sum(jnp.sqrt(DISSIMILARITIES[name](x, x) + 1)))(x)
+    assert jnp.isfinite(value)
+    assert jnp.isfinite(gradient).all()
+
+
+@names
+def test_gradients_are_finite_when_all_rows_are_equal(name):
+    for value in (0.0, 1e-30, 3.0, 1e30):
+        gradient = jax.grad(lambda x: DISSIMILARITIES[name](x, x).sum())(jnp.full((4, 3), value))
+        assert (gradient == 0).all()
+
+
+@names
+def test_invariances_hold_where_stated_and_only_there(name, rng, x64):
+    x = features(rng)
+    rotation = np.linalg.qr(rng.normal(size=(7, 7)))[0]
+    d = DISSIMILARITIES[name](x, x)
+    for stated, moved in ((TRANSLATED, x + rng.normal(size=7)), (ROTATED, x @ rotation), (UNSCALED, 3 * x)):
+        difference = jnp.abs(DISSIMILARITIES[name](moved, moved) - d).max()
+        assert (difference < 1e-12) == (name in stated), stated
+
+
+@names
+def test_manhattan_and_the_others_keep_no_cube(name):
+    x = jax.ShapeDtypeStruct((256, 128), jnp.float32)
+    gradient = jax.jit(jax.grad(lambda x, y: jnp.sum(jnp.tanh(DISSIMILARITIES[name](x, y)))))
+    temporary = gradient.lower(x, x).compile().memory_analysis().temp_size_in_bytes
+    assert temporary < 16 * 256 * 256 * 4
+
+
+def test_zero_vectors_have_no_direction():
+    x = jnp.array([[0.0, 0.0], [1.0, 0.0]])
+    assert jnp.array_equal(pcjax.dissimilarity.cosine(x, x), jnp.array([[0, 0.5], [0.5, 0]]))
+
+
+def test_close_directions_keep_their_digits(x64):
+    # 1 - cos(angle) = angle^2 / 2; computed as 1 - cos in float32 it would be 0.
+    x = np.array([[1.0, 0.0], [np.cos(1e-4), np.sin(1e-4)]])
+    assert_close(pcjax.dissimilarity.cosine(x.astype(np.float32), x.astype(np.float32))[0, 1], 5e-9, 1e-3)
+    assert_close(pcjax.dissimilarity.angular(x, x)[0, 1] * np.pi, 1e-4, 1e-9)

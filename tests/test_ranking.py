@@ -1,0 +1,267 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+import scipy.stats
+
+import pcjax
+from pcjax import _sorting
+from pcjax.ranking import METHODS, hard_rank, soft_rank, soft_rank_columns
+
+methods = pytest.mark.parametrize("method", METHODS)
+machines = pytest.mark.parametrize("machine", [_sorting.CPU, _sorting.ACCELERATOR], ids=["cpu", "accelerator"])
+TEMPERATURES = (1e-6, 1e-2, 0.1, 1.0, 10.0, 1e4)
+
+GOLDEN = [
+    ("laplace", 1.0, [2.96594865, 1.19309754, 1.84095381]),
+    ("permutahedron", 2.0, [3, 1.25, 1.75]),
+    ("permutahedron", 1.0, [3, 1, 2]),
+    # by hand: 1/2 + 1/2 + sigmoid(4) + sigmoid(3) and so on
+    ("logistic", 1.0, [2.93458791, 1.28692763, 1.77848446]),
+]
+
+
+def on(machine, monkeypatch):
+    monkeypatch.setattr(_sorting, "primitives", lambda: machine)
+
+
+@pytest.mark.parametrize(("method", "temperature", "expected"), GOLDEN)
+@machines
+def test_golden_values(method, temperature, expected, machine, monkeypatch):
+    on(machine, monkeypatch)
+    found = soft_rank(jnp.array([5.0, 1.0, 2.0]), temperature=temperature, method=method)
+    assert np.abs(found - np.array(expected)).max() <= 1e-6
+
+
+def rows_with_ties(rng):
+    return {
+        "none": rng.normal(size=(5, 23)),
+        "some": rng.integers(0, 6, size=(5, 23)).astype(float),
+        "all": np.full((2, 9), 3.0),
+        "zeros of both signs": np.array([[0.0, -0.0, 1.0, -1.0, 0.0]]),
+        "infinities": np.array([[np.inf, 1.0, -np.inf, np.inf, 0.0, -np.inf]]),
+        "huge and tiny": np.array([[1e38, -1e38, 1e-37, -1e-37, 0.0, 1e38]]),
+        "not a number": np.array([[1.0, np.nan, 2.0], [2.0, 1.0, 1.0]]),
+        "one": np.array([[4.0]]),
+        "sorted": np.arange(64.0)[None],
+        "reversed": np.arange(65.0)[None, ::-1],
+    }
+
+
+@machines
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_hard_rank_equals_scipy(machine, dtype, rng, x64, monkeypatch):
+    on(machine, monkeypatch)
+    for name, x in rows_with_ties(rng).items():
+        x = x.astype(dtype)
+        assert np.array_equal(hard_rank(x), scipy.stats.rankdata(x, "average", axis=-1), equal_nan=True), name
+
+
+def test_hard_rank_on_any_axis_and_dtype(rng):
+    x = rng.integers(0, 9, size=(3, 4, 5))
+    for axis in (0, 1, 2, -1, -2):
+        for dtype in (np.int32, np.uint8, np.float16, jnp.bfloat16):
+            found = hard_rank(jnp.asarray(x, dtype), axis=axis)
+            assert found.dtype == jnp.float32
+            assert np.array_equal(found, scipy.stats.rankdata(x, "average", axis=axis))
+
+
+def test_hard_rank_of_large_integers_under_x64(x64):
+    assert np.array_equal(hard_rank(np.array([2.0**53, 2.0**53 - 1, 2.0**52])), [3, 2, 1])
+
+
+def test_hard_rank_has_no_gradient():
+    assert (jax.grad(lambda x: jnp.sum(hard_rank(x) ** 2))(jnp.array([3.0, 1.0, 2.0])) == 0).all()
+
+
+@methods
+@machines
+def test_equals_brute_force(method, machine, rng, x64, monkeypatch):
+    on(machine, monkeypatch)
+    for n in (1, 2, 3, 7, 16, 33):
+        x = np.stack([rng.normal(size=n), rng.integers(0, 4, size=n), -np.arange(n)])
+        for temperature in (1e-3, 0.2, 1.0, 30.0):
+            found = soft_rank(x, temperature=temperature, method=method)
+            expected = [oracles.soft_rank(row, temperature, method) for row in x]
+            assert np.abs(found - np.array(expected)).max() < 1e-9 * n
+
+
+@methods
+@machines
+@pytest.mark.parametrize("temperature", [1e-4, 1e-2, 0.1, 0.5, 1.0, 3.0, 30.0])
+def test_float32_is_within_a_thousandth_of_a_rank_at_4096(method, machine, temperature, rng, monkeypatch):
+    on(machine, monkeypatch)
+    x = rng.normal(size=4096).astype(np.float32)
+    if method == "permutahedron":
+        temperature = max(temperature, np.ptp(x) / 1e4)  # its docstring's limit
+    found = soft_rank(x, temperature=temperature, method=method)
+    assert np.abs(found - oracles.soft_rank(x, np.float64(np.float32(temperature)), method)).max() <= 1e-3
+
+
+@methods
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16, jnp.float64])
+def test_ranks_sum_to_the_same_at_every_temperature(method, dtype, rng, x64):
+    x = jnp.asarray(rng.normal(size=(3, 40)), dtype)
+    for temperature in TEMPERATURES:
+        found = soft_rank(x, temperature=temperature, method=method)
+        assert found.dtype == (jnp.float64 if dtype == jnp.float64 else jnp.float32)
+        assert np.abs(np.asarray(found).sum(axis=1) / (40 * 41 / 2) - 1).max() < 1e-5
+
+
+@methods
+def test_becomes_the_hard_rank_as_the_temperature_goes_to_0(method, rng, x64):
+    for name, x in rows_with_ties(rng).items():
+        if name not in ("infinities", "not a number"):
+            found = soft_rank(x, temperature=1e-300 if name == "huge and tiny" else 1e-9, method=method)
+            assert np.abs(found - scipy.stats.rankdata(x, axis=-1)).max() < 1e-6, name
+
+
+@methods
+def test_half_precision_is_ranked_in_float32(method, rng):
+    x = jnp.asarray(rng.normal(size=1000), jnp.bfloat16)
+    found = soft_rank(x, temperature=0.1, method=method)
+    assert jnp.array_equal(found, soft_rank(x.astype(jnp.float32), temperature=0.1, method=method))
+    assert jax.grad(lambda x: jnp.sum(soft_rank(x, temperature=0.1, method=method) ** 2))(x).dtype == jnp.bfloat16
+
+
+@methods
+@machines
+def test_gradients_equal_differences(method, machine, rng, x64, monkeypatch):
+    on(machine, monkeypatch)
+    n = 8
+
+    def weighted(x, temperature, g):
+        return jnp.vdot(g, soft_rank(x, temperature=temperature, method=method))
+
+    over_x = jax.jit(jax.vmap(weighted, in_axes=(0, None, None)))
+    over_temperature = jax.jit(jax.vmap(weighted, in_axes=(None, 0, None)))
+    gradients = jax.jit(jax.grad(weighted, argnums=(0, 1)))
+    for _ in range(50):
+        x, g = rng.normal(size=n), rng.normal(size=n)
+        temperature = np.exp(rng.uniform(-2, 1)) * (0.3 if method == "permutahedron" else 1)
+        dx, dt = gradients(x, temperature, g)
+        oracles.assert_gradients_agree(dx, oracles.central_differences(lambda v: over_x(v, temperature, g), x))
+        numeric = oracles.central_differences(lambda v: over_temperature(x, v, g), temperature)
+        assert abs(dt - numeric) <= 1e-6 * max(np.abs(dx).max(), abs(numeric), 1e-3)
+
+
+@methods
+def test_gradient_of_the_temperature_far_from_the_origin(method, rng):
+    # dtemperature = -sum_i x_i dx_i / temperature would cancel to noise at 1e4; measured from the minimum it does not.
+    x, g = rng.normal(size=50), rng.normal(size=50)
+
+    def gradient(x):
+        f = lambda t: jnp.vdot(jnp.asarray(g, jnp.float32), soft_rank(x, temperature=t, method=method))
+        return jax.grad(f)(jnp.float32(0.5))
+
+    steps = np.round(x * 64) / 64  # exact at both places
+    near, far = gradient(steps.astype(np.float32)), gradient((steps + 1e4).astype(np.float32))
+    assert abs(near - far) <= 1e-3 * abs(near)
+
+
+@methods
+@machines
+def test_gradients_are_finite_on_degenerate_rows(method, machine, rng, monkeypatch):
+    on(machine, monkeypatch)
+    rows = {
+        "ties": [1.0, 1.0, 2.0, 2.0, 2.0],
+        "all equal": [3.0] * 5,
+        "zeros": [0.0] * 5,
+        "outlier": [1.0, 2.0, 3.0, 4.0, 1e30],
+        "outliers": [-1e38, 1.0, 2.0, 3.0, 3e38],
+        "tiny": [1e-38, 2e-38, 3e-38, 0.0, 5e-38],
+        "three": [1.0, 5.0, 2.0],
+        "one": [1.0],
+    }
+    for dtype in (jnp.float32, jnp.bfloat16):
+        for name, row in rows.items():
+            for temperature in (1e-6, 1.0, 1e6):
+
+                def total(x, t):
+                    ranks = soft_rank(x, temperature=t, method=method)
+                    return jnp.vdot(jnp.arange(1.0, len(ranks) + 1), ranks)
+
+                value, gradients = jax.value_and_grad(total, argnums=(0, 1))(jnp.asarray(row, dtype), temperature)
+                assert np.isfinite(value), name
+                assert all(np.isfinite(np.asarray(g, np.float32)).all() for g in gradients), (name, temperature)
+
+
+@methods
+def test_permutation_translation_and_reversal(method, rng, x64):
+    x = rng.normal(size=(2, 30))
+    ranks = soft_rank(x, temperature=0.3, method=method)
+    order = rng.permutation(30)
+    assert np.allclose(soft_rank(x[:, order], temperature=0.3, method=method), ranks[:, order], atol=1e-9)
+    assert np.allclose(soft_rank(x + 5, temperature=0.3, method=method), ranks, atol=1e-9)
+    assert np.allclose(soft_rank(7 * x, temperature=2.1, method=method), ranks, atol=1e-9)
+    assert np.allclose(soft_rank(-x, temperature=0.3, method=method), 31 - ranks, atol=1e-9)
+
+
+@methods
+@machines
+def test_masked_equals_subset(method, machine, rng, x64, monkeypatch):
+    on(machine, monkeypatch)
+    x, g = rng.normal(size=(3, 20)), rng.normal(size=(3, 20))
+    where = rng.random(size=20) < 0.6
+    x[:, ~where] = [[np.nan], [np.inf], [1e300]]
+
+    def weighted(x, where, g):
+        return jnp.vdot(g, soft_rank(x, temperature=0.4, method=method, where=where))
+
+    value, gradient = jax.value_and_grad(weighted)(x, where, g)
+    expected, expected_gradient = jax.value_and_grad(weighted)(x[:, where], None, g[:, where])
+    assert np.allclose(value, expected)
+    assert np.allclose(gradient[:, where], expected_gradient)
+    assert (gradient[:, ~where] == 0).all()
+    assert (soft_rank(x, temperature=0.4, method=method, where=where)[:, ~where] == 0).all()
+    assert np.array_equal(hard_rank(x, where=where)[:, where], scipy.stats.rankdata(x[:, where], axis=1))
+    assert (hard_rank(x, where=where)[:, ~where] == 0).all()
+    assert (hard_rank(x, where=np.zeros(20, bool)) == 0).all()
+
+
+@methods
+def test_axes_batches_and_temperatures_per_row(method, rng, x64):
+    x, temperature = rng.normal(size=(2, 3, 10)), np.exp(rng.normal(size=(2, 3)))
+    expected = np.array([[oracles.soft_rank(x[i, j], temperature[i, j], method) for j in range(3)] for i in range(2)])
+    assert np.allclose(soft_rank(x, temperature=temperature, method=method), expected, atol=1e-8)
+    assert np.allclose(soft_rank(x, temperature=temperature[..., None], method=method), expected, atol=1e-8)
+    moved = soft_rank(np.moveaxis(x, -1, 0), temperature=temperature, method=method, axis=0)
+    assert np.allclose(np.moveaxis(moved, 0, -1), expected, atol=1e-8)
+    one_by_one = jax.vmap(jax.vmap(lambda x, t: soft_rank(x, temperature=t, method=method)))(x, temperature)
+    assert np.allclose(one_by_one, expected, atol=1e-8)
+
+
+@methods
+def test_memory_is_linear_in_the_row(method):
+    n = 4096
+    x = jax.ShapeDtypeStruct((n, 1), jnp.float32)
+
+    def gradient(x):
+        return jax.grad(lambda x: jnp.sum(soft_rank_columns(x, jnp.ones(1), None, method, _sorting.CPU) ** 2))(x)
+
+    temporary = jax.jit(gradient).lower(x).compile().memory_analysis().temp_size_in_bytes
+    assert temporary <= 40 * n * 4
+
+
+def test_the_temperature_may_change_without_recompiling():
+    traces = []
+
+    @jax.jit
+    def ranks(x, temperature):
+        traces.append(1)
+        return pcjax.ranking.soft_rank(x, temperature=temperature)
+
+    x = jnp.arange(5.0)
+    assert not jnp.array_equal(ranks(x, 0.1), ranks(x, 2.0))
+    assert len(traces) == 1
+
+
+def test_machines_agree_on_gradients(rng, x64):
+    x, g = rng.normal(size=(40, 3)), rng.normal(size=(40, 3))
+    for method in METHODS:
+        found = [
+            jax.vjp(lambda x: soft_rank_columns(x, jnp.full(3, 0.3), None, method, using), x)[1](g)[0]
+            for using in (_sorting.CPU, _sorting.ACCELERATOR)
+        ]
+        assert np.allclose(*found, atol=1e-12)
