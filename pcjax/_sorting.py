@@ -118,14 +118,18 @@ class Primitives(NamedTuple):
     recur: Callable[[Array, Array, bool], Array]
 
 
-# A CPU core walks a column block quickly but sorts slowly; an accelerator pays for every sequential step.
+# A CPU core walks a column block quickly but sorts slowly; an accelerator pays for every sequential step. A short
+# row sorts soon enough either way, and the network's stages would only be compiled for nothing.
 CPU = Primitives(_sort_by_network, _relax_sequentially, _recur_sequentially)
+CPU_SHORT = CPU._replace(sort=_sort_by_library)
 ACCELERATOR = Primitives(_sort_by_library, _relax_in_parallel, _recur_in_parallel)
 
 
-def primitives() -> Primitives:
-    """The implementation for JAX's default backend."""
-    return CPU if jax.default_backend() == "cpu" else ACCELERATOR
+def primitives(length: int) -> Primitives:
+    """The implementation for rows of this length on JAX's default backend."""
+    if jax.default_backend() != "cpu":
+        return ACCELERATOR
+    return CPU if length > 64 else CPU_SHORT
 
 
 def cache_rows(length: int) -> int | None:

@@ -39,7 +39,7 @@ def hard_rank(x: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -
     """
     columns, valid, restore = _as_columns(x, axis, where)
     columns = lax.stop_gradient(columns)
-    ranks = _sorting.average_ranks(columns, valid, using=_sorting.primitives())
+    ranks = _sorting.average_ranks(columns, valid, using=_sorting.primitives(columns.shape[0]))
     broken = jnp.isnan(columns) if valid is None else jnp.isnan(columns) & valid
     ranks = jnp.where(jnp.any(broken, axis=0), jnp.nan, ranks)
     return restore(ranks if valid is None else jnp.where(valid, ranks, 0))
@@ -99,7 +99,7 @@ def soft_rank(
     _checks.require(_broadcasts(width.shape, rows), f"{got}: expected one number, or one per row, {rows}")
     # Adding zeros of x gives the temperature x's device axes, which a custom gradient under shard_map asks for.
     width = jnp.broadcast_to(width, rows).reshape(-1) + jnp.zeros_like(columns[0])
-    ranks = soft_rank_columns(columns, width, valid, method, _sorting.primitives())
+    ranks = soft_rank_columns(columns, width, valid, method, _sorting.primitives(columns.shape[0]))
     return restore(ranks if valid is None else jnp.where(valid, ranks, 0))
 
 

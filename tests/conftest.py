@@ -1,3 +1,5 @@
+import pathlib
+
 import jax
 import numpy as np
 import pytest
@@ -14,3 +16,12 @@ def rng():
 def x64():
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(autouse=True)
+def compiled_code_stays_within_bounds():
+    """Every compiled kernel maps memory, of which a process may have some 65,000 pieces; past that, LLVM crashes."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > 20_000:
+        jax.clear_caches()

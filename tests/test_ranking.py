@@ -23,7 +23,7 @@ GOLDEN = [
 
 
 def on(machine, monkeypatch):
-    monkeypatch.setattr(_sorting, "primitives", lambda: machine)
+    monkeypatch.setattr(_sorting, "primitives", lambda length: machine)
 
 
 @pytest.mark.parametrize(("method", "temperature", "expected"), GOLDEN)

@@ -182,7 +182,7 @@ class _Ranked(NamedTuple):
 
 
 def _rank(d: Float[Array, "n r"], others: Bool[Array, "n r"]) -> _Ranked:
-    using = _sorting.primitives()
+    using = _sorting.primitives(d.shape[0])
     columns = _sorting.sort_columns(d, others, using)
     first, last = _sorting.run_bounds(columns.bits, using)
     positions = lax.broadcasted_iota(jnp.int32, d.shape, 0).astype(d.dtype)

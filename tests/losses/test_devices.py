@@ -1,0 +1,192 @@
+"""The loss over a batch that is split over eight devices is the loss over the batch."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from pcjax.losses import perception, perception_coherence
+from pcjax.ranking import METHODS
+
+DEVICES = 8
+TOLERANCE = {np.float64: 1e-12, np.float32: 1e-5}
+VARIANTS = {
+    "default": {},
+    **{ranking: {"ranking": ranking} for ranking in METHODS if ranking != "laplace"},
+    "batch scale, soft teacher": {"scale": "batch", "teacher_temperature": 0.3},
+    "chunks": {"chunk_size": 2},
+    "chunks, batch scale": {"chunk_size": 2, "scale": "batch"},
+    "neighbours, squares": {"weighting": "neighbours", "power": 2},
+    "teacher's frame": {"frame": "teacher"},
+    "sum": {"reduce_fn": jnp.sum},
+}
+
+
+def problem(rng, dtype, masked, references):
+    x, weights = rng.normal(size=(3 * DEVICES, 5)).astype(dtype), rng.normal(size=(5, 4)).astype(dtype)
+    teacher = np.tanh(x[:, :4] * 2)
+    where = (rng.random(3 * DEVICES) < 0.7) if masked else np.ones(3 * DEVICES, bool)
+    where[:3] = not masked  # one device with nothing at all
+    more = (rng.normal(size=(4, 4)).astype(dtype), rng.normal(size=(4, 4)).astype(dtype)) if references else None
+    return x, weights, teacher, where, more
+
+
+def loss_of(weights, x, teacher, where, more, axis_name, **kwargs):
+    return perception_coherence(
+        x @ weights, teacher, temperature=0.2, where=where, references=more, axis_name=axis_name, **kwargs
+    )
+
+
+def one_device(x, weights, teacher, where, more, **kwargs):
+    return jax.jit(jax.value_and_grad(functools.partial(loss_of, axis_name=None, **kwargs)))(
+        weights, x, teacher, where, more
+    )
+
+
+def by_pmap(x, weights, teacher, where, more, reduction=lax.pmean, **kwargs):
+    def step(weights, x, teacher, where, more):
+        loss = functools.partial(loss_of, axis_name="batch", **kwargs)
+        return reduction(jax.value_and_grad(loss)(weights, x, teacher, where, more), "batch")
+
+    split = [a.reshape(DEVICES, -1, *a.shape[1:]) for a in (x, teacher, where)]
+    results = jax.pmap(step, axis_name="batch", in_axes=(None, 0, 0, 0, None))(weights, *split, more)
+    return jax.tree.map(lambda a: a[0], results)
+
+
+def by_shard_map(x, weights, teacher, where, more, reduction=lax.pmean, check=True, **kwargs):
+    def step(weights, x, teacher, where, more):
+        if check:
+            # Parameters that differ by device in name: their gradients are each device's own, as under pmap.
+            weights = lax.pcast(weights, "batch", to="varying")
+        loss = functools.partial(loss_of, axis_name="batch", **kwargs)
+        return reduction(jax.value_and_grad(loss)(weights, x, teacher, where, more), "batch")
+
+    split = P("batch")
+    mesh = Mesh(np.array(jax.devices()), ("batch",))
+    mapped = jax.shard_map(step, mesh=mesh, in_specs=(P(), split, split, split, P()), out_specs=P(), check_vma=check)
+    return jax.jit(mapped)(weights, x, teacher, where, more)
+
+
+def by_shard_map_of_the_mean(x, weights, teacher, where, more, **kwargs):
+    """The other idiom, where shard_map itself adds up the gradients of what all devices share."""
+
+    def step(weights, x, teacher, where, more):
+        def mean(weights):
+            return lax.pmean(loss_of(weights, x, teacher, where, more, axis_name="batch", **kwargs), "batch")
+
+        return jax.value_and_grad(mean)(weights)
+
+    split = P("batch")
+    mesh = Mesh(np.array(jax.devices()), ("batch",))
+    mapped = jax.shard_map(step, mesh=mesh, in_specs=(P(), split, split, split, P()), out_specs=P())
+    return jax.jit(mapped)(weights, x, teacher, where, more)
+
+
+def by_sharded_inputs(x, weights, teacher, where, more, **kwargs):
+    mesh = Mesh(np.array(jax.devices()), ("batch",))
+    rows, everywhere = NamedSharding(mesh, P("batch")), NamedSharding(mesh, P())
+    x, teacher, where = (jax.device_put(a, rows) for a in (x, teacher, where))
+    weights, more = jax.device_put((weights, more), everywhere)
+    return one_device(x, weights, teacher, where, more, **kwargs)
+
+
+WAYS = {
+    "pmap": by_pmap,
+    "shard_map": by_shard_map,
+    "shard_map without checks": functools.partial(by_shard_map, check=False),
+    "shard_map of the mean": by_shard_map_of_the_mean,
+    "jit": by_sharded_inputs,
+}
+
+
+def assert_same(found, expected, dtype):
+    for one, other in zip(found, expected, strict=True):
+        assert np.abs(one - other).max() <= TOLERANCE[dtype] * np.abs(other).max()
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+def test_eight_devices_equal_one(way, dtype, masked, rng, x64):
+    given = problem(rng, dtype, masked, references=masked)
+    expected = one_device(*given)
+    assert np.abs(expected[1]).max() > 1e-3
+    assert_same(WAYS[way](*given), expected, dtype)
+
+
+@pytest.mark.parametrize("way", ["pmap", "shard_map", "jit"])
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name != "default"])
+def test_eight_devices_equal_one_in_every_variant(way, name, rng, x64):
+    given = problem(rng, np.float64, masked=True, references=True)
+    assert_same(WAYS[way](*given, **VARIANTS[name]), one_device(*given, **VARIANTS[name]), np.float64)
+
+
+@pytest.mark.parametrize("way", ["pmap", "shard_map"])
+def test_a_sum_in_place_of_the_mean_is_caught(way, rng, x64):
+    given = problem(rng, np.float64, masked=False, references=False)
+    with pytest.raises(AssertionError):
+        assert_same(WAYS[way](*given, reduction=lax.psum), one_device(*given), np.float64)
+
+
+@pytest.mark.parametrize("way", ["pmap", "shard_map"])
+def test_a_stopped_gradient_on_the_gathered_features_is_caught(way, rng, x64, monkeypatch):
+    given = problem(rng, np.float64, masked=False, references=False)
+    expected = one_device(*given)
+
+    class Mutated:
+        def __getattr__(self, name):
+            return getattr(lax, name)
+
+        @staticmethod
+        def all_gather(*args, **kwargs):
+            return lax.stop_gradient(lax.all_gather(*args, **kwargs))
+
+    monkeypatch.setattr(perception, "lax", Mutated())
+    jax.clear_caches()
+    try:
+        with pytest.raises(AssertionError):
+            assert_same(WAYS[way](*given), expected, np.float64)
+    finally:
+        monkeypatch.undo()
+        jax.clear_caches()
+    assert_same(WAYS[way](*given), expected, np.float64)
+
+
+def test_local_ranks_are_not_global_ranks(rng, x64):
+    given = problem(rng, np.float64, masked=False, references=False)
+
+    def local(x, weights, teacher, where, more):
+        split = [a.reshape(DEVICES, -1, *a.shape[1:]) for a in (x, teacher)]
+        loss = functools.partial(loss_of, where=None, more=None, axis_name=None)
+        results = jax.vmap(jax.value_and_grad(loss), in_axes=(None, 0, 0))(weights, *split)
+        return jax.tree.map(lambda a: a.mean(axis=0), results)
+
+    with pytest.raises(AssertionError):
+        assert_same(local(*given), one_device(*given), np.float64)
+
+
+def test_two_mapped_axes(rng, x64):
+    x, weights, teacher, where, more = problem(rng, np.float64, masked=True, references=False)
+    mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("host", "local"))
+    both = ("host", "local")
+
+    def step(weights, x, teacher, where):
+        weights = lax.pcast(weights, both, to="varying")
+        loss = functools.partial(loss_of, axis_name=both, more=None)
+        return lax.pmean(jax.value_and_grad(loss)(weights, x, teacher, where), both)
+
+    mapped = jax.shard_map(step, mesh=mesh, in_specs=(P(), P(both), P(both), P(both)), out_specs=P())
+    found = jax.jit(mapped)(weights, x, teacher, where)
+    assert_same(found, one_device(x, weights, teacher, where, more), np.float64)
+
+
+def test_one_example_a_device(rng, x64):
+    x, weights, teacher, where, more = (a if a is None else a[:DEVICES] for a in problem(rng, np.float64, False, False))
+    weights = rng.normal(size=(5, 4))
+    given = x, weights, teacher, where, more
+    assert_same(by_pmap(*given), one_device(*given), np.float64)

@@ -1,0 +1,422 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+from pcjax.dissimilarity import DISSIMILARITIES
+from pcjax.losses import perception_coherence
+from pcjax.metrics import coherence
+from pcjax.ranking import METHODS
+
+rankings = pytest.mark.parametrize("ranking", METHODS)
+
+
+def pair(rng, n=10, student=4, teacher=6, dtype=np.float64):
+    """A student that knows something of the teacher."""
+    t = rng.normal(size=(n, teacher))
+    return (t[:, :student] + 0.5 * rng.normal(size=(n, student))).astype(dtype), t.astype(dtype)
+
+
+def near(ranks):
+    return 1 / (8 + ranks) / np.mean(1 / (8 + ranks))
+
+
+# Every argument away from its default, one or more at a time; (the loss's, the oracle's)
+VARIANTS = {
+    "default": ({}, {}),
+    "squared_euclidean": ({"dissimilarity": "squared_euclidean"}, {"dissimilarity_name": "squared_euclidean"}),
+    "cosine": ({"dissimilarity": "cosine"}, {"dissimilarity_name": "cosine"}),
+    "angular": ({"dissimilarity": "angular"}, {"dissimilarity_name": "angular"}),
+    "manhattan": ({"dissimilarity": "manhattan"}, {"dissimilarity_name": "manhattan"}),
+    "correlation": ({"dissimilarity": "correlation"}, {"dissimilarity_name": "correlation"}),
+    "permutahedron": ({"ranking": "permutahedron"}, {"ranking": "permutahedron"}),
+    "logistic": ({"ranking": "logistic"}, {"ranking": "logistic"}),
+    "batch scale": ({"scale": "batch"}, {"scale": "batch"}),
+    "soft teacher": ({"teacher_temperature": 0.3}, {"teacher_temperature": 0.3}),
+    "soft teacher, batch scale": ({"teacher_temperature": 0.3, "scale": "batch"},) * 2,
+    "squares": ({"power": 2}, {"power": 2}),
+    "power 1.5": ({"power": 1.5}, {"power": 1.5}),
+    "neighbours": ({"weighting": "neighbours"}, {"weights": near}),
+    "own weights": ({"weighting": lambda ranks: 1 / ranks}, {"weights": lambda ranks: 1 / ranks}),
+    "teacher's frame": ({"frame": "teacher"}, {"frame": "teacher"}),
+    "teacher's frame, batch scale": ({"frame": "teacher", "scale": "batch"},) * 2,
+}
+variants = pytest.mark.parametrize("name", VARIANTS)
+chunks = pytest.mark.parametrize("chunk_size", [None, 4], ids=["whole", "chunks"])
+TEMPERATURE = 0.2
+
+
+def features_for(name, rng, **kwargs):
+    return pair(rng, student=6 if "frame" in name else 4, **kwargs)
+
+
+@functools.cache
+def compiled(name, chunk_size=None, **given):
+    """Everything there is to know of a variant, in one compilation for all the laws."""
+    given = {**VARIANTS[name][0], "chunk_size": chunk_size, **given}
+
+    def loss(student, temperature, teacher, where, references, reduce_fn=jnp.mean):
+        return perception_coherence(
+            student, teacher, temperature=temperature, where=where, references=references, reduce_fn=reduce_fn, **given
+        )
+
+    @jax.jit
+    def everything(student, teacher, where=None, references=None, temperature=TEMPERATURE):
+        rest = (temperature, teacher, where, references)
+        mean, (gradient, temperature_gradient) = jax.value_and_grad(loss, argnums=(0, 1))(student, *rest)
+        return {
+            "mean": mean,
+            "gradient": gradient,
+            "temperature": temperature_gradient,
+            "sum": loss(student, *rest, jnp.sum),
+            "values": loss(student, *rest, None),
+        }
+
+    return everything
+
+
+def assert_matches_brute_force(found, student, teacher, name, anchors=None, **given):
+    """Values against float64 brute force, the gradients against its differences."""
+    given = {"temperature": TEMPERATURE, **VARIANTS[name][1], **given, "anchors": anchors}
+    losses = oracles.perception_coherence(student, teacher, **given)
+    assert np.allclose(found["values"], losses, atol=1e-9)
+    assert np.allclose(found["mean"], losses.mean(), atol=1e-9)
+    assert np.allclose(found["sum"], losses.sum(), atol=1e-9)
+
+    def losses_at(moved):
+        batch = [np.concatenate([part.reshape(-1, student.shape[1]), student[anchors:]]) for part in moved]
+        batch = batch if anchors is not None else moved
+        return np.array([oracles.perception_coherence(s, teacher, **given).mean() for s in batch])
+
+    rows = student if anchors is None else student[:anchors]
+    oracles.assert_gradients_agree(found["gradient"], oracles.central_differences(losses_at, rows))
+
+    def losses_of(temperatures):
+        return np.array(
+            [oracles.perception_coherence(student, teacher, **{**given, "temperature": t}).mean() for t in temperatures]
+        )
+
+    numeric = oracles.central_differences(losses_of, np.float64(TEMPERATURE))
+    assert abs(found["temperature"] - numeric) <= 1e-6 * max(abs(numeric), np.abs(found["gradient"]).max())
+
+
+@variants
+@chunks
+def test_equals_brute_force(name, chunk_size, rng, x64):
+    student, teacher = features_for(name, rng)
+    everything = np.ones(10, bool)
+    assert_matches_brute_force(compiled(name, chunk_size)(student, teacher, everything), student, teacher, name)
+
+
+@pytest.mark.parametrize("name", ["default", "permutahedron", "logistic"])
+def test_fifty_gradients_equal_differences(name, rng, x64):
+    for _ in range(50):
+        student, teacher = features_for(name, rng, n=6)
+        found = compiled(name)(student, teacher)["gradient"]
+        given = {"temperature": TEMPERATURE, **VARIANTS[name][1]}
+
+        def losses_at(moved):
+            return np.array([oracles.perception_coherence(s, teacher, **given).mean() for s in moved])
+
+        oracles.assert_gradients_agree(found, oracles.central_differences(losses_at, student))
+
+
+@variants
+@chunks
+def test_masked_equals_subset(name, chunk_size, rng, x64):
+    student, teacher = features_for(name, rng)
+    where = np.arange(10) != 0
+    where[[4, 8]] = False
+    student[~where], teacher[~where] = np.nan, np.inf
+    found = compiled(name, chunk_size)(student, teacher, where)
+    assert (found["gradient"][~where] == 0).all()
+    assert (found["values"][~where] == 0).all()
+    found = {**found, "gradient": found["gradient"][where], "values": found["values"][where]}
+    assert_matches_brute_force(found, student[where], teacher[where], name)
+
+
+@variants
+@chunks
+def test_all_masked_is_zero(name, chunk_size, rng, x64):
+    student, teacher = features_for(name, rng)
+    for valid in range(3):  # one neighbour has no order either
+        found = compiled(name, chunk_size)(student, teacher, np.arange(10) < valid)
+        assert valid > 0 or all((value == 0).all() for value in found.values())
+        assert all(np.isfinite(value).all() for value in found.values())
+
+
+@variants
+@chunks
+def test_the_batch_may_come_in_any_order(name, chunk_size, rng, x64):
+    student, teacher = features_for(name, rng)
+    where, order = np.arange(10) != 7, rng.permutation(10)
+    found = compiled(name, chunk_size)(student, teacher, where)
+    shuffled = compiled(name, chunk_size)(student[order], teacher[order], where[order])
+    for key in ("values", "gradient"):
+        assert np.allclose(shuffled[key], found[key][order], atol=1e-10)
+    for key in ("mean", "sum", "temperature"):
+        assert np.allclose(shuffled[key], found[key], atol=1e-10)
+
+
+@variants
+def test_references_are_points_without_gradient(name, rng, x64):
+    student, teacher = features_for(name, rng)
+    found = compiled(name)(student[:6], teacher[:6], None, (student[6:], teacher[6:]))
+    assert_matches_brute_force(found, student, teacher, name, anchors=6)
+
+
+def test_references_of_chunks_masks_and_none_at_all(rng, x64):
+    student, teacher = pair(rng)
+    more = student[6:], teacher[6:]
+    found = compiled("default", 4)(student[:6], teacher[:6], None, more)
+    assert_matches_brute_force(found, student, teacher, "default", anchors=6)
+    where = np.arange(6) < 4
+    found = compiled("default")(student[:6], teacher[:6], where, more)
+    expected = compiled("default")(student[:4], teacher[:4], None, more)
+    assert np.allclose(found["mean"], expected["mean"], atol=1e-12)
+    assert np.allclose(found["gradient"][:4], expected["gradient"], atol=1e-12)
+    none = compiled("default")(student, teacher, None, (student[:0], teacher[:0]))
+    assert np.allclose(none["gradient"], compiled("default")(student, teacher)["gradient"], atol=1e-12)
+
+
+@pytest.mark.parametrize("frame", ["own", "teacher"])
+def test_no_gradient_reaches_the_teacher_or_the_references(frame, rng):
+    _, teacher = pair(rng)
+
+    @jax.jit
+    @functools.partial(jax.grad, argnums=(0, 1, 2, 3))
+    def gradient(student, teacher, student_points, teacher_points):
+        return perception_coherence(
+            student, teacher, temperature=0.2, references=(student_points, teacher_points), frame=frame
+        )
+
+    student, *fixed = gradient(teacher**2, teacher, teacher + 1, teacher + 2)
+    assert np.abs(student).max() > 0
+    assert all((g == 0).all() for g in fixed)
+
+
+@pytest.mark.parametrize("scale", ["row", "batch"])
+def test_chunked_equals_unchunked_in_float32(scale, rng):
+    student, teacher = pair(rng, n=100, student=32, teacher=64, dtype=np.float32)
+
+    def loss(student, chunk_size):
+        return perception_coherence(student, teacher, temperature=0.2, chunk_size=chunk_size, scale=scale)
+
+    gradient = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    results = [gradient(student, size) for size in (None, 32, 1000)]
+    for value, gradient in results:
+        assert abs(value - results[0][0]) <= 1e-6
+        assert np.abs(gradient - results[0][1]).max() <= 1e-6
+
+
+INVARIANCES = {  # name: (translation, rotation)
+    "default": (True, True),
+    "squared_euclidean": (True, True),
+    "cosine": (False, True),
+    "angular": (False, True),
+    "manhattan": (True, False),
+    "correlation": (True, False),
+    "batch scale": (True, True),
+    "permutahedron": (True, True),
+    "logistic": (True, True),
+}
+
+
+@pytest.mark.parametrize("name", INVARIANCES)
+def test_invariances_of_the_student(name, rng, x64):
+    student, teacher = pair(rng)
+    rotation = np.linalg.qr(rng.normal(size=(4, 4)))[0]
+    where = np.ones(10, bool)
+
+    def loss(student):
+        return compiled(name)(student, teacher, where)["mean"]
+
+    value = loss(student)
+    assert np.allclose(loss(1e3 * student), value, atol=1e-12)
+    assert np.allclose(loss(1e-3 * student), value, atol=1e-12)
+    translated, rotated = INVARIANCES[name]
+    assert (abs(loss(student + 3) - value) < 1e-10) == translated
+    assert (abs(loss(student @ rotation) - value) < 1e-10) == rotated
+    gradient = compiled(name)(student, teacher, where)["gradient"]
+    assert abs(np.sum(gradient * student)) < 1e-10 * np.abs(gradient).max()  # no radial part
+
+
+def test_a_stopped_scale_would_have_a_radial_part(rng, x64):
+    # What the law above is there for: with a width that does not move with the student the features' norm drifts.
+    student, teacher = pair(rng)
+
+    def fixed_width(student):
+        d = jnp.sqrt(jnp.sum((student[:, None] - student[None]) ** 2, axis=-1) + jnp.eye(10))
+        from pcjax.ranking import hard_rank, soft_rank
+
+        where = ~np.eye(10, dtype=bool)
+        target = hard_rank(jnp.linalg.norm(teacher[:, None] - teacher[None], axis=-1), where=where)
+        return jnp.sum(jnp.abs(soft_rank(d, temperature=0.2, where=where) - target))
+
+    gradient = jax.grad(fixed_width)(student)
+    assert abs(np.sum(gradient * student)) > 1e-3 * np.abs(gradient).max()
+
+
+@pytest.mark.parametrize(
+    ("ranking", "scale"), [("laplace", "row"), ("laplace", "batch"), ("permutahedron", "row"), ("logistic", "row")]
+)
+def test_monotone_change_of_the_dissimilarity_does_not_matter_as_temperature_goes_to_0(ranking, scale, rng, x64):
+    student, teacher = pair(rng)
+
+    def loss(change):
+        return perception_coherence(
+            student,
+            teacher,
+            temperature=1e-7,
+            dissimilarity=lambda x, y: change(DISSIMILARITIES["euclidean"](x, y)),
+            teacher_dissimilarity="euclidean",
+            ranking=ranking,
+            scale=scale,
+        )
+
+    expected = loss(lambda d: d)
+    assert expected > 0.01
+    for change in (jnp.exp, jnp.log1p, lambda d: d**3)[: 3 if ranking == "laplace" else 1]:
+        assert np.allclose(loss(change), expected, atol=1e-9)
+
+
+@rankings
+def test_zero_for_a_student_that_is_the_teacher(ranking, rng, x64):
+    _, teacher = pair(rng)
+    turned = 7 * teacher @ np.linalg.qr(rng.normal(size=(6, 6)))[0] - 2
+    for student in (teacher, turned):
+        for temperature in (0.01, 0.1, 1.0):
+            loss = perception_coherence(
+                student, teacher, temperature=temperature, teacher_temperature=temperature, ranking=ranking
+            )
+            assert loss < 1e-12
+        assert perception_coherence(student, teacher, temperature=1e-9, ranking=ranking) < 1e-9
+        assert perception_coherence(student, teacher, temperature=1.0, ranking=ranking) > 0.01
+        assert all(np.allclose(e, 1) for e in coherence(student, teacher, k=3))
+
+
+def test_symmetric_in_student_and_teacher_as_temperature_goes_to_0(rng, x64):
+    student, teacher = pair(rng)
+    one = perception_coherence(student, teacher, temperature=1e-8)
+    assert np.allclose(one, perception_coherence(teacher, student, temperature=1e-8), atol=1e-9)
+
+
+def test_by_hand():
+    # Points on a line. Seen from 0 the teacher has 1, 3 in this order, from 1 it has 0, 3 (1 and 2 away), from 3 it has
+    # 1, 0. The student swaps 1 and 3 seen from 0, and agrees otherwise: of three anchors one has both of its ranks
+    # wrong by 1 of m = 2, so the loss is (1/2 + 0 + 0) / 3.
+    teacher = np.array([[0.0], [1.0], [3.0]])
+    student = np.array([[0.0], [2.0], [1.9]])
+    from_1 = np.array([0.0, 2.0, 1.9])
+    assert abs(from_1[1] - from_1[2]) < abs(from_1[1] - from_1[0])  # the student, from 1: 3 before 0
+    loss = perception_coherence(student, teacher, temperature=1e-6, reduce_fn=None)
+    assert np.allclose(loss, [0.5, 0.5, 0.0], atol=1e-6)
+
+
+DEGENERATE = {
+    "duplicates": lambda x: x.at[1].set(x[0]).at[3].set(x[2]).at[4].set(x[2]),
+    "all equal": lambda x: jnp.ones_like(x),
+    "zero vectors": lambda x: x.at[:4].set(0),
+    "all zero": jnp.zeros_like,
+    "an outlier": lambda x: x.at[2].multiply(1e6),
+    "an enormous outlier": lambda x: x.at[2].multiply(1e18),
+    "three": lambda x: x[:3],
+}
+
+
+@functools.cache
+def gradient_of(dissimilarity, ranking, scale):
+    @jax.jit
+    @jax.value_and_grad
+    def loss(student, teacher):
+        given = {"dissimilarity": dissimilarity, "ranking": ranking, "scale": scale}
+        return perception_coherence(student, teacher, temperature=0.1, teacher_temperature=0.1, **given)
+
+    return loss
+
+
+@pytest.mark.parametrize("dissimilarity", DISSIMILARITIES)
+@pytest.mark.parametrize("ranking", METHODS)
+@pytest.mark.parametrize("scale", ["row", "batch"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gradients_are_finite_on_degenerate_features(dissimilarity, ranking, scale, dtype, rng):
+    if (ranking != "laplace" or dtype == jnp.bfloat16) and (dissimilarity, scale) != ("euclidean", "row"):
+        pytest.skip("differs from combinations that run in one argument only")
+    for name, degenerate in DEGENERATE.items():
+        student, teacher = (degenerate(jnp.asarray(x, dtype)) for x in pair(rng))
+        value, gradient = gradient_of(dissimilarity, ranking, scale)(student, teacher)
+        assert np.isfinite(value), name
+        assert np.isfinite(np.asarray(gradient, np.float32)).all(), name
+        assert gradient.dtype == dtype
+        assert value.dtype == jnp.float32
+
+
+def test_half_precision_is_computed_in_float32(rng):
+    student, teacher = (jnp.asarray(x, jnp.bfloat16) for x in pair(rng, n=40))
+    loss = perception_coherence(student, teacher, temperature=0.1)
+    assert loss == perception_coherence(student.astype(jnp.float32), teacher.astype(jnp.float32), temperature=0.1)
+
+
+def test_memory_of_the_chunked_sweep():
+    features = jax.ShapeDtypeStruct((8192, 128), jnp.float32)
+
+    def loss(student, teacher):
+        return perception_coherence(student, teacher, temperature=0.1, chunk_size=256)
+
+    compiled = jax.jit(jax.value_and_grad(loss)).lower(features, features).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes <= 64e6
+
+
+def test_a_changed_temperature_does_not_recompile(rng):
+    student, teacher = pair(rng)
+    traces = []
+
+    @jax.jit
+    def loss(student, temperature):
+        traces.append(1)
+        return perception_coherence(student, teacher, temperature=temperature)
+
+    assert loss(student, 0.1) != loss(student, 0.5)
+    assert len(traces) == 1
+
+
+def test_a_function_as_dissimilarity_is_not_compiled_twice(rng):
+    student, teacher = pair(rng)
+    calls = []
+
+    def chebyshev(x, y):
+        calls.append(1)
+        return jnp.max(jnp.abs(x[:, None] - y[None]), axis=-1)
+
+    first = perception_coherence(student, teacher, temperature=0.1, dissimilarity=chebyshev)
+    count = len(calls)
+    assert perception_coherence(student, teacher, temperature=0.1, dissimilarity=chebyshev) == first
+    assert len(calls) == count
+
+
+def test_an_asymmetric_dissimilarity_is_seen_from_the_anchor(rng, x64):
+    student, teacher = pair(rng, student=6)
+
+    def lopsided(x, y):
+        return jnp.sum(jnp.maximum(x[:, None] - y[None], 0) * jnp.arange(1.0, 7), axis=-1)
+
+    found = perception_coherence(student, teacher, temperature=1e-8, dissimilarity=lopsided, reduce_fn=None)
+    d = [np.maximum(f[:, None] - f[None], 0) @ np.arange(1.0, 7) for f in (student, teacher)]
+    keep = ~np.eye(10, dtype=bool)
+    ranks = [oracles.scipy.stats.rankdata(x[keep].reshape(10, 9), axis=1) for x in d]
+    assert np.allclose(found, np.abs(ranks[0] - ranks[1]).mean(axis=1) / 9, atol=1e-7)
+
+
+def test_under_vmap(rng):
+    students, teachers = (np.stack(x) for x in zip(*(pair(rng, dtype=np.float32) for _ in range(3)), strict=True))
+    for chunk_size in (None, 4):
+
+        def gradient(s, t):
+            return jax.grad(lambda s: perception_coherence(s, t, temperature=0.2, chunk_size=chunk_size))(s)
+
+        together = jax.vmap(gradient)(students, teachers)
+        for i in range(3):
+            assert np.allclose(together[i], gradient(students[i], teachers[i]), atol=1e-6)
