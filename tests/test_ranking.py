@@ -49,8 +49,11 @@ def rows_with_ties(rng):
     }
 
 
-@machines
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("machine", "dtype"),
+    [(_sorting.CPU, np.float32), (_sorting.CPU, np.float64), (_sorting.ACCELERATOR, np.float32)],
+    ids=["cpu", "cpu in float64", "accelerator"],
+)
 def test_hard_rank_equals_scipy(machine, dtype, rng, x64, monkeypatch):
     on(machine, monkeypatch)
     for name, x in rows_with_ties(rng).items():
@@ -79,7 +82,7 @@ def test_hard_rank_has_no_gradient():
 @machines
 def test_equals_brute_force(method, machine, rng, x64, monkeypatch):
     on(machine, monkeypatch)
-    for n in (1, 2, 3, 7, 16, 33):
+    for n in (1, 3, 8, 33):
         x = np.stack([rng.normal(size=n), rng.integers(0, 4, size=n), -np.arange(n)])
         for temperature in (1e-3, 0.2, 1.0, 30.0):
             found = soft_rank(x, temperature=temperature, method=method)

@@ -167,8 +167,14 @@ def _estimate(
 def _student_t_975(degrees_of_freedom: int) -> float:
     """The 97.5 % quantile of Student's t, by its expansion around the normal's (Abramowitz and Stegun 26.7.5)."""
     z, v = 1.959963984540054, degrees_of_freedom
-    terms = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + math.fsum(term / v ** (power + 1) for power, term in enumerate(terms))
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return math.fsum(term / v**power for power, term in enumerate(terms))
 
 
 class _Ranked(NamedTuple):
@@ -177,7 +183,7 @@ class _Ranked(NamedTuple):
     columns: Sorted
     first: Float[Array, "n r"]  # bounds of the ties of each sorted entry
     last: Float[Array, "n r"]
-    fraction: Float[Array, "n r"]  # (rank - 1/2) / (n - 1), in the points' own order
+    rank: Float[Array, "n r"]  # 1, 2, ... with ties averaged, in the points' own order
     position: Float[Array, "n r"]  # 0, 1, ... without ties, likewise
 
 
@@ -186,8 +192,8 @@ def _rank(d: Float[Array, "n r"], others: Bool[Array, "n r"]) -> _Ranked:
     columns = _sorting.sort_columns(d, others, using)
     first, last = _sorting.run_bounds(columns.bits, using)
     positions = lax.broadcasted_iota(jnp.int32, d.shape, 0).astype(d.dtype)
-    fraction = _sorting.unsort((first + last + 1) / 2, columns.order) / (d.shape[0] - 1)
-    return _Ranked(columns, first, last, fraction.astype(d.dtype), _sorting.unsort(positions, columns.order))
+    rank = _sorting.unsort((first + last) / 2 + 1, columns.order)
+    return _Ranked(columns, first, last, rank.astype(d.dtype), _sorting.unsort(positions, columns.order))
 
 
 def _degrees(
@@ -221,29 +227,41 @@ def _mean_above(x: Float[Array, "n r"], ranked: _Ranked, others: Bool[Array, "n 
 
 
 def _footrule(teacher: _Ranked, student: _Ranked, others: Bool[Array, "n r"]) -> tuple[Array, Array]:
-    u, v, m = teacher.fraction, student.fraction, others.shape[0] - 1
+    m = others.shape[0] - 1
     unbiased = 3 * m**2 / (m**2 - 1)
-    difference = jnp.abs(u - v)
-    mean = _mean(difference, others)
-    # A point at (u, v) adds its own difference and moves the ranks of all that are above it, in either order.
-    sign = jnp.sign(u - v)
-    moved = _mean_above(sign, teacher, others) - _mean_above(sign, student, others) - _mean(sign * (u - v), others)
-    return 1 - unbiased * mean, -unbiased * (difference - mean + moved)
+    # Differences are taken of ranks, which are exact: scaled first, equal ones would differ by a rounding.
+    difference = (teacher.rank - student.rank) / m
+    distance, sign = jnp.abs(difference), jnp.sign(difference)
+    mean = _mean(distance, others)
+    # A point at (u, v) adds its own distance and moves the ranks of all that are above it, in either order.
+    moved = _mean_above(sign, teacher, others) - _mean_above(sign, student, others) - mean
+    return 1 - unbiased * mean, -unbiased * (distance - mean + moved)
 
 
 def _spearman(teacher: _Ranked, student: _Ranked, others: Bool[Array, "n r"]) -> tuple[Array, Array]:
-    u, v = teacher.fraction - 0.5, student.fraction - 0.5
-    covariance = _mean(u * v, others)
-    spread = jnp.sqrt(_mean(u * u, others) * _mean(v * v, others))
-    safe = jnp.where(spread > 0, spread, 1)
-    moved = _mean_above(v, teacher, others) + _mean_above(u, student, others)
-    # the means over j of [l below j] v_j and of [l below j] u_j are themselves covariance + 0 on average
-    influence = u * v - covariance + moved - _mean(moved, others)
-    return jnp.where(spread > 0, covariance / safe, 0), influence / safe
+    m = others.shape[0] - 1
+    u, v = ((ranked.rank - (m + 1) / 2) / m for ranked in (teacher, student))
+
+    def moment(x: Array, y: Array, of_x: _Ranked, of_y: _Ranked) -> tuple[Array, Array]:
+        """E xy and each point's influence on it: its own product, and what it adds to the ranks above it."""
+        value = _mean(x * y, others)
+        moved = _mean_above(y, of_x, others) + _mean_above(x, of_y, others)
+        return value, x * y - value + moved - _mean(moved, others)
+
+    covariance, on_covariance = moment(u, v, teacher, student)
+    (of_u, on_u), (of_v, on_v) = moment(u, u, teacher, teacher), moment(v, v, student, student)
+    spread = jnp.sqrt(of_u * of_v)
+    varied = spread > 1e-6
+    degree = jnp.where(varied, covariance / jnp.where(varied, spread, 1), 0)
+    # of a quotient: both variances are 1 / 12 without ties, and no point has an influence on them
+    influence = on_covariance / jnp.where(varied, spread, 1) - degree / 2 * (
+        on_u / jnp.where(varied, of_u, 1) + on_v / jnp.where(varied, of_v, 1)
+    )
+    return degree, jnp.where(varied, influence, 0)
 
 
 def _kendall(teacher: _Ranked, student: _Ranked, others: Bool[Array, "n r"], shifts: Array) -> tuple[Array, Array]:
-    u, v, here = teacher.fraction, student.fraction, others.astype(teacher.fraction.dtype)
+    u, v, here = teacher.rank, student.rank, others.astype(teacher.rank.dtype)
 
     def compare(index: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
         u_there, v_there, there = (jnp.roll(x, shifts[index], axis=0) for x in (u, v, here))
@@ -271,5 +289,5 @@ def _neighbours(teacher: _Ranked, student: _Ranked, others: Bool[Array, "n r"], 
         gain_both,
         jnp.where(near_teacher, gain_teacher, jnp.where(near_student, gain_student, 0)),
     )
-    dtype = teacher.fraction.dtype
+    dtype = teacher.rank.dtype
     return shared.astype(dtype) / k, -n * change.astype(dtype) / k

@@ -42,10 +42,13 @@ def loss_of(weights, x, teacher, where, more, axis_name, **kwargs):
     )
 
 
+@functools.cache
+def compiled_for_one_device(**kwargs):
+    return jax.jit(jax.value_and_grad(functools.partial(loss_of, axis_name=None, **kwargs)))
+
+
 def one_device(x, weights, teacher, where, more, **kwargs):
-    return jax.jit(jax.value_and_grad(functools.partial(loss_of, axis_name=None, **kwargs)))(
-        weights, x, teacher, where, more
-    )
+    return compiled_for_one_device(**kwargs)(weights, x, teacher, where, more)
 
 
 def by_pmap(x, weights, teacher, where, more, reduction=lax.pmean, **kwargs):
@@ -119,7 +122,7 @@ def test_eight_devices_equal_one(way, dtype, masked, rng, x64):
     assert_same(WAYS[way](*given), expected, dtype)
 
 
-@pytest.mark.parametrize("way", ["pmap", "shard_map", "jit"])
+@pytest.mark.parametrize("way", ["pmap", "shard_map"])
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name != "default"])
 def test_eight_devices_equal_one_in_every_variant(way, name, rng, x64):
     given = problem(rng, np.float64, masked=True, references=True)
@@ -147,7 +150,8 @@ def test_a_stopped_gradient_on_the_gathered_features_is_caught(way, rng, x64, mo
             return lax.stop_gradient(lax.all_gather(*args, **kwargs))
 
     monkeypatch.setattr(perception, "lax", Mutated())
-    jax.clear_caches()
+    jax.clear_caches()  # what was traced without the mutation
+    compiled_for_one_device.cache_clear()
     try:
         with pytest.raises(AssertionError):
             assert_same(WAYS[way](*given), expected, np.float64)

@@ -1,0 +1,173 @@
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+import scipy.stats
+
+from pcjax.metrics import Coherence, coherence
+from pcjax.metrics.coherence import _student_t_975
+
+module = importlib.import_module("pcjax.metrics.coherence")  # the name itself is the function
+
+FOOTRULE, SPEARMAN, KENDALL, NEIGHBOURS = range(4)
+
+
+def related(n, noise, seed):
+    """A student that sees the teacher's three latent factors through noise and another map."""
+    fixed, drawn = np.random.default_rng(7), np.random.default_rng(seed)
+    to_teacher, to_student = fixed.normal(size=(3, 6)), fixed.normal(size=(3, 4))
+    latent = drawn.normal(size=(n, 3))
+    student = (latent + noise * drawn.normal(size=(n, 3))) @ to_student
+    return student.astype(np.float32), (latent @ to_teacher).astype(np.float32)
+
+
+def by_brute_force(student, teacher, k, name="euclidean"):
+    n = len(student)
+    d = [oracles.dissimilarity(name, f, f) for f in (student, teacher)]
+    degrees = []
+    for i in range(n):
+        a, b = (np.delete(x[i], i) for x in d)
+        u, v = (scipy.stats.rankdata(x) for x in (a, b))
+        m = n - 1
+        degrees.append(
+            [
+                1 - 3 * m**2 / (m**2 - 1) * np.mean(np.abs(u - v)) / m,
+                scipy.stats.spearmanr(a, b)[0],
+                scipy.stats.kendalltau(a, b)[0],
+                len(set(np.argsort(a)[:k]) & set(np.argsort(b)[:k])) / k,
+            ]
+        )
+    return np.array(degrees)
+
+
+@pytest.mark.parametrize("name", ["euclidean", "cosine", "manhattan"])
+def test_equals_scipy(name):
+    student, teacher = related(40, 0.5, 0)
+    found = coherence(student, teacher, k=5, dissimilarity=name)
+    assert isinstance(found, Coherence)
+    assert np.allclose([e.value for e in found], by_brute_force(student, teacher, 5, name).mean(axis=0), atol=1e-5)
+    assert all(e.low < e.value < e.high for e in found)
+
+
+def test_the_definitions_formula_without_ties():
+    # 1 - 6 E(U - V)^2 and 1 - 3 E|U - V|, made unbiased for unrelated models by m^2 / (m^2 - 1)
+    student, teacher = related(30, 0.5, 1)
+    d = [oracles.dissimilarity("euclidean", f, f) for f in (student, teacher)]
+    u, v = (np.array([(scipy.stats.rankdata(np.delete(x[i], i)) - 0.5) / 29 for i in range(30)]) for x in d)
+    found = coherence(student, teacher, k=5)
+    assert np.allclose(found.spearman.value, 1 - 6 * np.mean((u - v) ** 2) * 29**2 / (29**2 - 1), atol=1e-5)
+    assert np.allclose(found.footrule.value, 1 - 3 * np.mean(np.abs(u - v)) * 29**2 / (29**2 - 1), atol=1e-5)
+
+
+def test_one_for_coherent_models_of_any_scale_place_and_turn(rng):
+    _, teacher = related(30, 0, 0)
+    teacher[3] = teacher[4]
+    student = 5 * teacher @ np.linalg.qr(rng.normal(size=(6, 6)))[0].astype(np.float32)[:, ::-1] + 2
+    for found in (coherence(teacher, teacher, k=4), coherence(student, teacher, k=4)):
+        assert np.allclose([tuple(e) for e in found], 1, atol=1e-4)
+
+
+def test_zero_for_unrelated_models_on_average(rng):
+    values = []
+    for _ in range(60):
+        found = coherence(rng.normal(size=(30, 3)), rng.normal(size=(30, 5)), k=5)
+        values.append([e.value for e in found])
+    error = np.std(values, axis=0) / 60**0.5
+    assert (np.abs(np.mean(values, axis=0) - [0, 0, 0, 5 / 29]) < 4 * error).all()
+
+
+def test_ties_and_a_collapsed_student():
+    _, teacher = related(30, 0, 0)
+    found = coherence(np.ones((30, 4)), teacher, k=4)
+    assert np.allclose(found.spearman, 0, atol=1e-6)
+    assert np.allclose(found.kendall.value, 0)
+    assert np.isfinite(jax.tree.leaves(found)).all()
+    coarse = np.round(teacher[:, :3])
+    expected = by_brute_force(coarse, teacher, 4)[:, SPEARMAN].mean()
+    assert np.allclose(coherence(coarse, teacher, k=4).spearman.value, expected, atol=1e-5)
+
+
+def test_symmetric_in_student_and_teacher():
+    student, teacher = related(30, 0.5, 0)
+    one, other = coherence(student, teacher, k=4), coherence(teacher, student, k=4)
+    assert np.allclose(jax.tree.leaves(one), jax.tree.leaves(other), atol=1e-5)
+
+
+def test_the_jackknife_of_neighbours_by_leaving_points_out():
+    # The influence of a point on the share of common neighbours, against the share really computed without it.
+    student, teacher = related(20, 0.5, 3)
+    n, k = 20, 4
+    full = by_brute_force(student, teacher, k)[:, NEIGHBOURS]
+    parts = [(np.delete(student, i, 0), np.delete(teacher, i, 0)) for i in range(n)]
+    without = np.array([by_brute_force(*part, k)[:, NEIGHBOURS].mean() for part in parts])
+    influence = (n - 1) * (full.mean() - without)
+    jackknife = np.sum((influence - influence.mean()) ** 2) / (n * (n - 1))
+    found = coherence(student, teacher, k=k).neighbours
+    half = (found.high - found.low) / 2 / _student_t_975(n - 1)
+    # Ours leaves out what is noise in the plain jackknife: below it, but not by orders of magnitude.
+    assert 0.3 * jackknife**0.5 < half <= jackknife**0.5
+
+
+def test_drawn_anchors_and_pairs_estimate_the_whole(monkeypatch):
+    student, teacher = related(300, 0.5, 0)
+    whole = coherence(student, teacher)
+    drawn = coherence(student, teacher, anchors=100)
+    monkeypatch.setattr(module, "EVERY_PAIR_UP_TO", 100)
+    fewer_pairs = coherence(student, teacher)
+    assert np.allclose(fewer_pairs.kendall.value, whole.kendall.value, atol=0.01)
+    assert np.allclose(fewer_pairs.spearman, whole.spearman)
+    for part, all_of_it in zip(drawn, whole, strict=True):
+        assert part.low < all_of_it.value < part.high
+        assert part.high - part.low > all_of_it.high - all_of_it.low
+
+
+def test_never_an_n_by_n_array():
+    n, d = 50_000, 16
+    features = jax.ShapeDtypeStruct((n, d), jnp.float32)
+    indices = jax.ShapeDtypeStruct((512,), jnp.int32), jax.ShapeDtypeStruct((64,), jnp.int32)
+    resolve = module.resolve("euclidean")
+    lowered = module._coherence.lower(
+        features, features, *indices, dissimilarity=resolve, teacher_dissimilarity=resolve, k=10
+    )
+    assert lowered.compile().memory_analysis().temp_size_in_bytes < n * n * 4 / 20
+
+
+def test_students_t():
+    for v in (3, 5, 10, 30, 1000):
+        assert np.allclose(_student_t_975(v), scipy.stats.t.ppf(0.975, v), rtol=0.01 if v < 5 else 1e-3)
+
+
+def hits(n, noise, repetitions, k):
+    """How often the interval of each degree contains the truth, here the mean over many samples of this size."""
+    found = np.array([[tuple(e) for e in coherence(*related(n, noise, 1000 + i), k=k)] for i in range(repetitions)])
+    truth = found[:, :, 0].mean(axis=0)
+    # For the three degrees that do not depend on n also the truth of the population.
+    population = [e.value for e in coherence(*related(4000, noise, 5), k=k)]
+    truth[:NEIGHBOURS] = population[:NEIGHBOURS]
+    return np.mean((found[:, :, 1] <= truth) & (truth <= found[:, :, 2]), axis=0)
+
+
+def test_intervals_cover():
+    # 150 samples: a true 95 % is seen as 90 % or less once in 200 times.
+    assert (hits(60, 0.5, 150, 5) >= 0.90).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [50, 100, 200])
+@pytest.mark.parametrize("noise", [0.0, 0.3, 1.0, 3.0])
+def test_intervals_cover_at_every_size_and_strength(n, noise):
+    covered = hits(n, noise, 400, 5)
+    assert ((covered >= 0.92) & (covered <= 0.99)).all(), covered
+
+
+@pytest.mark.slow
+def test_fifty_thousand_examples():
+    student, teacher = related(50_000, 0.5, 0)
+    large, small = coherence(student, teacher), coherence(*related(4000, 0.5, 1))
+    for name in ("footrule", "spearman", "kendall"):
+        one, other = getattr(large, name), getattr(small, name)
+        assert one.low < other.high
+        assert other.low < one.high
