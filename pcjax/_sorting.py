@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num
 
 
 def ordered_bits(x: Float[Array, "..."]) -> Int[Array, "..."]:
@@ -145,7 +145,7 @@ class Sorted(NamedTuple):
     entries: Int[Array, "r"]  # how many of each column take part
 
 
-def sort_columns(x: Float[Array, "n r"], valid: Num[Array, "n r"] | None, using: Primitives) -> Sorted:
+def sort_columns(x: Float[Array, "n r"], valid: Bool[Array, "n r"] | None, using: Primitives) -> Sorted:
     """Sorts every column, entries that are not `valid` to the end."""
     n, r = x.shape
     bits = ordered_bits(x)
@@ -164,7 +164,7 @@ def unsort(values: Num[Array, "n r"], order: Int[Array, "n r"]) -> Num[Array, "n
     return jnp.zeros_like(values).at[order, lanes].set(values, unique_indices=True, mode="promise_in_bounds")
 
 
-def in_order(values: Num[Array, "n r"], order: Int[Array, "n r"]) -> Num[Array, "n r"]:
+def in_order(values: Num[Array, "m r"], order: Int[Array, "n r"]) -> Num[Array, "n r"]:
     """Brings columns into the order that `order` names."""
     return jnp.take_along_axis(values, order, axis=0, mode="promise_in_bounds")
 
@@ -181,7 +181,9 @@ def run_bounds(bits: Int[Array, "n r"], using: Primitives) -> tuple[Float[Array,
 
 
 @functools.partial(jax.jit, static_argnames="using")
-def average_ranks(x: Float[Array, "n r"], valid: Num[Array, "n r"] | None, *, using: Primitives) -> Float[Array, "n r"]:
+def average_ranks(
+    x: Float[Array, "n r"], valid: Bool[Array, "n r"] | None, *, using: Primitives
+) -> Float[Array, "n r"]:
     """Ranks 1 ... n of every column, ties sharing the average of theirs."""
     columns = sort_columns(x, valid, using)
     first, last = run_bounds(columns.bits, using)

@@ -258,7 +258,7 @@ def _pool_halves(v: Float[Array, "pairs 2 half r"]) -> Float[Array, "pairs 2 hal
     violated = floor < ceiling
     half = v.shape[2]
 
-    def step(_: int, m: Array) -> Array:
+    def step(_: Array, m: Array) -> Array:
         above, below = upper <= m[:, None], lower >= m[:, None]
         excess = jnp.sum(jnp.where(above, upper - m[:, None], 0) + jnp.where(below, lower - m[:, None], 0), axis=1)
         count = jnp.sum(above, axis=1) + jnp.sum(below, axis=1)

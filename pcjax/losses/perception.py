@@ -34,7 +34,7 @@ def perception_coherence(
     ranking: str = "laplace",
     scale: str = "row",
     frame: str = "own",
-    power: float = 1,
+    power: int | float = 1,
     weighting: str | Callable[[Array], Array] = "uniform",
     where: ArrayLike | None = None,
     references: tuple[ArrayLike, ArrayLike] | None = None,
@@ -184,7 +184,7 @@ class _Request:
     ranking: str
     scale: str
     frame: str
-    power: float
+    power: int | float
     weighting: Any  # a name or a function
     axis_name: str | tuple[str, ...] | None
     chunk_size: int | None
