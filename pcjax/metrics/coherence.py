@@ -147,7 +147,7 @@ def _coherence(
 
 
 def _estimate(
-    degrees: Float[Array, "a"], influence: Float[Array, "n"], squares: Float[Array, "n"], places: Array, least: float
+    degrees: Float[Array, "a"], influence: Float[Array, "n"], squares: Float[Array, "n"], places: Array, least: int
 ) -> Estimate:
     """Mean degree, and its interval: Var = E[(degree as an anchor + influence as a point)^2] / n, the delta method.
 
