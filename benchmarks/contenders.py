@@ -1,0 +1,131 @@
+"""The same loss on every rank operator: each builder returns a function that computes loss and gradient once.
+
+Student (n, ds) and teacher (n, dt) features go in; Euclidean distances, self-pairs left out, the teacher's hard ranks,
+the student's soft ranks relative to its row's standard deviation, mean absolute difference, gradient to the student.
+"""
+
+# pyright: reportMissingImports=false
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+TEMPERATURE = 0.1
+Build = Callable[[np.ndarray, np.ndarray], Callable[[], Any]]
+
+
+def _in_jax(loss: Callable[[Any, Any], Any], student: np.ndarray, teacher: np.ndarray) -> Callable[[], Any]:
+    import jax
+
+    step = jax.jit(jax.value_and_grad(loss))
+    student, teacher = jax.device_put((student, teacher))
+    return lambda: jax.block_until_ready(step(student, teacher))
+
+
+def _pcjax(student: np.ndarray, teacher: np.ndarray, **given: Any) -> Callable[[], Any]:
+    import pcjax
+
+    def loss(student: Any, teacher: Any) -> Any:
+        return pcjax.losses.perception_coherence(student, teacher, temperature=TEMPERATURE, **given)
+
+    return _in_jax(loss, student, teacher)
+
+
+def _rank_operator(rank: Callable[[Any], Any], student: np.ndarray, teacher: np.ndarray) -> Callable[[], Any]:
+    """The loss on a peer's operator: `rank` maps rows of unit deviation to ranks 1 ... n - 1."""
+    import jax.numpy as jnp
+
+    import pcjax
+
+    n = len(student)
+
+    def others(x: Any) -> Any:
+        d = pcjax.dissimilarity.euclidean(x, x)
+        # Without the diagonal: the flattened matrix but its first entry, in rows of n + 1, each ending on a self-pair.
+        return d.reshape(-1)[1:].reshape(n - 1, n + 1)[:, :-1].reshape(n, n - 1)
+
+    def loss(student: Any, teacher: Any) -> Any:
+        target = jnp.argsort(jnp.argsort(others(teacher), axis=1), axis=1) + 1
+        d = others(student)
+        return jnp.mean(jnp.abs(rank(d / jnp.std(d, axis=1, keepdims=True)) - target)) / (n - 1)
+
+    return _in_jax(loss, student, teacher)
+
+
+def _rkd_distance(student: np.ndarray, teacher: np.ndarray) -> Callable[[], Any]:
+    import jax.numpy as jnp
+    import optax
+
+    import pcjax
+
+    def loss(student: Any, teacher: Any) -> Any:
+        d_student, d_teacher = (pcjax.dissimilarity.euclidean(x, x) for x in (student, teacher))
+        pairs = len(student) * (len(student) - 1)
+        return jnp.mean(optax.huber_loss(d_student * pairs / d_student.sum(), d_teacher * pairs / d_teacher.sum()))
+
+    return _in_jax(loss, student, teacher)
+
+
+def _softjax(student: np.ndarray, teacher: np.ndarray, method: str) -> Callable[[], Any]:
+    import softjax
+
+    rank = functools.partial(softjax.rank, axis=1, softness=TEMPERATURE, method=method, descending=False)
+    return _rank_operator(lambda d: rank(d, standardize=False) + 1, student, teacher)
+
+
+def _rax(student: np.ndarray, teacher: np.ndarray) -> Callable[[], Any]:
+    import rax
+
+    return _rank_operator(lambda d: rax.utils.approx_ranks(-d / TEMPERATURE), student, teacher)
+
+
+def _ott(student: np.ndarray, teacher: np.ndarray) -> Callable[[], Any]:
+    from ott.tools import soft_sort
+
+    return _rank_operator(lambda d: soft_sort.ranks(d, axis=1, epsilon=TEMPERATURE**2) + 1, student, teacher)
+
+
+def _torchsort(student: np.ndarray, teacher: np.ndarray) -> Callable[[], Any]:
+    import torch
+    import torchsort
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    s = torch.tensor(student, device=device, requires_grad=True)
+    t = torch.tensor(teacher, device=device)
+    n = len(student)
+
+    def others(x: Any) -> Any:
+        d = torch.cdist(x, x)
+        return d.flatten()[1:].view(n - 1, n + 1)[:, :-1].reshape(n, n - 1)
+
+    def step() -> Any:
+        s.grad = None
+        target = others(t).argsort(dim=1).argsort(dim=1) + 1
+        d = others(s)
+        ranks = torchsort.soft_rank(d / d.std(dim=1, keepdim=True), regularization_strength=TEMPERATURE)
+        loss = (ranks - target).abs().mean() / (n - 1)
+        loss.backward()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return loss.detach(), s.grad
+
+    return step
+
+
+# name: (builder, the largest n it is asked for on a CPU; beyond, its cost or memory would end the run)
+CONTENDERS: dict[str, tuple[Build, int]] = {
+    "pcjax laplace": (_pcjax, 32768),
+    "pcjax laplace, chunks of 256": (functools.partial(_pcjax, chunk_size=256), 32768),
+    "pcjax logistic": (functools.partial(_pcjax, ranking="logistic"), 1024),
+    "pcjax permutahedron": (functools.partial(_pcjax, ranking="permutahedron"), 4096),
+    "rkd distance": (_rkd_distance, 8192),
+    "torchsort": (_torchsort, 4096),
+    "softjax softsort": (functools.partial(_softjax, method="softsort"), 1024),
+    "softjax neuralsort": (functools.partial(_softjax, method="neuralsort"), 256),
+    "softjax fast_soft_sort": (functools.partial(_softjax, method="fast_soft_sort"), 256),
+    "rax approx_ranks": (_rax, 1024),
+    "ott-jax ranks": (_ott, 256),
+}
+REFERENCE = "pcjax laplace"

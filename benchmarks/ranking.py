@@ -1,0 +1,158 @@
+"""Loss and gradient from features, this library's and its peers', interleaved in one run.
+
+    python -m benchmarks.ranking [--sizes 128 256 512 1024 2048 4096] [--seconds 60] [--also PYTHON ...] [--out FOLDER]
+
+Peers that are not installed are reported and left out; `--also` names further interpreters (of other virtual
+environments with pcjax in them) to find them in. Prints a table and writes ranking.json and ranking.png to the folder.
+"""
+
+# pyright: reportMissingImports=false
+
+import argparse
+import datetime
+import functools
+import importlib.metadata
+import json
+import pathlib
+import platform
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.contenders import CONTENDERS, REFERENCE
+from benchmarks.timing import Elsewhere, interleaved, serve, spread, timed
+
+STUDENT_FEATURES, TEACHER_FEATURES = 128, 512
+
+
+def prepare(name: str, n: int) -> Callable[[], float]:
+    """A contender at one size, ready to be timed."""
+    random = np.random.default_rng(0)
+    student = random.normal(size=(n, STUDENT_FEATURES)).astype(np.float32)
+    teacher = random.normal(size=(n, TEACHER_FEATURES)).astype(np.float32)
+    return timed(CONTENDERS[name][0](student, teacher))
+
+
+def _prepare_elsewhere(other: Elsewhere, name: str, n: int) -> Callable[[], float]:
+    answer = other.ask(do="prepare", name=name, n=n)
+    if isinstance(answer, dict):
+        raise ImportError(answer["error"])
+    return functools.partial(other.ask, do="time", name=name)
+
+
+def environment() -> dict[str, str]:
+    """What was measured on, and with which versions."""
+    versions = {}
+    for package in ("jax", "jaxlib", "torch", "torchsort", "softjax", "rax", "ott-jax"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    device = jax.devices()[0]
+    return {
+        "date": datetime.date.today().isoformat(),
+        "device": f"{device.platform} {device.device_kind}",
+        "python": platform.python_version(),
+        **versions,
+    }
+
+
+def measure(sizes: list[int], seconds: float, also: list[str]) -> dict[str, Any]:
+    """Times every contender that is there at every size it is asked for."""
+    on_cpu = jax.default_backend() == "cpu"
+    others = [Elsewhere(python, "benchmarks.ranking") for python in also]
+    results: dict[str, Any] = {"environment": environment(), "features": [STUDENT_FEATURES, TEACHER_FEATURES]}
+    results["milliseconds"], missing = {}, {}
+    for n in sizes:
+        ready: dict[str, Callable[[], float]] = {}
+        for name, (_, largest) in CONTENDERS.items():
+            if (on_cpu and n > largest) or name in missing:
+                continue
+            for source in (prepare, *(functools.partial(_prepare_elsewhere, other) for other in others)):
+                try:
+                    ready[name] = source(name, n)
+                    break
+                except Exception as error:
+                    # a peer may lack anything, or fail at a size; the run goes on without it
+                    failure = f"{type(error).__name__}: {error}".splitlines()[0]
+                    if isinstance(error, ImportError):
+                        missing.setdefault(name, failure)
+                    else:
+                        print(f"{name} at n = {n}: {failure}")
+            else:
+                continue
+            missing.pop(name, None)
+        results["milliseconds"][n] = {k: spread(t) for k, t in interleaved(ready, seconds / len(sizes)).items()}
+        print(f"n = {n}: done")
+    for other in others:
+        other.close()
+    results["missing"] = missing
+    return results
+
+
+def table(results: dict[str, Any]) -> str:
+    """Medians in milliseconds, quartiles, and how many times the reference each takes."""
+    sizes = list(results["milliseconds"])
+    lines = ["| milliseconds, median (quartiles), times ours | " + " | ".join(f"n = {n}" for n in sizes) + " |"]
+    lines.append("|---|" + "---|" * len(sizes))
+    for name in CONTENDERS:
+        cells = []
+        for n in sizes:
+            measured = results["milliseconds"][n].get(name)
+            if measured is None:
+                cells.append("")
+                continue
+            ratio = measured[0] / results["milliseconds"][n][REFERENCE][0]
+            cells.append(f"{measured[0]:.3g} ({measured[1]:.3g}-{measured[2]:.3g}), {ratio:.2g} x")
+        if any(cells):
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += [f"not installed: {name} ({why})" for name, why in results["missing"].items()]
+    return "\n".join(lines)
+
+
+def plot(results: dict[str, Any], path: pathlib.Path) -> None:
+    """Time against n, both logarithmic."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 6), layout="constrained")
+    for name in CONTENDERS:
+        points = [(n, by_name[name][0]) for n, by_name in results["milliseconds"].items() if name in by_name]
+        if points:
+            style = {"lw": 2.5 if name == REFERENCE else 1, "ls": "-" if name.startswith("pcjax") else "--"}
+            axes.loglog(*zip(*points, strict=True), marker="o", label=name, **style)
+    axes.set(xlabel="examples in the batch", ylabel="loss and gradient, milliseconds")
+    axes.set_title(results["environment"]["device"])
+    axes.grid(visible=True, which="both", alpha=0.2)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Runs the benchmark, or serves it to another interpreter."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256, 512, 1024, 2048, 4096])
+    parser.add_argument("--seconds", type=float, default=120, help="for all sizes together, compilation not counted")
+    parser.add_argument("--also", nargs="*", default=[], metavar="PYTHON")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmark-results"))
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        serve(prepare)
+        return
+    results = measure(arguments.sizes, arguments.seconds, arguments.also)
+    print(table(results))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "ranking.json").write_text(json.dumps(results, indent=1))
+    try:
+        plot(results, arguments.out / "ranking.png")
+    except ImportError:
+        print("no plot: matplotlib is not installed")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Interleaved timing: one call of every contender in turn, again and again, so that the machine's moods hit all."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+
+def interleaved(
+    contenders: Mapping[str, Callable[[], float]], seconds: float, most: int = 200
+) -> dict[str, list[float]]:
+    """Seconds of single calls, taken in turns until the time is used up; slow contenders take fewer, at least 3."""
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    share = seconds / max(len(contenders), 1)
+    while True:
+        pending = [n for n, t in times.items() if len(t) < 3 or (sum(t) < share and len(t) < most)]
+        if not pending:
+            return times
+        for name in pending:
+            times[name].append(contenders[name]())
+
+
+def timed(call: Callable[[], Any]) -> Callable[[], float]:
+    """One call, in seconds; compiled and warm."""
+    call()
+    call()
+
+    def once() -> float:
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+
+    return once
+
+
+def spread(times: list[float]) -> tuple[float, float, float]:
+    """Median and quartiles, in milliseconds."""
+    low, middle, high = np.percentile(times, [25, 50, 75]) * 1e3
+    return float(middle), float(low), float(high)
+
+
+class Elsewhere:
+    """A benchmark served by another interpreter, for peers that cannot be installed beside each other."""
+
+    def __init__(self, python: str, module: str):
+        self.process = subprocess.Popen(  # noqa: S603
+            [python, "-m", module, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def ask(self, **request: Any) -> Any:
+        """One request, one answer, each a line of JSON."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def close(self) -> None:
+        """Ends the other process."""
+        self.process.communicate(timeout=30)
+
+
+def serve(prepare: Callable[..., Callable[[], float]]) -> None:
+    """The other side of `Elsewhere`: "prepare" builds a contender, "time" calls it once."""
+    answers, ready = sys.stdout, {}
+    sys.stdout = sys.stderr  # what a library prints must not be taken for an answer
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            if request["do"] == "prepare":
+                ready[request["name"]] = prepare(request["name"], request["n"])
+                answer: Any = "ready"
+            else:
+                answer = ready[request["name"]]()
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
