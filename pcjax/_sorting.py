@@ -17,9 +17,13 @@ from jaxtyping import Array, Bool, Float, Int, Num
 def ordered_bits(x: Float[Array, "..."]) -> Int[Array, "..."]:
     """Integers that order as the floats do; -0 equals +0, and NaN comes after +inf."""
     integer = jnp.int64 if x.dtype.itemsize == 8 else jnp.int32
-    canonical = jnp.where(jnp.isnan(x), jnp.nan, jnp.where(x == 0, 0, x)).astype(x.dtype)
-    bits = lax.bitcast_convert_type(canonical, integer)
-    return jnp.where(bits < 0, bits ^ jnp.iinfo(integer).max, bits)
+    largest = jnp.iinfo(integer).max
+    bits = lax.bitcast_convert_type(x, integer)
+    # Compared as integers throughout: as floats, subnormal numbers would count as 0 where the machine flushes them.
+    magnitude = bits & largest
+    infinity = lax.bitcast_convert_type(jnp.asarray(jnp.inf, x.dtype), integer)
+    bits = jnp.where(magnitude == 0, 0, jnp.where(magnitude > infinity, infinity + 1, bits))
+    return jnp.where(bits < 0, bits ^ largest, bits)
 
 
 def floats_of(bits: Int[Array, "..."]) -> Float[Array, "..."]:

@@ -268,3 +268,31 @@ def test_machines_agree_on_gradients(rng, x64):
             for using in (_sorting.CPU, _sorting.ACCELERATOR)
         ]
         assert np.allclose(*found, atol=1e-12)
+
+
+ADVERSARIAL = {
+    "ties": lambda rng: rng.integers(0, 9, size=300) / 4,
+    "huge outliers": lambda rng: np.concatenate([rng.normal(size=297), [1e30, -1e30, 3e38]]),
+    "denormals": lambda rng: rng.normal(size=300) * 1e-40,
+    "constant": lambda rng: np.full(300, 0.3),
+    "two values": lambda rng: np.repeat([1.0, 1.0000001], 150),
+    "sorted": lambda rng: np.linspace(0, 3, 300),
+    "reversed": lambda rng: np.linspace(3, 0, 300),
+    "organ pipe": lambda rng: np.abs(np.linspace(-3, 3, 300)),
+    "one in the wrong place": lambda rng: np.roll(np.linspace(0, 3, 300), 1),
+    "far from zero": lambda rng: 1e6 + np.arange(300) / 8,
+}
+
+
+@pytest.mark.parametrize("method", ["laplace", "logistic"])
+@machines
+def test_adversarial_rows_equal_brute_force_in_float32(method, machine, rng, monkeypatch):
+    on(machine, monkeypatch)
+    rows = np.stack([make(rng) for make in ADVERSARIAL.values()]).astype(np.float32)
+    for temperature in (1e-3, 0.1, 10.0):
+        width = np.float64(np.float32(temperature))
+        expected = np.array([oracles.soft_rank(row, width, method) for row in rows])
+        worst = np.abs(soft_rank(rows, temperature=temperature, method=method) - expected).max(axis=1)
+        assert worst.max() <= 1e-3, dict(zip(ADVERSARIAL, worst, strict=True))
+    if method == "laplace":
+        assert np.array_equal(hard_rank(rows), scipy.stats.rankdata(rows, axis=1))
