@@ -1,5 +1,6 @@
 """Requests that cannot be served are refused at trace time, with the value that was given and what was expected."""
 
+import numbers
 from collections.abc import Collection
 from typing import Any
 
@@ -7,6 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+
+
+def _dtype_of(x: Any) -> np.dtype:
+    dtype = getattr(x, "dtype", None)
+    return np.asarray(x).dtype if dtype is None else dtype
 
 
 def require(condition: bool, message: str) -> None:
@@ -32,7 +38,7 @@ def require_features(what: str, x: Any) -> None:
 
 def require_real(what: str, x: Any) -> None:
     """Refuses complex numbers, strings and booleans."""
-    dtype = x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype
+    dtype = _dtype_of(x)
     real = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
     require(real, f"got {what} of dtype {dtype}: expected real numbers")
 
@@ -43,12 +49,27 @@ def require_positive(what: str, value: Any, optional: bool = False) -> None:
         return
     expected = f"got {what} {value!r}: expected a positive, finite number" + (" or None" if optional else "")
     require(not isinstance(value, (str, bytes, bool)) and value is not None, expected)
+    dtype = _dtype_of(value)
+    require(jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer), expected)
     if isinstance(value, Tracer):
         return
     values = np.asarray(value)
-    require(np.issubdtype(values.dtype, np.number) or values.dtype == jnp.bfloat16, expected)
     values = values.astype(np.float64)
     require(bool(np.all(np.isfinite(values) & (values > 0))), expected)
+
+
+def require_whole(what: str, value: Any, least: int, most: int | None = None, context: str = "") -> None:
+    """Refuses anything but an integer from `least` to `most`."""
+    bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    fits = whole and least <= int(value) and (most is None or int(value) <= most)
+    require(fits, f"got {what} {value!r}{context}: expected an integer {bounds}")
+
+
+def require_mask(given: Any) -> None:
+    """Refuses masks that are not of booleans: indices, above all."""
+    dtype = _dtype_of(given)
+    require(dtype.kind == "b", f"got where of dtype {dtype}: expected booleans, True for what counts")
 
 
 def at_least_float32(x: Any) -> jax.Array:

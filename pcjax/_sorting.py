@@ -14,8 +14,15 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Num
 
 
-def ordered_bits(x: Float[Array, "..."]) -> Int[Array, "..."]:
-    """Integers that order as the floats do; -0 equals +0, and NaN comes after +inf."""
+def ordered_bits(x: Num[Array, "..."]) -> Int[Array, "..."]:
+    """Integers that order as the numbers do; -0 equals +0, and NaN comes after +inf."""
+    if jnp.issubdtype(x.dtype, jnp.integer):
+        wide = x.dtype.itemsize == 8
+        signed = jnp.int64 if wide else jnp.int32
+        if jnp.issubdtype(x.dtype, jnp.unsignedinteger) and x.dtype.itemsize >= 4:
+            x = lax.bitcast_convert_type(x, signed) ^ jnp.iinfo(signed).min
+        # The largest two are left for what is masked and what pads.
+        return jnp.minimum(x.astype(signed), jnp.iinfo(signed).max - 2)
     integer = jnp.int64 if x.dtype.itemsize == 8 else jnp.int32
     largest = jnp.iinfo(integer).max
     bits = lax.bitcast_convert_type(x, integer)
@@ -138,7 +145,7 @@ def primitives(length: int) -> Primitives:
 
 def cache_rows(length: int) -> int | None:
     """How many rows of this length are best ranked together: what a core's cache holds; None, all at once."""
-    return max(32, 2**17 // length) if jax.default_backend() == "cpu" else None
+    return max(16, 2**17 // length) if jax.default_backend() == "cpu" else None
 
 
 class Sorted(NamedTuple):
@@ -149,7 +156,7 @@ class Sorted(NamedTuple):
     entries: Int[Array, "r"]  # how many of each column take part
 
 
-def sort_columns(x: Float[Array, "n r"], valid: Bool[Array, "n r"] | None, using: Primitives) -> Sorted:
+def sort_columns(x: Num[Array, "n r"], valid: Bool[Array, "n r"] | None, using: Primitives) -> Sorted:
     """Sorts every column, entries that are not `valid` to the end."""
     n, r = x.shape
     bits = ordered_bits(x)
@@ -185,10 +192,8 @@ def run_bounds(bits: Int[Array, "n r"], using: Primitives) -> tuple[Float[Array,
 
 
 @functools.partial(jax.jit, static_argnames="using")
-def average_ranks(
-    x: Float[Array, "n r"], valid: Bool[Array, "n r"] | None, *, using: Primitives
-) -> Float[Array, "n r"]:
+def average_ranks(x: Num[Array, "n r"], valid: Bool[Array, "n r"] | None, *, using: Primitives) -> Float[Array, "n r"]:
     """Ranks 1 ... n of every column, ties sharing the average of theirs."""
     columns = sort_columns(x, valid, using)
     first, last = run_bounds(columns.bits, using)
-    return unsort((first + last) / 2 + 1, columns.order).astype(x.dtype)
+    return unsort((first + last) / 2 + 1, columns.order)

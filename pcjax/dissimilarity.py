@@ -2,8 +2,12 @@
 
 Every function maps x (n, d) and y (m, d) to an (n, m) array, in float32 whatever the features' dtype (float64 for
 float64). All of them are exactly 0 for identical rows and have finite gradients everywhere; where the definition has
-a kink, as at distance 0, the gradient there is 0. Wherever pcjax asks for a dissimilarity, it takes one of these
-names or any function of the same shape.
+a kink, as at distance 0, the gradient there is 0. What is not a number stays none. Wherever pcjax asks for a
+dissimilarity, it takes one of these names or any function of the same shape, whose gradients should be finite too.
+
+All but `manhattan` go through a matrix product, after the features' mean has been subtracted: the rounding is that of
+the squared distance from the mean. Beside an outlier 10^4 times as far as the rest, or in clusters as far apart as
+that, float32 no longer resolves what is near; `manhattan` does.
 """
 
 import dataclasses
@@ -36,11 +40,11 @@ def euclidean(x: ArrayLike, y: ArrayLike) -> Float[Array, "n m"]:
     """
     x, y = _features(x, y)
     squared, unit = _squared_distances(x, y)
-    return _sqrt(squared) * unit
+    return _in_full(_sqrt(squared), unit)
 
 
 def squared_euclidean(x: ArrayLike, y: ArrayLike) -> Float[Array, "n m"]:
-    """Squared Euclidean distance: d(x, y) = |x - y|^2, saturating at the largest float.
+    """Squared Euclidean distance: d(x, y) = |x - y|^2, saturating near the largest float.
 
     Args:
       x: (n, d) features.
@@ -55,7 +59,7 @@ def squared_euclidean(x: ArrayLike, y: ArrayLike) -> Float[Array, "n m"]:
     """
     x, y = _features(x, y)
     squared, unit = _squared_distances(x, y)
-    return jnp.minimum(squared * unit, jnp.finfo(x.dtype).max / jnp.maximum(unit, 1)) * unit
+    return _in_full(_in_full(squared, unit), unit)
 
 
 def cosine(x: ArrayLike, y: ArrayLike) -> Float[Array, "n m"]:
@@ -119,6 +123,7 @@ def manhattan(x: ArrayLike, y: ArrayLike) -> Float[Array, "n m"]:
     [[7.]]
     """
     x, y = _features(x, y)
+    unit = _unit(x, y)
 
     # Without the checkpoint the (n, m) differences of every feature would be kept for the gradient.
     @jax.checkpoint
@@ -126,7 +131,7 @@ def manhattan(x: ArrayLike, y: ArrayLike) -> Float[Array, "n m"]:
         return total + jnp.abs(feature[0][:, None] - feature[1][None]), None
 
     nothing = jnp.zeros_like(x[:, :1]) * jnp.zeros_like(y[:, 0])
-    return lax.scan(add_feature, nothing, (x.T, y.T))[0]
+    return _in_full(lax.scan(add_feature, nothing, (x.T / unit, y.T / unit))[0], unit)
 
 
 def correlation(x: ArrayLike, y: ArrayLike) -> Float[Array, "n m"]:
@@ -169,7 +174,7 @@ def resolve(dissimilarity: str | Dissimilarity) -> Dissimilarity:
 
 @dataclasses.dataclass(frozen=True)
 class _Checked:
-    """A caller's dissimilarity; equal to another if its function is, so that nothing is compiled twice."""
+    """A caller's dissimilarity, whose results are looked at."""
 
     function: Dissimilarity
 
@@ -178,6 +183,7 @@ class _Checked:
         name = getattr(self.function, "__name__", repr(self.function))
         got = f"the dissimilarity {name} gave shape {np.shape(found)} for features {x.shape} and {y.shape}"
         _checks.require(np.shape(found) == expected, f"{got}: expected {expected}")
+        _checks.require_real(f"the dissimilarity {name}'s result", found)
         return _checks.at_least_float32(found)
 
 
@@ -196,8 +202,7 @@ def _squared_distances(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> tuple[
     """Squared distances in a unit of length that neither overflows nor underflows, and that unit, a power of two."""
     centre = lax.stop_gradient(jnp.mean(y, axis=0))  # distances do not move with it, so neither does the gradient
     x, y = x - centre, y - centre
-    extent = jnp.maximum(jnp.max(jnp.abs(x)), jnp.max(jnp.abs(y)))
-    unit = lax.stop_gradient(jnp.exp2(jnp.floor(jnp.log2(jnp.where(extent > 0, extent, 1)))))
+    unit = _unit(x, y)
     x, y = x / unit, y / unit
     product = jnp.matmul(x, y.T, precision=lax.Precision.HIGHEST)
     norms = jnp.sum(x * x, axis=1)[:, None] + jnp.sum(y * y, axis=1)
@@ -206,12 +211,25 @@ def _squared_distances(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> tuple[
     # below one eps for other reasons is 0 as well, or its square root would have a wild gradient.
     fixed = lax.stop_gradient(norms)
     equal = (_fingerprints(x)[:, None] == _fingerprints(y)) & (squared < 1e-3 * fixed)
-    return jnp.where((squared > jnp.finfo(x.dtype).eps * fixed) & ~equal, squared, 0), unit
+    return jnp.where((squared <= jnp.finfo(x.dtype).eps * fixed) | equal, 0, squared), unit
+
+
+def _unit(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, ""]:
+    """The power of two below the largest entry: division by it is exact."""
+    extent = jnp.maximum(jnp.max(jnp.abs(x), initial=0), jnp.max(jnp.abs(y), initial=0))
+    return lax.stop_gradient(jnp.exp2(jnp.floor(jnp.log2(jnp.where(extent == 0, 1, extent)))))
+
+
+def _in_full(x: Float[Array, "n m"], unit: Float[Array, ""]) -> Float[Array, "n m"]:
+    """X times unit, saturating where the sum of a row would still not overflow."""
+    largest = float(jnp.finfo(x.dtype).max) * 2.0**-32
+    return jnp.minimum(x, largest / jnp.maximum(unit, 1)) * unit
 
 
 def _fingerprints(x: Float[Array, "n d"]) -> UInt32[Array, "n"]:
     """A 32-bit hash of every row's numbers (+0 and -0 alike): equal rows have equal ones."""
-    bits = lax.bitcast_convert_type(jnp.where(x == 0, 0, lax.stop_gradient(x)), jnp.uint32).reshape(x.shape[0], -1)
+    n, words = x.shape[0], x.shape[1] * x.dtype.itemsize // 4
+    bits = lax.bitcast_convert_type(jnp.where(x == 0, 0, lax.stop_gradient(x)), jnp.uint32).reshape(n, words)
     bits ^= lax.broadcasted_iota(jnp.uint32, bits.shape, 1) * jnp.uint32(0x9E3779B9)
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):  # MurmurHash3's finaliser
         bits = (bits ^ (bits >> shift)) * jnp.uint32(factor)
@@ -220,19 +238,25 @@ def _fingerprints(x: Float[Array, "n d"]) -> UInt32[Array, "n"]:
 
 def _sqrt(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """Square root with gradient 0 at 0: with one `where` alone the gradient would be 0 * inf."""
-    return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), 0)
+    return jnp.where(x <= 0, 0, jnp.sqrt(jnp.where(x <= 0, 1, x)))
 
 
 def _directions(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
     """Rows of length 1; zero rows stay zero."""
-    largest = lax.stop_gradient(jnp.max(jnp.abs(x), axis=1, keepdims=True))
-    x = x / jnp.where(largest > 0, largest, 1)  # so that no square overflows
+    x = _moderate(x)
     squared = jnp.sum(x * x, axis=1, keepdims=True)
-    return jnp.where(squared > 0, x / jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
+    return jnp.where(squared == 0, 0, x / jnp.sqrt(jnp.where(squared == 0, 1, squared)))
 
 
 def _deviations(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
-    """Rows less their own mean; rows that are constant but for rounding become zero."""
+    """Rows, in units of their own, less their mean; rows that are constant but for rounding become zero."""
+    x = _moderate(x)
     deviations = x - jnp.mean(x, axis=1, keepdims=True)
-    rounding = 4 * jnp.finfo(x.dtype).eps * jnp.max(jnp.abs(x), axis=1, keepdims=True)
-    return jnp.where(jnp.max(jnp.abs(deviations), axis=1, keepdims=True) > rounding, deviations, 0)
+    constant = jnp.max(jnp.abs(deviations), axis=1, keepdims=True) <= 4 * jnp.finfo(x.dtype).eps
+    return jnp.where(constant, 0, deviations)
+
+
+def _moderate(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
+    """Rows divided by their largest entry, so that neither squares nor sums overflow."""
+    largest = lax.stop_gradient(jnp.max(jnp.abs(x), axis=1, keepdims=True))
+    return x / jnp.where(largest == 0, 1, largest)

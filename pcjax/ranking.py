@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import Array, ArrayLike, Bool, Float, Num
 
 from pcjax import _checks, _sorting
 from pcjax._sorting import Primitives
@@ -22,7 +22,7 @@ def hard_rank(x: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -
     """Ranks 1 ... n along an axis; ties share the average of the ranks they span.
 
     r_i = 1 + #{j : x_j < x_i} + 1/2 #{j != i : x_j = x_i}, as `scipy.stats.rankdata(x, "average", axis)`; a row with
-    a NaN is NaN. Its gradient is zero.
+    a NaN is NaN. Whole numbers are compared as such, however large. The gradient is zero.
 
     Args:
       x: numbers, of any shape.
@@ -38,10 +38,12 @@ def hard_rank(x: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -
      [2.5 2.5 1. ]]
     """
     columns, valid, restore = _as_columns(x, axis, where)
-    columns = lax.stop_gradient(columns)
+    whole = jnp.issubdtype(columns.dtype, jnp.integer)
+    columns = columns if whole else lax.stop_gradient(_checks.at_least_float32(columns))
     ranks = _sorting.average_ranks(columns, valid, using=_sorting.primitives(columns.shape[0]))
-    broken = jnp.isnan(columns) if valid is None else jnp.isnan(columns) & valid
-    ranks = jnp.where(jnp.any(broken, axis=0), jnp.nan, ranks)
+    if not whole:
+        broken = jnp.isnan(columns) if valid is None else jnp.isnan(columns) & valid
+        ranks = jnp.where(jnp.any(broken, axis=0), jnp.nan, ranks)
     return restore(ranks if valid is None else jnp.where(valid, ranks, 0))
 
 
@@ -65,7 +67,7 @@ def soft_rank(
       arXiv:2002.08871). Beware of its cliff: it is exactly hard, without gradient, wherever gaps exceed the
       temperature, and a little above that the whole row pools into one block, where the rank is an affine function
       of x itself and no rank any more. In float32 it is good to a thousandth of a rank while the row spans fewer
-      than 10^4 temperatures, and to half the spacing of floats at x / temperature beyond.
+      than 10^4 temperatures; beyond, the error grows with that span.
 
     Gradients flow to x and to the temperature (reverse mode only). Ranks of bfloat16 or float16 numbers are computed
     and returned in float32.
@@ -91,32 +93,38 @@ def soft_rank(
     _checks.require_positive("temperature", temperature)
     shape = np.shape(x)
     columns, valid, restore = _as_columns(x, axis, where)
+    columns = _checks.at_least_float32(columns)
     width = jnp.asarray(temperature, columns.dtype)
     rows = shape[: axis % len(shape)] + shape[axis % len(shape) + 1 :]
     if width.ndim == len(shape) and width.shape[axis] == 1:
         width = jnp.squeeze(width, axis)
     got = f"got temperature of shape {np.shape(temperature)} for x of shape {shape}"
     _checks.require(_broadcasts(width.shape, rows), f"{got}: expected one number, or one per row, {rows}")
-    # Adding zeros of x gives the temperature x's device axes, which a custom gradient under shard_map asks for.
+    # Zeros of the others carry their device axes, which under shard_map all that a custom gradient meets must share.
     width = jnp.broadcast_to(width, rows).reshape(-1) + jnp.zeros_like(columns[0])
+    columns = columns + jnp.zeros_like(width)
+    if valid is not None:
+        columns = columns + jnp.zeros_like(valid, columns.dtype)
+        width = width + jnp.zeros_like(columns[0])
     ranks = soft_rank_columns(columns, width, valid, method, _sorting.primitives(columns.shape[0]))
     return restore(ranks if valid is None else jnp.where(valid, ranks, 0))
 
 
 def _as_columns(
     x: ArrayLike, axis: int, where: ArrayLike | None
-) -> tuple[Float[Array, "n r"], Bool[Array, "n r"] | None, Callable[[Array], Array]]:
+) -> tuple[Num[Array, "n r"], Bool[Array, "n r"] | None, Callable[[Array], Array]]:
     """Brings the ranked axis to the front and the others side by side behind it; `restore` undoes it."""
     shape = np.shape(x)
     _checks.require_real("x", x)
     _checks.require(len(shape) > 0, f"got x of shape {shape}: expected at least one axis to rank along")
-    _checks.require(-len(shape) <= axis < len(shape), f"got axis {axis} for x of shape {shape}: there is no such axis")
+    _checks.require_whole("axis", axis, -len(shape), len(shape) - 1, f" for x of shape {shape}")
     _checks.require(shape[axis] > 0, f"got x of shape {shape}: expected at least one entry along axis {axis}")
-    front = jnp.moveaxis(_checks.at_least_float32(x), axis, 0)
+    front = jnp.moveaxis(jnp.asarray(x), axis, 0)
     valid = None
     if where is not None:
         given = np.shape(where)
         got = f"got where of shape {given} for x of shape {shape}"
+        _checks.require_mask(where)
         _checks.require(_broadcasts(given, shape), f"{got}: expected a shape that broadcasts to it")
         valid = jnp.moveaxis(jnp.broadcast_to(jnp.asarray(where, bool), shape), axis, 0).reshape(shape[axis], -1)
 
@@ -149,7 +157,8 @@ def soft_rank_columns(
     x: Float[Array, "n r"], width: Float[Array, "r"], valid: Bool[Array, "n r"] | None, method: str, using: Primitives
 ) -> Float[Array, "n r"]:
     """`soft_rank` of every column, without its checks; entries that are not valid get no meaningful rank."""
-    return _soft_rank(x, width, valid, method, using)
+    # Below the smallest normal number the width would be flushed to 0 and divide by it.
+    return _soft_rank(x, jnp.maximum(width, jnp.finfo(x.dtype).tiny), valid, method, using)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -183,11 +192,12 @@ def _laplace_forward(x: Array, width: Array, valid: Array | None, using: Primiti
     columns = _sorting.sort_columns(x, valid, using)
     s, m = _sorting.floats_of(columns.bits), columns.entries
     k = lax.broadcasted_iota(jnp.int32, x.shape, 0)  # counted from 0
-    gap = jnp.where((k > 0) & (k < m), jnp.maximum(s - jnp.roll(s, 1, axis=0), 0), jnp.inf)
+    tied = columns.bits == jnp.roll(columns.bits, 1, axis=0)
+    gap = jnp.where(tied, 0, s - jnp.roll(s, 1, axis=0))  # infinities tie too
     # With d_k = exp(-gap_k / width): a_k = d_k (1 + a_{k-1}) sums exp(-(s_k - s_j) / width) over the j below k, b_k
     # over those above, and r_k = k + (b_k - a_k) / 2. What is scanned are a's and b's shortfalls from the number of
     # terms, k - a_k and m - 1 - k - b_k: small where the ranks are soft, integers where they are hard, exact in both.
-    fall = -jnp.expm1(-gap / jnp.maximum(width, jnp.finfo(x.dtype).tiny))
+    fall = jnp.where((k > 0) & (k < m), -jnp.expm1(-gap / width), 1)
     below, above = k.astype(x.dtype), jnp.maximum(m - 1 - k, 0).astype(x.dtype)
     from_below = using.relax(fall, below, False)
     from_above = using.relax(jnp.roll(fall, -1, axis=0), above, True)
@@ -203,23 +213,32 @@ def _laplace_backward(saved: Any, g: Array, using: Primitives) -> Array:
     # dx_k = [g_k (a_k + b_k) - A_k - B_k] / (2 width), A_k = d_k (g_{k-1} + A_{k-1}), B_k = d_{k+1} (g_{k+1} + B_{k+1})
     from_below = using.recur(d, d * jnp.roll(g, 1, axis=0), False)
     from_above = using.recur(d_next, d_next * jnp.roll(g, -1, axis=0), True)
-    dx = (g * weight - from_below - from_above) / (2 * jnp.maximum(width, jnp.finfo(g.dtype).tiny))
+    dx = (g * weight - from_below - from_above) / 2 / width
     return _sorting.unsort(dx, order)
+
+
+def _over_entries(entry: Callable[..., Array], *columns: Array) -> Array:
+    """`entry` of every row of the columns: pair by pair, in the memory of about a million pairs."""
+    n, r = columns[0].shape
+    return lax.map(lambda rows: entry(*rows), columns, batch_size=max(1, min(n, 2**20 // (n * r))))
 
 
 def _logistic_forward(x: Array, width: Array, valid: Array | None, using: Primitives) -> tuple[Array, Any]:
     x = x if valid is None else jnp.where(valid, x, 0)
-    terms = jax.nn.sigmoid((x[:, None] - x[None]) / width)
-    terms = terms if valid is None else jnp.where(valid[None], terms, 0)
-    return jnp.sum(terms, axis=1) + 0.5, (x, width, valid)
+    counts = jnp.ones_like(x) if valid is None else valid.astype(x.dtype)
+    ranks = _over_entries(lambda one: jnp.sum(jax.nn.sigmoid((one - x) / width) * counts, axis=0) + 0.5, x)
+    return ranks, (x, width, counts)
 
 
 def _logistic_backward(saved: Any, g: Array, using: Primitives) -> Array:
-    x, width, valid = saved
-    terms = jax.nn.sigmoid((x[:, None] - x[None]) / width)
-    slopes = terms * (1 - terms) * (g[:, None] - g[None])
-    slopes = slopes if valid is None else jnp.where(valid[None], slopes, 0)
-    return jnp.sum(slopes, axis=1) / width
+    x, width, counts = saved
+
+    def slopes(one: Array, g_one: Array) -> Array:
+        u = (one - x) / width
+        slope = jax.nn.sigmoid(u) * jax.nn.sigmoid(-u)
+        return jnp.sum(slope * counts * (g_one - g), axis=0)
+
+    return _over_entries(slopes, x, g) / width
 
 
 def _permutahedron_forward(x: Array, width: Array, valid: Array | None, using: Primitives) -> tuple[Array, Any]:
@@ -228,7 +247,7 @@ def _permutahedron_forward(x: Array, width: Array, valid: Array | None, using: P
     z, m = -_sorting.floats_of(columns.bits), columns.entries
     k = lax.broadcasted_iota(jnp.int32, x.shape, 0)
     # Blocks never pool over a gap of n / 2 temperatures: clipped there, no gap overflows, and the row ends at 0.
-    gap = jnp.clip(z - jnp.roll(z, -1, axis=0), 0, jnp.finfo(x.dtype).max) / jnp.maximum(width, jnp.finfo(x.dtype).tiny)
+    gap = jnp.clip(z - jnp.roll(z, -1, axis=0), 0, jnp.finfo(x.dtype).max) / width
     gap = jnp.where(k < m - 1, jnp.minimum(gap, n / 2 + 1), 0)
     w = (m - k).astype(x.dtype)
     y = lax.cumsum(gap, axis=0, reverse=True) - w

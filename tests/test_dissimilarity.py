@@ -124,3 +124,24 @@ def test_close_directions_keep_their_digits(x64):
     x = np.array([[1.0, 0.0], [np.cos(1e-4), np.sin(1e-4)]])
     assert_close(pcjax.dissimilarity.cosine(x.astype(np.float32), x.astype(np.float32))[0, 1], 5e-9, 1e-3)
     assert_close(pcjax.dissimilarity.angular(x, x)[0, 1] * np.pi, 1e-4, 1e-9)
+
+
+@names
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_what_is_not_a_number_stays_none(name, broken, rng):
+    x = features(rng).astype(np.float32)
+    x[3, 2] = broken
+    assert not np.isfinite(np.asarray(DISSIMILARITIES[name](x, x))[3]).any()
+
+
+def test_matrix_products_ask_for_the_highest_precision():
+    # On a CPU nothing else can tell: TPUs multiply in bfloat16 unless asked not to.
+    for name in DISSIMILARITIES:
+        program = str(jax.make_jaxpr(jax.grad(lambda x: jnp.sum(DISSIMILARITIES[name](x, x))))(jnp.ones((3, 2))))
+        assert program.count("dot_general") == program.count("precision=(Precision.HIGHEST, Precision.HIGHEST)"), name
+        assert ("dot_general" in program) == (name != "manhattan")
+
+
+@names
+def test_no_points_at_all(name):
+    assert DISSIMILARITIES[name](jnp.ones((3, 2)), jnp.ones((0, 2))).shape == (3, 0)

@@ -61,7 +61,8 @@ def perception_coherence(
       teacher: (n, dt) features of the same examples.
       temperature: width of the soft rank relative to the scale of the dissimilarities; positive, may be traced (a
         schedule does not recompile). Small ones rank more exactly but reach fewer pairs with a gradient: start at 0.1.
-      dissimilarity: a name of `pcjax.dissimilarity` or a function (n, d), (m, d) -> (n, m).
+      dissimilarity: a name of `pcjax.dissimilarity` or a function (n, d), (m, d) -> (n, m), whose gradient is finite
+        at distance 0.
       teacher_dissimilarity: the teacher's, if it is to be another one.
       teacher_temperature: None ranks the teacher hard; a number ranks it softly too, by the same method.
       ranking: the soft rank's method, see `pcjax.ranking.soft_rank`.
@@ -77,15 +78,17 @@ def perception_coherence(
       references: (student points, teacher points), more points to be ranked against beside the batch, such as a
         memory of past features. They get no gradient.
       axis_name: mapped axis (or axes) over which the batch is split. Every device ranks its anchors against the
-        points of all of them, and `jax.lax.pmean` over that axis, of the value and of the gradients, gives those of
-        the whole batch.
-      chunk_size: anchors per block. The loss and its gradient are computed in one sweep over the blocks, in
-        O(chunk_size x n) memory instead of O(n^2).
-      reduce_fn: jnp.mean, jnp.sum, another function of the per-example losses (given `where` if there is one), or
-        None for those themselves, shape (n,).
+        points of all of them (the references are each device's own: give all the same), and `jax.lax.pmean` over that
+        axis, of the mean or sum and of each device's gradients, gives those of the whole batch. Under
+        `jax.shard_map`, which by itself adds up the gradients of parameters that all devices share, take the gradient
+        of `jax.lax.pmean(loss, axis_name)` instead, or `jax.lax.pcast` the parameters to varying first.
+      chunk_size: at most how many anchors are seen at a time. The loss and its gradient are then computed in one sweep
+        over blocks of anchors, in O(chunk_size x n) memory instead of O(n^2).
+      reduce_fn: jnp.mean, jnp.sum, another function of this device's per-example losses (called with `where` if there
+        is one), or None for those themselves, shape (n,).
 
     Returns:
-      The reduced loss; 0 if everything is masked.
+      The reduced loss; the mean and the sum are 0 if everything is masked.
 
     >>> import jax, pcjax
     >>> student = jax.random.normal(jax.random.key(0), (8, 4))
@@ -114,12 +117,13 @@ def perception_coherence(
         _checks.require_name("weighting", weighting, WEIGHTINGS, " or a function of the teacher's ranks")
     real = isinstance(power, numbers.Real) and not isinstance(power, bool)
     _checks.require(real and 1 <= power < float("inf"), f"got power {power!r}: expected a finite number, at least 1")
-    whole = isinstance(chunk_size, numbers.Integral) and not isinstance(chunk_size, bool) and chunk_size >= 1
-    got_size, got_reduction = f"got chunk_size {chunk_size!r}", f"got reduce_fn {reduce_fn!r}"
-    _checks.require(chunk_size is None or whole, f"{got_size}: expected a positive integer or None")
-    _checks.require(reduce_fn is None or callable(reduce_fn), f"{got_reduction}: expected a function or None")
+    if chunk_size is not None:
+        _checks.require_whole("chunk_size", chunk_size, 1)
+    got = f"got reduce_fn {reduce_fn!r}"
+    _checks.require(reduce_fn is None or callable(reduce_fn), f"{got}: expected a function or None")
     if where is not None:
         mask = f"got where of shape {np.shape(where)} for {n} examples: expected ({n},)"
+        _checks.require_mask(where)
         _checks.require(np.shape(where) == (n,), mask)
     extra = _check_references(references, shapes)
     total = n * _axis_size(axis_name) + extra
@@ -134,18 +138,15 @@ def perception_coherence(
         weighting,
         axis_name,
         None if chunk_size is None else min(int(chunk_size), n),
+        not any(callable(given) for given in (dissimilarity, teacher_dissimilarity, weighting)),
     )
-    array = _checks.at_least_float32
-    return _loss(
-        array(student),
-        array(teacher),
-        temperature,
-        teacher_temperature,
-        None if where is None else jnp.asarray(where, bool),
-        None if references is None else (array(references[0]), array(references[1])),
-        request,
-        reduce_fn,
-    )
+    arrays = [_checks.at_least_float32(x) for x in (student, teacher, *(references or ()))]
+    dtype = jnp.result_type(*arrays)
+    student, teacher, *more = (x.astype(dtype) for x in arrays)
+    mask = None if where is None else jnp.asarray(where, bool)
+    # What a function of the caller's closes over may change from call to call: nothing of it may be kept compiled.
+    evaluate = _compiled_loss if request.named and reduce_fn in (None, jnp.mean, jnp.sum) else _loss
+    return evaluate(request, reduce_fn, student, teacher, temperature, teacher_temperature, mask, tuple(more))
 
 
 def _check_references(references: Any, shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> int:
@@ -166,6 +167,9 @@ def _check_references(references: Any, shapes: tuple[tuple[int, ...], tuple[int,
 def _axis_size(axis_name: Any) -> int:
     if axis_name is None:
         return 1
+    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    named = len(names) > 0 and all(isinstance(name, str) for name in names)
+    _checks.require(named, f"got axis_name {axis_name!r}: expected a name or a tuple of names")
     try:
         return lax.axis_size(axis_name)
     except (NameError, KeyError, TypeError) as error:
@@ -188,6 +192,7 @@ class _Request:
     weighting: Any  # a name or a function
     axis_name: str | tuple[str, ...] | None
     chunk_size: int | None
+    named: bool  # no function among the above is the caller's
 
 
 class _Anchors(NamedTuple):
@@ -214,27 +219,29 @@ class _Moving(NamedTuple):
     scale: Float[Array, ""] | None  # None if every row has its own
 
 
-@functools.partial(jax.jit, static_argnames=("request", "reduce_fn"))
 def _loss(
+    request: _Request,
+    reduce_fn: Callable[..., Array] | None,
     student: Float[Array, "n ds"],
     teacher: Float[Array, "n dt"],
     temperature: ArrayLike,
     teacher_temperature: ArrayLike | None,
-    mask: Array | None,
-    references: tuple[Array, Array] | None,
-    request: _Request,
-    reduce_fn: Callable[..., Array] | None,
+    mask: Bool[Array, "n"] | None,
+    references: tuple[Array, ...],
 ) -> Array:
-    teacher = lax.stop_gradient(teacher)
-    if mask is not None:
-        student, teacher = _without_masked(student, mask), _without_masked(teacher, mask)
+    # Zeros of the features carry their device axes, which under shard_map all that a gradient flows to must share.
+    zero = jnp.zeros_like(jnp.sum(student)) + jnp.zeros_like(jnp.sum(teacher))
+    student, teacher = student + zero, lax.stop_gradient(teacher)
     n, axis_name, own = student.shape[0], request.axis_name, request.frame == "own"
+    if mask is not None:
+        student = _without_masked(student, mask, axis_name)
+        teacher = _without_masked(teacher, mask, axis_name)
 
     points, teacher_points, valid = student, teacher, mask
     if axis_name is not None:
         gather = functools.partial(lax.all_gather, axis_name=axis_name, axis=0, tiled=True)
         points, teacher_points, valid = jax.tree.map(gather, (student, teacher, mask))
-    if references is not None:
+    if references:
         more, teacher_more = (lax.stop_gradient(r) for r in references)
         points = jnp.concatenate([points, more])
         teacher_points = jnp.concatenate([teacher_points, teacher_more])
@@ -242,24 +249,25 @@ def _loss(
     first = 0 if axis_name is None else lax.axis_index(axis_name) * n
     anchors = _Anchors(teacher, first + jnp.arange(n) if own else jnp.full((n,), -1))
 
-    # Zeros of the features carry their device axes, which under shard_map all that a gradient flows to must share.
-    zero = jnp.zeros_like(student[0, 0])
     moving = _Moving(points if own else None, zero + temperature, None)
     fixed = _Points(teacher_points, valid, None, None)
     if teacher_temperature is not None:
         fixed = fixed._replace(teacher_temperature=lax.stop_gradient(zero + teacher_temperature))
 
-    weights = zero + (jnp.ones(n) if mask is None else mask.astype(student.dtype))
+    weights = zero + (jnp.ones_like(student[:, 0]) if mask is None else mask.astype(student.dtype))
     total = jnp.sum(weights)
     total = total if axis_name is None else lax.pmean(total, axis_name)
     share = 1 / jnp.where(total > 0, total, 1)
 
+    # Also where no chunks are asked for, a sweep in blocks that a cache holds is the fastest on a CPU.
+    block = min(request.chunk_size or n, cache_rows(teacher_points.shape[0]) or n)
+    chunk_size = None if request.chunk_size is None else block
+
     def summed(values: RowValues, weights: Array) -> Array:
         values = functools.partial(values, request)
-        # Also where no chunks are asked for, a sweep in blocks that a cache holds is the fastest on a CPU.
-        block = min(request.chunk_size or n, cache_rows(teacher_points.shape[0]) or n)
-        if block == n:
-            return jnp.vdot(weights, values(student, moving, anchors, fixed))
+        # The sweep's gradient is its own, and does not know what a caller's function closes over.
+        if block == n or not request.named:
+            return jnp.vdot(weights, swept_values(values, student, moving, anchors, fixed, chunk_size))
         return swept_sum(values, student, moving, anchors, fixed, weights, block)
 
     if request.scale == "batch":
@@ -267,7 +275,7 @@ def _loss(
         def scale_of(row_means: RowValues) -> Array:
             mean = summed(row_means, weights * share)
             mean = mean if axis_name is None else lax.pmean(mean, axis_name)
-            return zero + jnp.where(mean > 0, mean, 1)
+            return zero + jnp.where(mean == 0, 1, mean)
 
         student_scale = scale_of(_student_means)
         if teacher_temperature is not None:
@@ -280,17 +288,23 @@ def _loss(
     if reduce_fn is jnp.sum:
         return summed(_anchor_losses, weights * _axis_size(axis_name))
     losses = functools.partial(_anchor_losses, request)
-    values = swept_values(losses, student, moving, anchors, fixed, request.chunk_size)
+    values = swept_values(losses, student, moving, anchors, fixed, chunk_size)
     values = values if mask is None else jnp.where(mask, values, 0)
     if reduce_fn is None:
         return values
     return reduce_fn(values) if mask is None else reduce_fn(values, where=mask)
 
 
-def _without_masked(x: Float[Array, "n d"], mask: Bool[Array, "n"]) -> Float[Array, "n d"]:
-    """Puts the mean of the valid rows in place of the others, so that nothing they hold can matter."""
+def _without_masked(x: Float[Array, "n d"], mask: Bool[Array, "n"], axis_name: Any) -> Float[Array, "n d"]:
+    """Puts the mean of all devices' valid rows in place of the others, so that nothing they hold can matter."""
     x = jnp.where(mask[:, None], x, 0)
-    return jnp.where(mask[:, None], x, lax.stop_gradient(jnp.sum(x, axis=0) / jnp.maximum(jnp.sum(mask), 1)))
+    total, count = lax.stop_gradient(jnp.sum(x, axis=0)), jnp.sum(mask)
+    if axis_name is not None:
+        total, count = lax.psum((total, count), axis_name)
+    return jnp.where(mask[:, None], x, total / jnp.maximum(count, 1))
+
+
+_compiled_loss = jax.jit(_loss, static_argnums=(0, 1))
 
 
 def _anchor_losses(
@@ -303,13 +317,13 @@ def _anchor_losses(
         width = temperature * (_row_deviation(d, included) if scale is None else scale)
         return soft_rank(d, temperature=width, method=request.ranking, where=included)
 
-    d_teacher = _teacher_rows(request, anchors, fixed)
+    d_teacher = _teacher_rows(request, anchors, fixed, included)
     if fixed.teacher_temperature is None:
         teacher_ranks = hard_rank(d_teacher, where=included)
     else:
         teacher_ranks = softly(d_teacher, fixed.teacher_temperature, fixed.teacher_scale)
     teacher_ranks = lax.stop_gradient(teacher_ranks)
-    student_ranks = softly(_student_rows(request, student, moving, fixed), moving.temperature, moving.scale)
+    student_ranks = softly(_student_rows(request, student, moving, fixed, included), moving.temperature, moving.scale)
     count = jnp.maximum(jnp.sum(included, axis=1, keepdims=True), 1)
     difference = jnp.abs(student_ranks - teacher_ranks) / count
     powered = difference if request.power == 1 else difference**request.power
@@ -319,23 +333,29 @@ def _anchor_losses(
 def _student_means(
     request: _Request, student: Float[Array, "n ds"], moving: _Moving, anchors: _Anchors, fixed: _Points
 ) -> Float[Array, "n"]:
-    return _row_mean(_student_rows(request, student, moving, fixed), _included(anchors, fixed))
+    included = _included(anchors, fixed)
+    return _row_mean(_student_rows(request, student, moving, fixed, included), included)
 
 
 def _teacher_means(
     request: _Request, student: Float[Array, "n ds"], moving: _Moving, anchors: _Anchors, fixed: _Points
 ) -> Float[Array, "n"]:
-    return _row_mean(_teacher_rows(request, anchors, fixed), _included(anchors, fixed))
+    included = _included(anchors, fixed)
+    return _row_mean(_teacher_rows(request, anchors, fixed, included), included)
 
 
 def _student_rows(
-    request: _Request, student: Float[Array, "n ds"], moving: _Moving, fixed: _Points
+    request: _Request, student: Float[Array, "n ds"], moving: _Moving, fixed: _Points, included: Bool[Array, "n m"]
 ) -> Float[Array, "n m"]:
-    return request.dissimilarity(student, fixed.teacher if moving.points is None else moving.points)
+    d = request.dissimilarity(student, fixed.teacher if moving.points is None else moving.points)
+    return jnp.where(included, d, 0).astype(student.dtype)
 
 
-def _teacher_rows(request: _Request, anchors: _Anchors, fixed: _Points) -> Float[Array, "n m"]:
-    return request.teacher_dissimilarity(anchors.teacher, fixed.teacher)
+def _teacher_rows(
+    request: _Request, anchors: _Anchors, fixed: _Points, included: Bool[Array, "n m"]
+) -> Float[Array, "n m"]:
+    d = request.teacher_dissimilarity(anchors.teacher, fixed.teacher)
+    return jnp.where(included, d, 0).astype(fixed.teacher.dtype)
 
 
 def _included(anchors: _Anchors, fixed: _Points) -> Bool[Array, "n m"]:
@@ -351,13 +371,13 @@ def _row_mean(x: Float[Array, "n m"], included: Bool[Array, "n m"]) -> Float[Arr
 def _row_deviation(d: Float[Array, "n m"], included: Bool[Array, "n m"]) -> Float[Array, "n"]:
     """Standard deviation of each row; where all are equal, and so share one rank at any width, their size."""
     largest = lax.stop_gradient(jnp.max(jnp.where(included, jnp.abs(d), 0), axis=1))
-    unit = jnp.where(largest > 0, largest, 1)  # so that no square overflows
+    unit = jnp.where(largest == 0, 1, largest)  # so that no square overflows
     relative = d / unit[:, None]
     centred = relative - _row_mean(relative, included)[:, None]
     variance = _row_mean(centred * centred, included)
-    spread = variance > jnp.finfo(d.dtype).eps ** 2
+    none = variance <= jnp.finfo(d.dtype).eps ** 2
     # With one `where` alone the gradient would be 0 * inf.
-    return unit * jnp.where(spread, jnp.sqrt(jnp.where(spread, variance, 1)), 1)
+    return unit * jnp.where(none, 1, jnp.sqrt(jnp.where(none, 1, variance)))
 
 
 def _weights(

@@ -322,6 +322,8 @@ DEGENERATE = {
     "all zero": jnp.zeros_like,
     "an outlier": lambda x: x.at[2].multiply(1e6),
     "an enormous outlier": lambda x: x.at[2].multiply(1e18),
+    "the largest outlier": lambda x: x.at[2].set(3e38),
+    "a huge batch": lambda x: x * 1e20,
     "three": lambda x: x[:3],
 }
 
@@ -382,18 +384,98 @@ def test_a_changed_temperature_does_not_recompile(rng):
     assert len(traces) == 1
 
 
-def test_a_function_as_dissimilarity_is_not_compiled_twice(rng):
+def test_nothing_of_a_callers_function_is_kept(rng):
     student, teacher = pair(rng)
-    calls = []
 
-    def chebyshev(x, y):
-        calls.append(1)
-        return jnp.max(jnp.abs(x[:, None] - y[None]), axis=-1)
+    class Weighted:
+        weights = 1.0
 
-    first = perception_coherence(student, teacher, temperature=0.1, dissimilarity=chebyshev)
-    count = len(calls)
-    assert perception_coherence(student, teacher, temperature=0.1, dissimilarity=chebyshev) == first
-    assert len(calls) == count
+        def __call__(self, x, y):
+            return DISSIMILARITIES["euclidean"](x * self.weights, y * self.weights)
+
+    def loss(dissimilarity):
+        given = {"dissimilarity": dissimilarity, "teacher_dissimilarity": "euclidean"}
+        return float(perception_coherence(student, teacher, temperature=0.1, **given))
+
+    weighted, fresh = Weighted(), Weighted()
+    before = loss(weighted)
+    weighted.weights = fresh.weights = np.array([1.0, 0, 0, 0])
+    assert before != loss(weighted) == loss(fresh)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_a_dissimilarity_may_close_over_what_is_learnt(chunk_size, rng, x64):
+    student, teacher = pair(rng)
+
+    def loss(weights):
+        return perception_coherence(
+            student,
+            teacher,
+            temperature=0.2,
+            dissimilarity=lambda x, y: DISSIMILARITIES["euclidean"](x @ weights, y @ weights),
+            teacher_dissimilarity="euclidean",
+            chunk_size=chunk_size,
+        )
+
+    def transformed(weights):
+        return np.array([oracles.perception_coherence(student @ w, teacher, temperature=0.2).mean() for w in weights])
+
+    weights = rng.normal(size=(4, 4))
+    oracles.assert_gradients_agree(jax.grad(loss)(weights), oracles.central_differences(transformed, weights))
+
+
+@pytest.mark.parametrize("scale", ["row", "batch"])
+def test_self_pairs_never_enter(scale, rng, x64):
+    student, teacher = pair(rng)
+
+    def infinite_for_itself(x, y):
+        d = DISSIMILARITIES["euclidean"](x, y)
+        return jnp.where(d == 0, jnp.inf, d)
+
+    def loss(student, dissimilarity):
+        given = {"dissimilarity": dissimilarity, "scale": scale, "teacher_temperature": 0.1}
+        return perception_coherence(student, teacher, temperature=0.2, **given)
+
+    found = jax.value_and_grad(loss)(student, infinite_for_itself)
+    expected = jax.value_and_grad(loss)(student, "euclidean")
+    assert all(np.allclose(*both, atol=1e-12) for both in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("broken", ["student", "teacher", "references"])
+def test_what_is_not_a_number_shows(broken, rng):
+    student, teacher = pair(rng)
+    more = pair(rng)
+    {"student": student, "teacher": teacher, "references": more[0]}[broken][2, 1] = np.nan
+    for name in ("euclidean", "cosine", "correlation"):
+        loss = perception_coherence(student, teacher, temperature=0.1, references=more, dissimilarity=name)
+        assert np.isnan(loss)
+
+
+def test_mixed_dtypes_under_x64(rng, x64):
+    student, teacher = pair(rng, dtype=np.float32)
+    where = np.arange(10) < 8
+    for other in (np.float64, np.float32):
+        for chunk_size in (None, 4):
+
+            def loss(student):
+                given = {"where": where, "chunk_size": chunk_size, "references": (student[:3], teacher[:3])}
+                return perception_coherence(student, teacher.astype(other), temperature=np.float32(0.1), **given)
+
+            value, gradient = jax.value_and_grad(loss)(student)
+            assert value.dtype == other
+            assert gradient.dtype == np.float32
+
+
+def test_all_of_a_large_request_stays_small():
+    # With every part at once and the pairwise rank: still blocks of anchors, never pairs of pairs.
+    features = jax.ShapeDtypeStruct((2048, 16), jnp.float32)
+    for given in ({"ranking": "logistic"}, {"weighting": "neighbours", "scale": "batch", "teacher_temperature": 0.1}):
+
+        def loss(student, teacher):
+            return perception_coherence(student, teacher, temperature=0.1, chunk_size=256, **given)
+
+        compiled = jax.jit(jax.value_and_grad(loss)).lower(features, features).compile()
+        assert compiled.memory_analysis().temp_size_in_bytes <= 32e6
 
 
 def test_an_asymmetric_dissimilarity_is_seen_from_the_anchor(rng, x64):

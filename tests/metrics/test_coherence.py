@@ -85,6 +85,7 @@ def test_ties_and_a_collapsed_student():
     assert np.allclose(found.spearman, 0, atol=1e-6)
     assert np.allclose(found.kendall.value, 0)
     assert np.isfinite(jax.tree.leaves(found)).all()
+    assert np.allclose([e.value for e in coherence(np.ones((30, 4)), np.ones((30, 2)), k=4)], 1)
     coarse = np.round(teacher[:, :3])  # sums of whole numbers are exact, and so are their ties
     expected = by_brute_force(coarse, teacher, 4, "manhattan")[:, SPEARMAN].mean()
     found = coherence(coarse, teacher, k=4, dissimilarity="manhattan")
@@ -130,7 +131,7 @@ def test_never_an_n_by_n_array():
     features = jax.ShapeDtypeStruct((n, d), jnp.float32)
     indices = jax.ShapeDtypeStruct((512,), jnp.int32), jax.ShapeDtypeStruct((64,), jnp.int32)
     resolve = module.resolve("euclidean")
-    lowered = module._coherence.lower(
+    lowered = module._compiled_coherence.lower(
         features, features, *indices, dissimilarity=resolve, teacher_dissimilarity=resolve, k=10
     )
     assert lowered.compile().memory_analysis().temp_size_in_bytes < n * n * 4 / 20
@@ -141,9 +142,11 @@ def test_students_t():
         assert np.allclose(_student_t_975(v), scipy.stats.t.ppf(0.975, v), rtol=0.01 if v < 5 else 1e-3)
 
 
-def hits(n, noise, repetitions, k):
+def hits(n, noise, repetitions, k, **given):
     """How often the interval of each degree contains the truth, here the mean over many samples of this size."""
-    found = np.array([[tuple(e) for e in coherence(*related(n, noise, 1000 + i), k=k)] for i in range(repetitions)])
+    found = np.array(
+        [[tuple(e) for e in coherence(*related(n, noise, 1000 + i), k=k, **given)] for i in range(repetitions)]
+    )
     truth = found[:, :, 0].mean(axis=0)
     # For the three degrees that do not depend on n also the truth of the population.
     population = [e.value for e in coherence(*related(4000, noise, 5), k=k)]
@@ -162,6 +165,13 @@ def test_intervals_cover():
 def test_intervals_cover_at_every_size_and_strength(n, noise):
     covered = hits(n, noise, 400, 5)
     assert ((covered >= 0.92) & (covered <= 0.99)).all(), covered
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "k", "anchors"), [(50, 40, None), (100, 90, None), (100, 5, 20), (100, 5, 50)])
+def test_intervals_cover_for_many_neighbours_and_few_anchors(n, k, anchors):
+    covered = hits(n, 0.5, 400, k, anchors=anchors)
+    assert ((covered >= 0.91) & (covered <= 0.99)).all(), covered
 
 
 @pytest.mark.slow
