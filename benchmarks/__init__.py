@@ -1,1 +1,1 @@
-"""What pcjax costs, measured beside its peers in one run; see docs/performance.md."""
+"""What pcjax costs, measured beside its peers in one run."""

@@ -81,7 +81,8 @@ def perception_coherence(
         points of all of them (the references are each device's own: give all the same), and `jax.lax.pmean` over that
         axis, of the mean or sum and of each device's gradients, gives those of the whole batch. Under
         `jax.shard_map`, which by itself adds up the gradients of parameters that all devices share, take the gradient
-        of `jax.lax.pmean(loss, axis_name)` instead, or `jax.lax.pcast` the parameters to varying first.
+        of `jax.lax.pmean(loss, axis_name)` instead, or `jax.lax.pcast` the parameters to varying first. Under
+        `jax.jit` with a batch sharded over a mesh of Auto axes nothing of this is needed.
       chunk_size: at most how many anchors are seen at a time. The loss and its gradient are then computed in one sweep
         over blocks of anchors, in O(chunk_size x n) memory instead of O(n^2).
       reduce_fn: jnp.mean, jnp.sum, another function of this device's per-example losses (called with `where` if there

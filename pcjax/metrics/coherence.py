@@ -28,7 +28,7 @@ class Estimate(NamedTuple):
 
 
 class Coherence(NamedTuple):
-    """Degrees of perception coherence: 0 for unrelated models, 1 for coherent ones."""
+    """Degrees of perception coherence: 1 for coherent models, 0 for unrelated ones (of neighbours they share some)."""
 
     footrule: Estimate
     spearman: Estimate

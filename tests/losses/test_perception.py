@@ -324,7 +324,6 @@ DEGENERATE = {
     "an enormous outlier": lambda x: x.at[2].multiply(1e18),
     "the largest outlier": lambda x: x.at[2].set(3e38),
     "a huge batch": lambda x: x * 1e20,
-    "three": lambda x: x[:3],
 }
 
 
@@ -346,7 +345,8 @@ def gradient_of(dissimilarity, ranking, scale):
     + [("euclidean", ranking, "row", dtype) for ranking in METHODS for dtype in (jnp.float32, jnp.bfloat16)],
 )
 def test_gradients_are_finite_on_degenerate_features(dissimilarity, ranking, scale, dtype, rng):
-    for name, degenerate in DEGENERATE.items():
+    three = {"three": lambda x: x[:3]} if dissimilarity == "euclidean" else {}
+    for name, degenerate in (DEGENERATE | three).items():
         student, teacher = (degenerate(jnp.asarray(x, dtype)) for x in pair(rng))
         value, gradient = gradient_of(dissimilarity, ranking, scale)(student, teacher)
         assert np.isfinite(value), name
