@@ -70,8 +70,8 @@ def soft_rank(
       of x itself and no rank any more. In float32 it is good to a thousandth of a rank while the row spans fewer
       than 10^4 temperatures; beyond, the error grows with that span.
 
-    Gradients flow to x and to the temperature (reverse mode, first derivatives only). Ranks of bfloat16 or float16 numbers are computed
-    and returned in float32.
+    Gradients flow to x and to the temperature (reverse mode, first derivatives only). Ranks of bfloat16 or float16
+    numbers are computed and returned in float32.
 
     Args:
       x: numbers, of any shape.
