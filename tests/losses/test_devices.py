@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pcjax.losses import perception, perception_coherence
-from pcjax.ranking import METHODS
+from pcjax.ranking import METHODS, soft_rank
 
 DEVICES = 8
 TOLERANCE = {np.float64: 1e-12, np.float32: 1e-5}
@@ -208,3 +208,30 @@ def test_what_is_masked_lies_amid_the_others_on_every_device(rng):
     filled = np.asarray(fill(features, where))
     assert np.array_equal(filled[where], features[where])
     assert np.allclose(filled[~where], features[where].mean(axis=0), rtol=1e-6)
+
+
+def test_what_only_some_arguments_vary_over(rng):
+    # Under shard_map's checks a custom gradient wants all that it meets to vary over the same axes.
+    mesh = Mesh(np.array(jax.devices()), ("batch",))
+    x, where = rng.normal(size=5), rng.random((DEVICES, 5)) < 0.7
+    student, teachers = rng.normal(size=(4, 3)), rng.normal(size=(DEVICES, 4, 6))
+
+    def rank_gradient(where):
+        def total(x):
+            return jnp.sum(soft_rank(x, temperature=0.3, where=where[0]) ** 2)
+
+        return jax.grad(lambda x: lax.psum(total(x), "batch"))(x)
+
+    found = jax.shard_map(rank_gradient, mesh=mesh, in_specs=P("batch"), out_specs=P())(where)
+    expected = sum(jax.grad(lambda x: jnp.sum(soft_rank(x, temperature=0.3, where=row) ** 2))(x) for row in where)
+    assert np.allclose(found, expected, atol=1e-4)
+
+    def loss(student, teacher, chunk_size):
+        return perception_coherence(student, teacher, temperature=0.3, chunk_size=chunk_size)
+
+    def gradient(student, teachers):
+        return jax.grad(lambda student: lax.pmean(loss(student, teachers[0], 2), "batch"))(student)
+
+    found = jax.shard_map(gradient, mesh=mesh, in_specs=(P(), P("batch")), out_specs=P())(student, teachers)
+    expected = np.mean([jax.grad(loss)(student, teacher, None) for teacher in teachers], axis=0)
+    assert np.allclose(found, expected, atol=1e-6)
