@@ -67,8 +67,7 @@ def soft_rank(
     - "permutahedron": the Euclidean projection of x / temperature onto the permutahedron (Blondel et al., 2020,
       arXiv:2002.08871). Beware of its cliff: it is exactly hard, without gradient, wherever gaps exceed the
       temperature, and a little above that the whole row pools into one block, where the rank is an affine function
-      of x itself and no rank any more. In float32 it is good to a thousandth of a rank while the row spans fewer
-      than 10^4 temperatures; beyond, the error grows with that span.
+      of x itself and no rank any more.
 
     Gradients flow to x and to the temperature (reverse mode, first derivatives only). Ranks of bfloat16 or float16
     numbers are computed and returned in float32.
@@ -247,11 +246,16 @@ def _permutahedron_forward(x: Array, width: Array, valid: Array | None, using: P
     columns = _sorting.sort_columns(-x, valid, using)
     z, m = -_sorting.floats_of(columns.bits), columns.entries
     k = lax.broadcasted_iota(jnp.int32, x.shape, 0)
-    # Blocks never pool over a gap of n / 2 temperatures: clipped there, no gap overflows, and the row ends at 0.
     gap = jnp.clip(z - jnp.roll(z, -1, axis=0), 0, jnp.finfo(x.dtype).max) / width
-    gap = jnp.where(k < m - 1, jnp.minimum(gap, n / 2 + 1), 0)
+    # y_k = s_k - w_k falls by gap - 1 from one entry to the next, and where entries lie far apart outgrows its digits.
+    rise = jnp.where(k < m - 1, 1 - jnp.minimum(gap, n), 0)
+    # But no block pools over a place where the least y before it exceeds the largest after it. How far y_k lies above
+    # the least before it, and below the largest after it, are running sums of the rises that never go under 0; a fall
+    # of more than the two together is cut down to little more.
+    above_least = _positive_sums(jnp.roll(rise, 1, axis=0).at[0].set(0))
+    below_largest = jnp.roll(_positive_sums(rise[::-1])[::-1], -1, axis=0).at[-1].set(0)
+    y = lax.cumsum(jnp.minimum(-rise, above_least + below_largest + 0.25), axis=0, reverse=True)
     w = (m - k).astype(x.dtype)
-    y = lax.cumsum(gap, axis=0, reverse=True) - w
     # Below every other entry the padding never violates the order, so it never pools with them.
     lowest = jnp.min(jnp.where(k < m, y, jnp.inf), axis=0) - 1
     y = jnp.where(k < m, y, lowest)
@@ -265,6 +269,15 @@ def _permutahedron_forward(x: Array, width: Array, valid: Array | None, using: P
     same = jnp.pad((v[1:] == v[:-1]) & (k[1:] < m), ((1, 0), (0, 0))).astype(x.dtype)
     # r = s - v, written so that an entry on its own is exactly its hard rank
     return _sorting.unsort(w + (y - v), columns.order), (same, columns.order, width)
+
+
+def _positive_sums(x: Float[Array, "n r"]) -> Float[Array, "n r"]:
+    """Running sums that restart at 0 instead of going below it: y_k = max(0, y_{k-1} + x_k)."""
+
+    def after(one: tuple[Array, Array], two: tuple[Array, Array]) -> tuple[Array, Array]:
+        return one[0] + two[0], jnp.maximum(two[1], one[1] + two[0])
+
+    return lax.associative_scan(after, (x, jnp.maximum(x, 0)), axis=0)[1]
 
 
 def _pool_halves(v: Float[Array, "pairs 2 half r"]) -> Float[Array, "pairs 2 half r"]:
