@@ -10,15 +10,19 @@ import numpy as np
 from jax.core import Tracer
 
 
+class RequestError(ValueError):
+    """What was asked for cannot be done as asked: the message says what was given, what was expected, what to do."""
+
+
 def _dtype_of(x: Any) -> np.dtype:
     dtype = getattr(x, "dtype", None)
     return np.asarray(x).dtype if dtype is None else dtype
 
 
 def require(condition: bool, message: str) -> None:
-    """Raises ValueError with `message` unless `condition` holds."""
+    """Raises RequestError with `message` unless `condition` holds."""
     if not condition:
-        raise ValueError(message)
+        raise RequestError(message)
 
 
 def require_name(what: str, given: Any, known: Collection[str], alternative: str = "") -> None:

@@ -174,7 +174,7 @@ def _axis_size(axis_name: Any) -> int:
     try:
         return lax.axis_size(axis_name)
     except (NameError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise _checks.RequestError(
             f"got axis_name {axis_name!r}, which is not bound here: call the loss under jax.pmap, jax.shard_map or "
             "jax.vmap with that axis, or leave axis_name out"
         ) from error
