@@ -137,7 +137,7 @@ class Batch:
         """What the loss returns: the mean over devices of means or sums is that of the whole batch."""
         # What a teacher that is not a number was only compared with would not show it.
         values = jnp.where(jnp.any(jnp.isnan(self.teacher), axis=1), jnp.nan, values)
-        values = jnp.where(self.valid, values, 0)
+        values = jnp.where(self.valid, values, 0).astype(self.student.dtype)
         if self.reduce_fn is None:
             return values
         if self.reduce_fn is jnp.mean:
@@ -148,16 +148,18 @@ class Batch:
 
     def whole(self, value: Float[Array, ""]) -> Float[Array, ""]:
         """What a loss returns that is one number of the whole batch, known to every device."""
+        value = jnp.where(self.total(self.valid.astype(int)) > 0, value, 0).astype(self.student.dtype)
         # Every device returns a number of its own: only then do gradients that are averaged later come out right.
         return value + jnp.zeros_like(jnp.sum(self.student))
 
 
-def require_number(what: str, value: Any, zero: bool = False) -> None:
-    """Refuses anything but one positive, finite number; also 0 if that is allowed."""
+def number(what: str, value: Any, zero: bool = False) -> Float[Array, ""]:
+    """The value, which has to be one positive, finite number, or 0 if that is allowed."""
     _checks.require(np.shape(value) == (), f"got {what} of shape {np.shape(value)}: expected one number")
     known_zero = zero and not isinstance(value, (Tracer, str, bool)) and value is not None and value == 0
     if not known_zero:
         _checks.require_positive(what, value)
+    return jnp.asarray(value, float if isinstance(value, int) else None)
 
 
 def norms(x: Float[Array, "..."], axis: int = -1) -> Float[Array, "..."]:

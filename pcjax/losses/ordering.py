@@ -1,0 +1,330 @@
+"""Losses on orders: whom the teacher has nearer is to be nearer for the student, by published and classical measures.
+
+The notation is that of `pcjax.losses.relational`; here pairs of an example with itself are left out.
+"""
+
+import itertools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
+
+from pcjax import _checks
+from pcjax.dissimilarity import Dissimilarity, euclidean, resolve
+from pcjax.losses._batch import Batch, Points, number, unit
+from pcjax.losses._sweep import swept_values
+from pcjax.losses.perception import _row_deviation
+from pcjax.ranking import METHODS, hard_rank, soft_rank
+
+# By how much a pair of pairs misses its order, positive where it does -> what that costs.
+PENALTIES: dict[str, Callable[[Array], Array]] = {
+    "hinge": jax.nn.relu,
+    "exponential": lambda miss: jax.nn.relu(jnp.expm1(miss)),
+    "logistic": jax.nn.softplus,
+}
+
+
+def darkrank_hard(
+    student: ArrayLike,
+    teacher: ArrayLike,
+    *,
+    alpha: ArrayLike = 3.0,
+    beta: ArrayLike = 3.0,
+    list_length: int = 4,
+    where: ArrayLike | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+    reduce_fn: Callable[..., Array] | None = jnp.mean,
+) -> Float[Array, "..."]:
+    r"""DarkRank, hard: how unlikely the teacher's order of each example's nearest neighbours is to the student.
+
+    With scores S_ij = -alpha |x_i - x_j|^beta of rows brought to length 1 and pi the teacher's `list_length` nearest
+    to example i, nearest first, the loss is the negative log-likelihood of that list (Plackett and Luce's, ListMLE)
+
+        mean_i -sum_k [S^student_i,pi(k) - log sum_{l >= k} exp S^student_i,pi(l)].
+
+    Chen et al., "DarkRank: Accelerating Deep Metric Learning via Cross Sample Similarities Transfer"
+    (arXiv:1707.01220). The defaults are those of a public re-implementation; the original ranks the whole batch. It is
+    no divergence: a student equal to the teacher is not at its minimum.
+
+    Args:
+      student: (n, ds) features, more of them than `list_length`.
+      teacher: (n, dt) features of the same examples.
+      alpha: sharpness of the scores; positive.
+      beta: power of the distance; positive.
+      list_length: how many neighbours are listed, at least 2; fewer where a mask leaves fewer.
+      where: (n,), True for the examples that count.
+      axis_name: mapped axis over which the batch is split, see `perception_coherence`.
+      reduce_fn: jnp.mean, jnp.sum, another function of the per-example values, or None for those, shape (n,).
+
+    Returns:
+      The reduced loss; 0 if everything is masked.
+
+    >>> import jax.numpy as jnp, pcjax
+    >>> angle = jnp.array([0.0, 0.5, 1.5])
+    >>> student = jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
+    >>> print(f"{pcjax.losses.darkrank_hard(student, student, list_length=2):.4f}")
+    0.0350
+    """
+    _checks.require_whole("list_length", list_length, 2)
+    batch, points = _batch_for_lists(student, teacher, alpha, beta, list_length, where, axis_name, reduce_fn)
+    nearest, listed = _teachers_nearest(batch, points, list_length)
+    scores = _scores(batch.student, points.student, nearest, listed, alpha, beta)
+    return batch.reduced(-_log_likelihood(scores, listed))
+
+
+def darkrank_soft(
+    student: ArrayLike,
+    teacher: ArrayLike,
+    *,
+    alpha: ArrayLike = 3.0,
+    beta: ArrayLike = 3.0,
+    list_length: int = 4,
+    where: ArrayLike | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+    reduce_fn: Callable[..., Array] | None = jnp.mean,
+) -> Float[Array, "..."]:
+    r"""DarkRank, soft: the student is to give every order of each example's neighbours the teacher's probability.
+
+    With scores S and list pi as in `darkrank_hard` and P(sigma | S) the Plackett-Luce probability of putting the list
+    into the order sigma, which all n! of them have, the loss is
+
+        mean_i sum_sigma P(sigma | S^teacher_i) [log P(sigma | S^teacher_i) - log P(sigma | S^student_i)].
+
+    The paper's cross-entropy (ListNet's) is this plus the teacher's entropy, which has no gradient. See `darkrank_hard`
+    for the reference.
+
+    Args:
+      student: (n, ds) features, more of them than `list_length`.
+      teacher: (n, dt) features of the same examples.
+      alpha: sharpness of the scores; positive.
+      beta: power of the distance; positive.
+      list_length: how many neighbours are listed, 2 to 5: every one multiplies the orders; fewer where a mask leaves
+        fewer.
+      where: (n,), True for the examples that count.
+      axis_name: mapped axis over which the batch is split, see `perception_coherence`.
+      reduce_fn: jnp.mean, jnp.sum, another function of the per-example values, or None for those, shape (n,).
+
+    Returns:
+      The reduced loss; 0 if everything is masked.
+
+    >>> import jax.numpy as jnp, pcjax
+    >>> angle = jnp.array([0.0, 0.5, 1.5])
+    >>> student = jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
+    >>> print(f"{pcjax.losses.darkrank_soft(student, -student, list_length=2):.4f}")
+    0.0000
+    """
+    _checks.require_whole("list_length", list_length, 2, 5)
+    batch, points = _batch_for_lists(student, teacher, alpha, beta, list_length, where, axis_name, reduce_fn)
+    nearest, listed = _teachers_nearest(batch, points, list_length)
+    orders = np.array(list(itertools.permutations(range(list_length))))
+    # A shorter list has fewer orders: those that leave the places after its end alone.
+    counted = jnp.all((orders == np.arange(list_length)) | listed[:, None], axis=-1)
+
+    def log_probabilities(anchors: Array, others: Array) -> Array:
+        scores = _scores(anchors, others, nearest, listed, alpha, beta)
+        return jnp.where(counted, _log_likelihood(scores[:, orders], listed[:, None]), 0)
+
+    log_p = log_probabilities(batch.teacher, points.teacher)
+    log_q = log_probabilities(batch.student, points.student)
+    return batch.reduced(jnp.sum(jnp.where(counted, jnp.exp(log_p) * (log_p - log_q), 0), axis=1))
+
+
+def _batch_for_lists(
+    student: ArrayLike,
+    teacher: ArrayLike,
+    alpha: ArrayLike,
+    beta: ArrayLike,
+    list_length: int,
+    where: ArrayLike | None,
+    axis_name: str | tuple[str, ...] | None,
+    reduce_fn: Callable[..., Array] | None,
+) -> tuple[Batch, Points]:
+    number("alpha", alpha)
+    number("beta", beta)
+    least = list_length + 1
+    batch = Batch.of(student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, least=least)
+    return batch, batch.points()
+
+
+def _teachers_nearest(batch: Batch, points: Points, k: int) -> tuple[Int[Array, "n k"], Bool[Array, "n k"]]:
+    """The k points that are nearest to each example for the teacher, nearest first, and which of them count."""
+    included = batch.others(points)
+    distances = euclidean(unit(batch.teacher), unit(points.teacher))
+    nearest = lax.top_k(-jnp.where(included, distances, jnp.inf), k)[1]
+    return nearest, jnp.take_along_axis(included, nearest, axis=1)
+
+
+def _scores(
+    anchors: Float[Array, "n d"],
+    others: Float[Array, "m d"],
+    nearest: Int[Array, "n k"],
+    listed: Bool[Array, "n k"],
+    alpha: ArrayLike,
+    beta: ArrayLike,
+) -> Float[Array, "n k"]:
+    """Scores of the listed, the others' so low that they take nothing of any sum of exponentials."""
+    distances = jnp.take_along_axis(euclidean(unit(anchors), unit(others)), nearest, axis=1)
+    apart = distances > 0
+    powers = jnp.where(apart, jnp.where(apart, distances, 1) ** beta, 0)
+    return jnp.where(listed, powers * -jnp.asarray(alpha, powers.dtype), -1e30).astype(anchors.dtype)
+
+
+def _log_likelihood(scores: Float[Array, "... k"], listed: Bool[Array, "... k"]) -> Float[Array, "..."]:
+    """Of choosing, by Plackett and Luce's model, the entries in the order they are in."""
+    remaining = lax.cumlogsumexp(scores, axis=scores.ndim - 1, reverse=True)
+    return jnp.sum(jnp.where(listed, scores - remaining, 0), axis=-1)
+
+
+def pairwise_ranking(
+    student: ArrayLike,
+    teacher: ArrayLike,
+    *,
+    penalty: str = "hinge",
+    margin: str | ArrayLike = 0.0,
+    sharpness: ArrayLike = 1.0,
+    dissimilarity: str | Dissimilarity = "euclidean",
+    where: ArrayLike | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+    reduce_fn: Callable[..., Array] | None = jnp.mean,
+) -> Float[Array, "..."]:
+    r"""Pairwise ranking: of any two pairs of examples, the one farther apart for the teacher is to be so again.
+
+    With d_a the dissimilarity of a pair a of examples, rows brought to length 1, the loss is the mean over all pairs
+    of pairs (a, b) with d^teacher_a > d^teacher_b of the penalty of u = d^student_a - d^student_b:
+
+    - "hinge": max(0, v), with v = sharpness (m - u);
+    - "exponential": max(0, exp(v) - 1);
+    - "logistic": log(1 + exp(v)), RankNet's.
+
+    There are some B^4 / 4 pairs of pairs, seen block after block in little memory: 66 million for B = 128. A student
+    that is constant has little to pay, with margin 0 nothing: use a margin, or another loss beside this one. This is
+    the loss of a public implementation that has no paper we know of; the value of an example is the part of the
+    farther pairs it belongs to.
+
+    Args:
+      student: (n, ds) features, n >= 3.
+      teacher: (n, dt) features of the same examples.
+      penalty: "hinge", "exponential" or "logistic".
+      margin: m, a number of at least 0; "difference", the teacher's own, d^teacher_a - d^teacher_b; or "deviation", the
+        standard deviation of the teacher's d_a.
+      sharpness: what differences are multiplied by; positive.
+      dissimilarity: a name of `pcjax.dissimilarity` or a function (n, d), (m, d) -> (n, m).
+      where: (n,), True for the examples that count.
+      axis_name: mapped axis over which the batch is split, see `perception_coherence`.
+      reduce_fn: jnp.mean, jnp.sum, another function of the per-example values, or None for those, shape (n,).
+
+    Returns:
+      The reduced loss; 0 if everything is masked.
+
+    >>> import pcjax
+    >>> student, teacher = [[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]], [[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]
+    >>> print(f"{pcjax.losses.pairwise_ranking(student, teacher):.4f}")
+    0.0873
+    """
+    _checks.require_name("penalty", penalty, PENALTIES)
+    named = isinstance(margin, str)
+    if named:
+        _checks.require_name("margin", margin, ("difference", "deviation"), " or a number of at least 0")
+    else:
+        margin = number("margin", margin, zero=True)
+    sharpness = number("sharpness", sharpness)
+    measure = resolve(dissimilarity)
+    batch = Batch.of(student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, least=3)
+    points, n, dtype = batch.points(), batch.student.shape[0], batch.student.dtype
+    m = points.valid.shape[0]
+    upper = np.triu_indices(m, 1)
+    counts = points.valid[upper[0]] & points.valid[upper[1]]
+
+    def pairs(features: Array) -> tuple[Array, Array]:
+        # Both directions of a pair get the same bits: what is equal must not be ordered by rounding.
+        above = jnp.triu(measure(unit(features), unit(features)), 1).astype(dtype)
+        return (above + above.T)[batch.places], above[upper]
+
+    (d_rows, d), (teacher_rows, d_teacher) = pairs(points.student), pairs(points.teacher)
+    teacher_rows, d_teacher = lax.stop_gradient((teacher_rows, d_teacher))
+    fixed_margin = jnp.zeros((), dtype) if named else jnp.asarray(margin, dtype)
+    if named and margin == "deviation":
+        fixed_margin = _row_deviation(d_teacher[None], counts[None])[0]
+
+    def block_values(rows: Array, columns: Array, fixed_rows: tuple[Array, Array], fixed: tuple[Array, Array]) -> Array:
+        (t_rows, included), (t_columns, counts) = fixed_rows, fixed
+        teachers = t_rows[..., None] - t_columns
+        ordered = (teachers > 0) & included[..., None] & counts
+        least = teachers if named and margin == "difference" else fixed_margin
+        miss = jnp.where(ordered, sharpness * (least - (rows[..., None] - columns)), 0)
+        return jnp.sum(jnp.where(ordered, PENALTIES[penalty](miss), 0), axis=(1, 2))
+
+    included = batch.others(points)
+    nearer = jnp.searchsorted(jnp.sort(jnp.where(counts, d_teacher, jnp.inf)), teacher_rows)
+    ordered_pairs = batch.total(jnp.sum(jnp.where(included, nearer, 0), axis=1).astype(dtype))
+    block = max(1, 2**21 // (m * len(upper[0])))
+    fixed_rows, fixed = (teacher_rows, included), (d_teacher, counts)
+    values = swept_values(block_values, d_rows, d, fixed_rows, fixed, None if block >= n else block)
+    return batch.reduced(values * (batch.count / jnp.maximum(ordered_pairs, 1)))
+
+
+def spearman(
+    student: ArrayLike,
+    teacher: ArrayLike,
+    *,
+    temperature: ArrayLike,
+    dissimilarity: str | Dissimilarity = "euclidean",
+    teacher_dissimilarity: str | Dissimilarity | None = None,
+    ranking: str = "laplace",
+    where: ArrayLike | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+    reduce_fn: Callable[..., Array] | None = jnp.mean,
+) -> Float[Array, "..."]:
+    r"""Spearman's correlation of the two models' ranks of the others, seen from each example: how far from 1 it is.
+
+    With r_ij the rank of d_ij among {d_ik : k != i}, the loss is
+
+        mean_i [1 - corr_{j != i}(r^student_ij, r^teacher_ij)].
+
+    The teacher's ranks are hard, the student's soft, of width temperature x the standard deviation of the anchor's own
+    dissimilarities, as in `perception_coherence`: that weighs rank differences as they are, this one their squares. An
+    anchor that has all others equally far away correlates with nothing: its value is 1. The form is pcjax's own.
+
+    Args:
+      student: (n, ds) features, n >= 3.
+      teacher: (n, dt) features of the same examples.
+      temperature: width of the soft rank relative to the spread of the dissimilarities; positive, may be traced.
+      dissimilarity: a name of `pcjax.dissimilarity` or a function (n, d), (m, d) -> (n, m).
+      teacher_dissimilarity: the teacher's, if it is to be another one.
+      ranking: the soft rank's method, see `pcjax.ranking.soft_rank`.
+      where: (n,), True for the examples that count.
+      axis_name: mapped axis over which the batch is split, see `perception_coherence`.
+      reduce_fn: jnp.mean, jnp.sum, another function of the per-example values, or None for those, shape (n,).
+
+    Returns:
+      The reduced loss; 0 if everything is masked.
+
+    >>> import pcjax
+    >>> student, teacher = [[0.0], [1.0], [3.0], [3.5]], [[0.0], [1.0], [3.0], [-9.0]]
+    >>> print(f"{pcjax.losses.spearman(student, teacher, temperature=0.001):.4f}")
+    0.8750
+    """
+    temperature = number("temperature", temperature)
+    _checks.require_name("ranking", ranking, METHODS)
+    measure = resolve(dissimilarity)
+    teacher_measure = resolve(dissimilarity if teacher_dissimilarity is None else teacher_dissimilarity)
+    batch = Batch.of(student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, least=3)
+    points, dtype = batch.points(), batch.student.dtype
+    included = batch.others(points)
+    d = jnp.where(included, measure(batch.student, points.student), 0).astype(dtype)
+    d_teacher = jnp.where(included, teacher_measure(batch.teacher, points.teacher), 0)
+    width = temperature * _row_deviation(d, included)
+    ranks = soft_rank(d, temperature=width, method=ranking, where=included)
+    teacher_ranks = lax.stop_gradient(hard_rank(d_teacher, where=included)).astype(dtype)
+    # Ranks, soft ones too, sum to m (m + 1) / 2. What rounding leaves of equal ones is no direction.
+    middle = (jnp.sum(included, axis=1, keepdims=True) + 1) / 2
+
+    def direction(ranks: Array) -> Array:
+        centred = jnp.where(included, ranks - middle.astype(dtype), 0)
+        equal = jnp.max(jnp.abs(centred), axis=1, keepdims=True) <= 8 * jnp.finfo(dtype).eps * middle
+        return unit(jnp.where(equal, 0, centred))
+
+    return batch.reduced(1 - jnp.sum(direction(ranks) * direction(teacher_ranks), axis=1))

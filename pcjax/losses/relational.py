@@ -1,0 +1,311 @@
+"""Losses on pairs and triplets of examples: the student's geometry is compared with the teacher's, within the batch.
+
+In all of them s_i and t_i are the student's and the teacher's features of example i, B is the number of examples that
+count, on all devices, and pairs of an example with itself are included, as in the published implementations. Weights
+that papers put in front of a loss are given with it, but not applied.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, ArrayLike, Float
+
+from pcjax import _checks
+from pcjax.dissimilarity import euclidean
+from pcjax.losses._batch import Batch, huber, number, products, unit
+from pcjax.losses._sweep import swept_values
+
+
+def rkd_distance(
+    student: ArrayLike,
+    teacher: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+    reduce_fn: Callable[..., Array] | None = jnp.mean,
+) -> Float[Array, "..."]:
+    r"""Relational distillation of distances: all of them, in units of their mean, are to be the teacher's.
+
+    With psi_ij = |x_i - x_j| / mu and mu the mean of the distances that are not 0, the loss is
+
+        mean_i 1/B sum_j h(psi^student_ij - psi^teacher_ij),        h(u) = u^2 / 2 up to |u| = 1, |u| - 1/2 beyond.
+
+    The gradient flows through the student's mu too. Park et al., "Relational Knowledge Distillation"
+    (arXiv:1904.05068), with weight 25 for classification and 1 for metric learning, there on a teacher of rows of
+    length 1. Implementations that normalise both models' rows first compute another loss of the same name.
+
+    Args:
+      student: (n, ds) features, n >= 2.
+      teacher: (n, dt) features of the same examples.
+      where: (n,), True for the examples that count.
+      axis_name: mapped axis over which the batch is split, see `perception_coherence`.
+      reduce_fn: jnp.mean, jnp.sum, another function of the per-example values, or None for those, shape (n,).
+
+    Returns:
+      The reduced loss; 0 if everything is masked.
+
+    >>> import pcjax
+    >>> student = [[0.0], [1.0], [3.0]]
+    >>> print(pcjax.losses.rkd_distance(student, [[0.0], [2.0], [6.0]]))
+    0.0
+    >>> print(f"{pcjax.losses.rkd_distance(student, [[0.0], [1.5], [3.0]]):.4f}")
+    0.0139
+    """
+    batch = Batch.of(student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, least=2)
+    points = batch.points()
+
+    def relative(anchors: Array, others: Array) -> Array:
+        distances = jnp.where(points.valid, euclidean(anchors, others), 0)
+        total, count = batch.total(jnp.sum(distances, axis=1)), batch.total(jnp.sum(distances > 0, axis=1))
+        return distances / jnp.where(total > 0, total / jnp.maximum(count, 1), 1)
+
+    difference = relative(batch.student, points.student) - relative(batch.teacher, points.teacher)
+    return batch.reduced(points.mean(huber(difference)))
+
+
+def rkd_angle(
+    student: ArrayLike,
+    teacher: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+    reduce_fn: Callable[..., Array] | None = jnp.mean,
+) -> Float[Array, "..."]:
+    r"""Relational distillation of angles: the cosine at every corner of every triangle is to be the teacher's.
+
+    With cos_ijk = <e_ij, e_ik> and e_ij the direction from x_i to x_j, the loss is
+
+        mean_i 1/B^2 sum_jk h(cos^student_ijk - cos^teacher_ijk),        h as in `rkd_distance`,
+
+    triangles with two corners alike included, with cosine 0. There are B^3 terms; they are computed in blocks of
+    corners, and once more for the gradient, so that the memory is some ten times that of B^2 numbers or of the
+    features. Park et al., "Relational Knowledge Distillation" (arXiv:1904.05068), with weight 50 for classification
+    and 2 for metric learning; see `rkd_distance`.
+
+    Args:
+      student: (n, ds) features, n >= 3.
+      teacher: (n, dt) features of the same examples.
+      where: (n,), True for the examples that count.
+      axis_name: mapped axis over which the batch is split, see `perception_coherence`.
+      reduce_fn: jnp.mean, jnp.sum, another function of the per-example values, or None for those, shape (n,).
+
+    Returns:
+      The reduced loss; 0 if everything is masked.
+
+    >>> import pcjax
+    >>> student = [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]
+    >>> print(f"{pcjax.losses.rkd_angle(student, [[1.0, 1.0], [3.0, 1.0], [1.0, 3.0]]):.4f}")
+    0.0000
+    >>> print(f"{pcjax.losses.rkd_angle(student, [[0.0], [1.0], [2.0]]):.4f}")
+    0.1296
+    """
+    batch = Batch.of(student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, least=3)
+    points = batch.points()
+    n, (m, dt) = batch.student.shape[0], points.teacher.shape
+
+    def cosines(corners: Array, others: Array) -> Array:
+        directions = unit(others - corners[:, None])
+        return products(directions, directions)
+
+    def corner_values(corners: Array, others: Array, teacher_corners: Array, teacher_others: Array) -> Array:
+        difference = cosines(corners, others) - cosines(teacher_corners, teacher_others)
+        return points.mean(points.mean(huber(difference)))
+
+    # At most some 2 million numbers at a time of every intermediate result.
+    block = max(1, 2**21 // (m * (m + max(dt, points.student.shape[1]))))
+    chunk_size = None if block >= n else block
+    values = swept_values(corner_values, batch.student, points.student, batch.teacher, points.teacher, chunk_size)
+    return batch.reduced(values)
+
+
+def similarity_preserving(
+    student: ArrayLike,
+    teacher: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+    reduce_fn: Callable[..., Array] | None = jnp.mean,
+) -> Float[Array, "..."]:
+    r"""Similarity-preserving distillation: inner products, one example's with all, point where the teacher's do.
+
+    With G_ij = <x_i, x_j> and g_i its i-th row divided by that row's length, the loss is
+
+        mean_i 1/B |g^student_i - g^teacher_i|^2.
+
+    Tung and Mori, "Similarity-Preserving Knowledge Distillation" (arXiv:1907.09682), with weight 3000, on the flattened
+    last feature maps: reshape maps to (n, height x width x channels).
+
+    Args:
+      student: (n, ds) features.
+      teacher: (n, dt) features of the same examples.
+      where: (n,), True for the examples that count.
+      axis_name: mapped axis over which the batch is split, see `perception_coherence`.
+      reduce_fn: jnp.mean, jnp.sum, another function of the per-example values, or None for those, shape (n,).
+
+    Returns:
+      The reduced loss; 0 if everything is masked.
+
+    >>> import pcjax
+    >>> print(f"{pcjax.losses.similarity_preserving([[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 0.0]]):.4f}")
+    0.2929
+    """
+    batch = Batch.of(student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn)
+    points = batch.points()
+
+    def similarities(anchors: Array, others: Array) -> Array:
+        return unit(jnp.where(points.valid, products(anchors, others), 0))
+
+    difference = similarities(batch.student, points.student) - similarities(batch.teacher, points.teacher)
+    return batch.reduced(points.mean(difference**2))
+
+
+def pkt(
+    student: ArrayLike,
+    teacher: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+    reduce_fn: Callable[..., Array] | None = jnp.mean,
+) -> Float[Array, "..."]:
+    r"""Probabilistic knowledge transfer: each example chooses its neighbours with the teacher's probabilities.
+
+    With c_ij = (cos(x_i, x_j) + 1) / 2, p_ij = c_ij / sum_k c_ik and epsilon = 1e-7, the loss is
+
+        mean_i 1/B sum_j p^teacher_ij log((p^teacher_ij + epsilon) / (p^student_ij + epsilon)).
+
+    Passalis and Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer" (arXiv:1803.10837), with
+    weight 30000, which makes up for the 1/B.
+
+    Args:
+      student: (n, ds) features.
+      teacher: (n, dt) features of the same examples.
+      where: (n,), True for the examples that count.
+      axis_name: mapped axis over which the batch is split, see `perception_coherence`.
+      reduce_fn: jnp.mean, jnp.sum, another function of the per-example values, or None for those, shape (n,).
+
+    Returns:
+      The reduced loss; 0 if everything is masked.
+
+    >>> import pcjax
+    >>> print(f"{pcjax.losses.pkt([[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [-1.0, 0.0]]):.4f}")
+    0.2027
+    """
+    batch = Batch.of(student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn)
+    points = batch.points()
+
+    def probabilities(anchors: Array, others: Array) -> Array:
+        # Rounding takes cosines a little below -1.
+        c = jnp.maximum((products(unit(anchors), unit(others)) + 1) / 2, 0)
+        total = jnp.sum(jnp.where(points.valid, c, 0), axis=1, keepdims=True)
+        return c / jnp.where(total > 0, total, 1)
+
+    p, q = probabilities(batch.teacher, points.teacher), probabilities(batch.student, points.student)
+    return batch.reduced(points.mean(p * jnp.log((p + 1e-7) / (q + 1e-7))))
+
+
+def correlation_congruence(
+    student: ArrayLike,
+    teacher: ArrayLike,
+    *,
+    gamma: ArrayLike = 0.4,
+    order: int = 2,
+    where: ArrayLike | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+    reduce_fn: Callable[..., Array] | None = jnp.mean,
+) -> Float[Array, "..."]:
+    r"""Correlation congruence: a Gaussian kernel between the directions of examples, expanded, is to be the teacher's.
+
+    With f_i = x_i / |x_i| and C_ij = e^(-2 gamma) sum_{p <= order} (2 gamma)^p / p! <f_i, f_j>^p, the Taylor expansion
+    of exp(-gamma |f_i - f_j|^2), the loss is
+
+        mean_i 1/B sum_j (C^student_ij - C^teacher_ij)^2.
+
+    This is the form of the paper: Peng et al., "Correlation Congruence for Knowledge Distillation" (arXiv:1904.01802).
+    The implementation behind the results that later papers quote is another loss, which compares neighbours in the
+    order of the batch.
+
+    Args:
+      student: (n, ds) features.
+      teacher: (n, dt) features of the same examples.
+      gamma: inverse squared width of the kernel; positive.
+      order: the highest power of the expansion, at least 1.
+      where: (n,), True for the examples that count.
+      axis_name: mapped axis over which the batch is split, see `perception_coherence`.
+      reduce_fn: jnp.mean, jnp.sum, another function of the per-example values, or None for those, shape (n,).
+
+    Returns:
+      The reduced loss; 0 if everything is masked.
+
+    >>> import pcjax
+    >>> print(f"{pcjax.losses.correlation_congruence([[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [2.0, 0.0]]):.4f}")
+    0.1266
+    """
+    gamma = number("gamma", gamma)
+    _checks.require_whole("order", order, 1)
+    batch = Batch.of(student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn)
+    points = batch.points()
+
+    def kernel(anchors: Array, others: Array) -> Array:
+        cosine = products(unit(anchors), unit(others))
+        total = jnp.zeros_like(cosine)
+        for p in reversed(range(order + 1)):  # Horner's rule
+            total = total * cosine + (2 * gamma) ** p / math.factorial(p)
+        return total * jnp.exp(-2 * gamma)
+
+    difference = kernel(batch.student, points.student) - kernel(batch.teacher, points.teacher)
+    return batch.reduced(points.mean(difference**2))
+
+
+def cka(
+    student: ArrayLike,
+    teacher: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+    reduce_fn: Callable[..., Array] = jnp.mean,
+) -> Float[Array, ""]:
+    r"""Centred kernel alignment of the two representations, linear kernels: how far from 1 it is.
+
+    With S and T the features less their mean over the batch, as rows, and |.| the Frobenius norm, the loss is
+
+        1 - |S^T T|^2 / (|S^T S| |T^T T|) = 1 - <S S^T, T T^T> / (|S S^T| |T T^T|).
+
+    It is computed from the second form, in O(n B) memory. Where one of the models is constant the loss is 1. Kornblith
+    et al., "Similarity of Neural Network Representations Revisited" (arXiv:1905.00414). The alignment is biased towards
+    1 in batches smaller than the feature dimension; implementations that don't centre compute something else.
+
+    Args:
+      student: (n, ds) features, n >= 2.
+      teacher: (n, dt) features of the same examples.
+      where: (n,), True for the examples that count.
+      axis_name: mapped axis over which the batch is split, see `perception_coherence`.
+      reduce_fn: only jnp.mean: the alignment is one number of the whole batch and has no value per example.
+
+    Returns:
+      The loss, between 0 and 1; 0 if everything is masked.
+
+    >>> import pcjax
+    >>> student = [[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]
+    >>> print(f"{pcjax.losses.cka(student, [[1.0], [-1.0], [0.0]]):.4f}")
+    0.0513
+    """
+    options: dict[str, Any] = {"least": 2, "whole": "the alignment of two representations"}
+    batch = Batch.of(student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, **options)
+
+    def gram(x: Array) -> Array:
+        centred = x - batch.total(x) / batch.count
+        # Kernels are fourth powers further down. The alignment does not change with either model's scale, so neither
+        # does its gradient with a factor that is held fixed.
+        size = lax.stop_gradient(jnp.sqrt(batch.total(jnp.mean(centred**2, axis=1)) / batch.count))
+        centred = jnp.where(batch.valid[:, None], centred / jnp.where(size > 0, size, 1), 0)
+        return products(centred, batch.gather(centred))
+
+    def inner(one: Array, other: Array) -> Array:
+        return batch.total(jnp.sum(one * other, axis=1))
+
+    s, t = gram(batch.student), gram(batch.teacher)
+    squared = inner(s, s) * inner(t, t)
+    return batch.whole(1 - inner(s, t) / jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 1))
