@@ -153,7 +153,7 @@ class Batch:
         return value + jnp.zeros_like(jnp.sum(self.student))
 
 
-def number(what: str, value: Any, zero: bool = False) -> Float[Array, ""]:
+def require_number(what: str, value: Any, zero: bool = False) -> Float[Array, ""]:
     """The value, which has to be one positive, finite number, or 0 if that is allowed."""
     _checks.require(np.shape(value) == (), f"got {what} of shape {np.shape(value)}: expected one number")
     known_zero = zero and not isinstance(value, (Tracer, str, bool)) and value is not None and value == 0

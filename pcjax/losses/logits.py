@@ -14,7 +14,7 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 from pcjax import _checks
-from pcjax.losses._batch import Batch, divergence, norms, number, products
+from pcjax.losses._batch import Batch, divergence, norms, products, require_number
 
 SAME_CLASSES = "the scores of the same classes"
 
@@ -49,7 +49,7 @@ def kd(
     >>> print(f"{pcjax.losses.kd([[0.0, 0.0]], [[1.0, 0.0]], temperature=1.0):.4f}")
     0.1109
     """
-    temperature = number("temperature", temperature)
+    temperature = require_number("temperature", temperature)
     batch = Batch.of(student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, same=SAME_CLASSES)
     log_p, log_q = (jax.nn.log_softmax(z / temperature) for z in (batch.teacher, batch.student))
     return batch.reduced(temperature**2 * divergence(log_p, log_q))
@@ -98,9 +98,9 @@ def dkd(
     >>> print(f"{pcjax.losses.dkd(student, teacher, labels=[0], temperature=1.0):.4f}")
     0.9234
     """
-    alpha = number("alpha", alpha, zero=True)
-    beta = number("beta", beta, zero=True)
-    temperature = number("temperature", temperature)
+    alpha = require_number("alpha", alpha, zero=True)
+    beta = require_number("beta", beta, zero=True)
+    temperature = require_number("temperature", temperature)
     labels, where = _labelled(labels, where, student)
     batch = Batch.of(student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, same=SAME_CLASSES)
     classes = batch.student.shape[1]
@@ -178,9 +178,9 @@ def dist(
     >>> print(f"{pcjax.losses.dist([[1.0, 0.0], [0.0, 1.0]], [[2.0, 0.0], [0.0, 2.0]]):.4f}")
     0.0000
     """
-    beta = number("beta", beta, zero=True)
-    gamma = number("gamma", gamma, zero=True)
-    temperature = number("temperature", temperature)
+    beta = require_number("beta", beta, zero=True)
+    gamma = require_number("gamma", gamma, zero=True)
+    temperature = require_number("temperature", temperature)
     whole: dict[str, Any] = {"least": 2, "whole": "a correlation over examples"}
     batch = Batch.of(
         student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, same=SAME_CLASSES, **whole

@@ -14,7 +14,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from pcjax import _checks
 from pcjax.dissimilarity import Dissimilarity, euclidean, resolve
-from pcjax.losses._batch import Batch, Points, number, unit
+from pcjax.losses._batch import Batch, Points, require_number, unit
 from pcjax.losses._sweep import swept_values
 from pcjax.losses.perception import _row_deviation
 from pcjax.ranking import METHODS, hard_rank, soft_rank
@@ -142,8 +142,8 @@ def _batch_for_lists(
     axis_name: str | tuple[str, ...] | None,
     reduce_fn: Callable[..., Array] | None,
 ) -> tuple[Batch, Points]:
-    number("alpha", alpha)
-    number("beta", beta)
+    require_number("alpha", alpha)
+    require_number("beta", beta)
     least = list_length + 1
     batch = Batch.of(student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, least=least)
     return batch, batch.points()
@@ -229,8 +229,8 @@ def pairwise_ranking(
     if named:
         _checks.require_name("margin", margin, ("difference", "deviation"), " or a number of at least 0")
     else:
-        margin = number("margin", margin, zero=True)
-    sharpness = number("sharpness", sharpness)
+        margin = require_number("margin", margin, zero=True)
+    sharpness = require_number("sharpness", sharpness)
     measure = resolve(dissimilarity)
     batch = Batch.of(student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, least=3)
     points, n, dtype = batch.points(), batch.student.shape[0], batch.student.dtype
@@ -307,7 +307,7 @@ def spearman(
     >>> print(f"{pcjax.losses.spearman(student, teacher, temperature=0.001):.4f}")
     0.8750
     """
-    temperature = number("temperature", temperature)
+    temperature = require_number("temperature", temperature)
     _checks.require_name("ranking", ranking, METHODS)
     measure = resolve(dissimilarity)
     teacher_measure = resolve(dissimilarity if teacher_dissimilarity is None else teacher_dissimilarity)

@@ -15,7 +15,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from pcjax import _checks
 from pcjax.dissimilarity import euclidean
-from pcjax.losses._batch import Batch, huber, number, products, unit
+from pcjax.losses._batch import Batch, huber, products, require_number, unit
 from pcjax.losses._sweep import swept_values
 
 
@@ -243,7 +243,7 @@ def correlation_congruence(
     >>> print(f"{pcjax.losses.correlation_congruence([[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [2.0, 0.0]]):.4f}")
     0.1266
     """
-    gamma = number("gamma", gamma)
+    gamma = require_number("gamma", gamma)
     _checks.require_whole("order", order, 1)
     batch = Batch.of(student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn)
     points = batch.points()
