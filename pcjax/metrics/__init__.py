@@ -1,5 +1,20 @@
 """What a representation is worth, as pure functions."""
 
 from pcjax.metrics.coherence import Coherence, Estimate, coherence
+from pcjax.metrics.neighbours import knn_accuracy, knn_predict
+from pcjax.metrics.probes import Probe, linear_probe
+from pcjax.metrics.retrieval import Retrieval, retrieval
+from pcjax.metrics.similarity import linear_cka
 
-__all__ = ["Coherence", "Estimate", "coherence"]
+__all__ = [
+    "Coherence",
+    "Estimate",
+    "Probe",
+    "Retrieval",
+    "coherence",
+    "knn_accuracy",
+    "knn_predict",
+    "linear_cka",
+    "linear_probe",
+    "retrieval",
+]

@@ -1,0 +1,56 @@
+"""What metrics with labels are given, looked at before anything is computed."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Bool
+
+from pcjax import _checks
+
+
+def require_finite(what: str, x: Any) -> None:
+    """Refuses features that are not a (rows, features) array of finite numbers, as far as they are known."""
+    _checks.require_features(what, x)
+    if isinstance(x, Tracer):
+        return
+    finite = np.asarray(_finite_rows(jnp.asarray(x)))
+    if not finite.all():
+        rows, first = int(np.sum(~finite)), int(np.argmin(finite))
+        raise _checks.RequestError(
+            f"got {what} with {rows} of {len(finite)} rows that hold NaN or infinity, row {first} the first: expected "
+            "finite numbers; leave those rows out, or look for where the model that made them diverged"
+        )
+
+
+@jax.jit
+def _finite_rows(x: Array) -> Bool[Array, "n"]:
+    return jnp.all(jnp.isfinite(x), axis=1)
+
+
+def require_labels(what: str, labels: Any, rows: int) -> None:
+    """Refuses labels that are not `rows` classes 0, 1, ..., as far as they are known."""
+    shape = np.shape(labels)
+    got = f"got {what} of shape {shape}"
+    one_hot = "; of one-hot rows take labels.argmax(axis=1)" if len(shape) == 2 else ""
+    _checks.require(shape == (rows,), f"{got}: expected ({rows},), one class per row of features{one_hot}")
+    dtype = labels.dtype if hasattr(labels, "dtype") else np.asarray(labels).dtype
+    whole = jnp.issubdtype(dtype, jnp.integer)
+    number_them = "number the classes by np.unique(labels, return_inverse=True)[1]"
+    _checks.require(whole, f"got {what} of dtype {dtype}: expected integers; {number_them}")
+    if isinstance(labels, Tracer) or rows == 0:
+        return
+    least, most = int(np.min(np.asarray(labels))), int(np.max(np.asarray(labels)))
+    unlabelled = f"got {what} with {least} among them: expected classes 0, 1, ...; leave out the rows without a label"
+    _checks.require(least >= 0, unlabelled)
+    # JAX would cut larger ones to 32 bits, and might take two classes for one.
+    _checks.require(most < 2**31, f"got {what} up to {most}: expected less than 2^31; {number_them}")
+
+
+def require_as_many_features(what: str, x: Any, other: str, y: Any) -> None:
+    """Refuses features of two different models."""
+    got = f"got {what} {np.shape(x)} and {other} {np.shape(y)}"
+    same = np.shape(x)[1] == np.shape(y)[1]
+    _checks.require(same, f"{got}: expected as many features in both; embed both with the same model")

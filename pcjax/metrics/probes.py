@@ -1,0 +1,213 @@
+"""What a linear classifier can read from frozen features."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import Tracer
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
+
+from pcjax import _checks
+from pcjax.metrics._labelled import require_as_many_features, require_finite, require_labels
+
+PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+TOLERANCE = 1e-6
+MOST_ITERATIONS = 1000
+
+
+class Probe(NamedTuple):
+    """A linear probe's accuracy on the test set, and how it was arrived at."""
+
+    accuracy: float
+    penalty: float
+    validation_accuracy: float
+    iterations: int
+    converged: bool
+
+
+def linear_probe(
+    train_features: ArrayLike,
+    train_labels: ArrayLike,
+    test_features: ArrayLike,
+    test_labels: ArrayLike,
+    *,
+    validation: float | tuple[ArrayLike, ArrayLike] = 0.2,
+    penalties: tuple[float, ...] = PENALTIES,
+    seed: int = 0,
+) -> Probe:
+    r"""Accuracy of multinomial logistic regression on frozen features.
+
+    The features, standardised by the training set's means and deviations, are classified by argmax_c (W x + b)_c with
+
+        W, b = argmin  mean_i -log softmax(W x_i + b)_{y_i} + penalty / 2 |W|^2,
+
+    found by L-BFGS, until no entry of the gradient exceeds 1e-6 or 1,000 iterations have passed. The penalty is the one
+    with the highest accuracy on a validation set that is held out of the training (of equals the strongest); then W and
+    b are fitted again to all of it. Strong penalties are solved first, and weaker ones start from their solutions. In
+    scikit-learn's words, C = 1 / (n penalty).
+
+    Args:
+      train_features: (n, d) features.
+      train_labels: (n,) their classes, integers from 0, of at least two kinds.
+      test_features: (m, d) features.
+      test_labels: (m,) their classes. A class that was not in training counts as an error.
+      validation: the share of the training set to hold out, of each class about as much, or (features, labels) of a
+        validation set, which the last fit is then to as well.
+      penalties: those to choose from; positive.
+      seed: of the drawing of what is held out.
+
+    Returns:
+      A Probe (accuracy, penalty, validation_accuracy; iterations and converged of the last fit).
+
+    >>> import jax, pcjax
+    >>> features = jax.random.normal(jax.random.key(0), (60, 3))
+    >>> labels = (features[:, 0] > 0).astype(int)
+    >>> probe = pcjax.metrics.linear_probe(features[:40], labels[:40], features[40:], labels[40:])
+    >>> probe.accuracy > 0.9, probe.converged
+    (True, True)
+    """
+    _require_known(train_features, train_labels, test_features, test_labels)
+    _require_set("train", train_features, train_labels)
+    _require_set("test", test_features, test_labels)
+    require_as_many_features("train_features", train_features, "test_features", test_features)
+    _checks.require_whole("seed", seed, 0)
+    _checks.require(len(penalties) > 0, f"got penalties {penalties!r}: expected at least one, such as {PENALTIES}")
+    for penalty in penalties:
+        _checks.require_positive("penalty", penalty)
+    features, labels, held_out = _with_validation(train_features, np.asarray(train_labels), validation, seed)
+    kinds, classes = np.unique(labels, return_inverse=True)
+    one = f"got train_labels of the one class {kinds[0]}: expected at least two; there is nothing to tell apart"
+    _checks.require(len(kinds) > 1, one)
+    kept = kinds[np.unique(classes[~held_out])]
+    got = f"got validation {validation!r}" if isinstance(validation, float) else "got validation examples"
+    few = f"{got} of which {np.sum(held_out)} of {len(labels)} are held out, leaving classes {kept.tolist()} to fit"
+    _checks.require(len(kept) > 1, f"{few}: expected at least two; hold out less or give more examples")
+
+    train, mean, deviation = _standardised(features)
+    test = _checks.at_least_float32(test_features).astype(train.dtype)
+    classes = jnp.asarray(classes, jnp.int32)
+    some, every = (jnp.asarray(w, train.dtype) for w in (~held_out, np.ones(len(labels))))
+    start = jnp.zeros((train.shape[1] + 1, len(kinds)), train.dtype)
+
+    candidates, fitted = sorted({float(penalty) for penalty in penalties}, reverse=True), []
+    for penalty in candidates:
+        start, *_ = _fit(train, classes, some, jnp.asarray(penalty, train.dtype), start)
+        right = np.asarray(_predict(start, train) == classes)[held_out]
+        fitted.append((float(np.mean(right)), start))
+    best = int(np.argmax([accuracy for accuracy, _ in fitted]))
+    weights, iterations, error = _fit(
+        train, classes, every, jnp.asarray(candidates[best], train.dtype), fitted[best][1]
+    )
+    predicted = kinds[np.asarray(_predict(weights, (test - mean) / deviation))]
+    return Probe(
+        accuracy=float(np.mean(predicted == np.asarray(test_labels))),
+        penalty=candidates[best],
+        validation_accuracy=fitted[best][0],
+        iterations=int(iterations),
+        converged=bool(error <= TOLERANCE),
+    )
+
+
+def _require_known(*given: Any) -> None:
+    traced = any(isinstance(x, Tracer) for x in given)
+    _checks.require(not traced, "got traced arrays: expected known ones; call linear_probe outside of jax.jit")
+
+
+def _require_set(what: str, features: Any, labels: Any) -> None:
+    require_finite(f"{what}_features", features)
+    rows = np.shape(features)[0]
+    _checks.require(rows > 0, f"got {what}_features {np.shape(features)}: expected at least one row")
+    require_labels(f"{what}_labels", labels, rows)
+
+
+def _with_validation(
+    features: Any, labels: np.ndarray, validation: Any, seed: int
+) -> tuple[Any, np.ndarray, np.ndarray]:
+    """All that may be fitted to, and which of it is held out for the choice of the penalty."""
+    n = len(labels)
+    if isinstance(validation, (tuple, list)):
+        pair = f"got validation of {len(validation)} parts: expected a share of the training set or (features, labels)"
+        _checks.require(len(validation) == 2, pair)
+        _require_known(*validation)
+        _require_set("validation", *validation)
+        require_as_many_features("train_features", features, "validation_features", validation[0])
+        together = jnp.concatenate([_checks.at_least_float32(x) for x in (features, validation[0])])
+        more = np.asarray(validation[1])
+        return together, np.concatenate([labels, more]), np.arange(n + len(more)) >= n
+    share = isinstance(validation, float) and 0 < validation < 1
+    expected = "expected a share of the training set between 0 and 1, or (features, labels)"
+    _checks.require(share, f"got validation {validation!r}: {expected}")
+    # At even distances along the examples sorted by class: of each class the same share, to within one example.
+    drawn = np.random.default_rng(seed).permutation(n)
+    by_class = drawn[np.argsort(labels[drawn], kind="stable")]
+    places = np.floor(np.arange(n + 1) * validation)
+    held_out = np.zeros(n, bool)
+    held_out[by_class[places[1:] > places[:-1]]] = True
+    none = f"got validation {validation!r} of {n} training examples, which holds out none"
+    _checks.require(bool(held_out.any()), f"{none}: expected one at least; hold out more")
+    return features, labels, held_out
+
+
+def _standardised(features: Any) -> tuple[Float[Array, "n d"], Float[Array, "d"], Float[Array, "d"]]:
+    """The features in units of their deviations, and those and the means; constant features become zero."""
+    x = _checks.at_least_float32(features)
+    return _standardise(x)
+
+
+@jax.jit
+def _standardise(x: Float[Array, "n d"]) -> tuple[Float[Array, "n d"], Float[Array, "d"], Float[Array, "d"]]:
+    extent = jnp.max(jnp.abs(x), axis=0)
+    unit = jnp.where(extent == 0, 1, extent)  # so that no square overflows
+    mean, deviation = jnp.mean(x / unit, axis=0), jnp.std(x / unit, axis=0)
+    constant = deviation <= 8 * jnp.finfo(x.dtype).eps
+    # Divided by infinity, also what differs in the test set is nothing the classifier was fitted to.
+    mean, deviation = mean * unit, jnp.where(constant, jnp.inf, deviation * unit)
+    return (x - mean) / deviation, mean, deviation
+
+
+def _logits(weights: Float[Array, "d1 c"], x: Float[Array, "n d"]) -> Float[Array, "n c"]:
+    return jnp.matmul(x, weights[:-1], precision=lax.Precision.HIGHEST) + weights[-1]
+
+
+@jax.jit
+def _predict(weights: Float[Array, "d1 c"], x: Float[Array, "n d"]) -> Int[Array, "n"]:
+    return jnp.argmax(_logits(weights, x), axis=1).astype(jnp.int32)
+
+
+@jax.jit
+def _fit(
+    x: Float[Array, "n d"],
+    classes: Int[Array, "n"],
+    counts: Float[Array, "n"],
+    penalty: Float[Array, ""],
+    start: Float[Array, "d1 c"],
+) -> tuple[Float[Array, "d1 c"], Int[Array, ""], Float[Array, ""]]:
+    """The minimiser, its last row being b; the iterations it took and the largest entry of the gradient there."""
+    import optax
+
+    true = classes[:, None] == jnp.arange(start.shape[1])
+    counts = counts / jnp.sum(counts)
+
+    def objective(weights: Float[Array, "d1 c"]) -> Float[Array, ""]:
+        logits = _logits(weights, x)
+        losses = jax.nn.logsumexp(logits, axis=1) - jnp.sum(jnp.where(true, logits, 0), axis=1)
+        return jnp.vdot(counts, losses) + penalty / 2 * jnp.sum(weights[:-1] ** 2)
+
+    solver = optax.lbfgs()
+
+    def unfinished(state: Any) -> Bool[Array, ""]:
+        _, _, _, gradient, iteration = state
+        return (jnp.max(jnp.abs(gradient)) > TOLERANCE) & (iteration < MOST_ITERATIONS)
+
+    def step(state: Any) -> Any:
+        weights, solved, value, gradient, iteration = state
+        update, solved = solver.update(gradient, solved, weights, value=value, grad=gradient, value_fn=objective)
+        # The line search has evaluated the objective at the end of its step already.
+        return weights + update, solved, optax.tree.get(solved, "value"), optax.tree.get(solved, "grad"), iteration + 1
+
+    value, gradient = jax.value_and_grad(objective)(start)
+    state = (start, solver.init(start), value, gradient, jnp.zeros((), jnp.int32))
+    weights, _, _, gradient, iterations = lax.while_loop(unfinished, step, state)
+    return weights, iterations, jnp.max(jnp.abs(gradient))

@@ -1,0 +1,182 @@
+"""How well an example finds the others of its class."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import Tracer
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
+
+from pcjax import _checks, _sorting
+from pcjax.dissimilarity import Dissimilarity, resolve
+from pcjax.metrics._labelled import require_as_many_features, require_finite, require_labels
+
+ENTRIES_AT_A_TIME = 2**23
+
+
+class Retrieval(NamedTuple):
+    """Means over the queries that have something to find, each from 0 to 1, and how many these queries are."""
+
+    recall_at: dict[int, Float[Array, ""]]
+    mean_average_precision: Float[Array, ""]
+    r_precision: Float[Array, ""]
+    map_at_r: Float[Array, ""]
+    queries: Int[Array, ""]
+
+
+def retrieval(
+    queries: ArrayLike,
+    labels: ArrayLike,
+    gallery: ArrayLike | None = None,
+    gallery_labels: ArrayLike | None = None,
+    *,
+    dissimilarity: str | Dissimilarity = "cosine",
+    ks: Sequence[int] = (1, 5, 10),
+) -> Retrieval:
+    r"""How far up the gallery's examples of a query's own class are, the gallery sorted by dissimilarity to it.
+
+    With r_i = 1 if the i-th of the sorted gallery is of the query's class and else 0, P_i = (r_1 + ... + r_i) / i, and
+    R of that class in the gallery,
+
+        recall_at[k]            [r_1 + ... + r_k > 0], whether one of the first k is
+        mean_average_precision  sum_i r_i P_i / R
+        r_precision             P_R
+        map_at_r                sum_{i <= R} r_i P_i / R
+
+    averaged over the queries with R > 0. Equal dissimilarities have no order: each value is its expectation over all
+    orders of what is tied, so that a model for which all examples are the same is worth what drawing lots is.
+
+    `map_at_r` is that of "A Metric Learning Reality Check" (arXiv:2003.08505). The queries are taken in blocks; each
+    block's dissimilarities to the whole gallery are held, never those of all queries.
+
+    Args:
+      queries: (n, d) features.
+      labels: (n,) their classes, integers from 0.
+      gallery: (m, d) features to search; None for the queries themselves, where none finds itself.
+      gallery_labels: (m,) their classes, if there is a gallery.
+      dissimilarity: a name of `pcjax.dissimilarity` or a function (n, d), (m, d) -> (n, m).
+      ks: for which k to give recall_at, each at most m, or n - 1 without a gallery.
+
+    Returns:
+      A Retrieval (recall_at, mean_average_precision, r_precision, map_at_r, queries).
+
+    >>> import pcjax
+    >>> features, labels = [[0.0], [1.0], [3.0], [7.0]], [0, 0, 1, 1]
+    >>> found = pcjax.metrics.retrieval(features, labels, dissimilarity="euclidean", ks=(1, 2))
+    >>> print(found.recall_at[1], found.recall_at[2], found.mean_average_precision.round(4))
+    0.75 0.75 0.8333
+    """
+    require_finite("queries", queries)
+    n = np.shape(queries)[0]
+    require_labels("labels", labels, n)
+    itself = gallery is None
+    both = itself == (gallery_labels is None)
+    given = "gallery_labels" if itself else "a gallery"
+    missing = "a gallery" if itself else "gallery_labels"
+    _checks.require(both, f"got {given} without {missing}: expected both, or neither to search the queries themselves")
+    if gallery is None or gallery_labels is None:
+        gallery, gallery_labels, what = queries, labels, f"{n} queries, none of which finds itself"
+    else:
+        require_finite("gallery", gallery)
+        require_as_many_features("queries", queries, "gallery", gallery)
+        require_labels("gallery_labels", gallery_labels, np.shape(gallery)[0])
+        what = f"a gallery of {np.shape(gallery)[0]}"
+    m = np.shape(gallery)[0]
+    most = m - 1 if itself else m
+    _checks.require(n > 0 and most > 0, f"got {n} queries for {what}: expected at least one of both; give more")
+    _checks.require(len(ks) > 0, f"got ks {ks!r}: expected at least one k, such as (1, 5, 10)")
+    for k in ks:
+        _checks.require_whole("k", k, 1, most, f" in ks for {what}")
+    arrays = _checks.at_least_float32(queries), _checks.at_least_float32(gallery)
+    dtype = jnp.result_type(*arrays)
+    search = _search if callable(dissimilarity) else _compiled_search
+    found = search(
+        arrays[0].astype(dtype),
+        jnp.asarray(labels).astype(jnp.int32),
+        arrays[1].astype(dtype),
+        jnp.asarray(gallery_labels).astype(jnp.int32),
+        dissimilarity=resolve(dissimilarity),
+        ks=tuple(int(k) for k in ks),
+        itself=itself,
+    )
+    nothing = f"got {n} queries for {what}, and no class of a query in it: expected some; check both sets' labels"
+    _checks.require(isinstance(found.queries, Tracer) or int(found.queries) > 0, nothing)
+    return found
+
+
+def _search(
+    queries: Float[Array, "n d"],
+    labels: Int[Array, "n"],
+    gallery: Float[Array, "m d"],
+    gallery_labels: Int[Array, "m"],
+    *,
+    dissimilarity: Dissimilarity,
+    ks: tuple[int, ...],
+    itself: bool,
+) -> Retrieval:
+    n, m = queries.shape[0], gallery.shape[0]
+    # A core's cache holds few columns of a long gallery, but each block looks at all of the gallery's features again.
+    cached = _sorting.cache_rows(m)
+    rows = min(n, max(1, ENTRIES_AT_A_TIME // m) if cached is None else max(cached, min(64, ENTRIES_AT_A_TIME // m)))
+
+    def of_block(block: Int[Array, "r"]) -> tuple[Float[Array, "values r"], Int[Array, "r"]]:
+        d = dissimilarity(queries[block], gallery).T
+        others = jnp.arange(m)[:, None] != block if itself else jnp.ones(d.shape, bool)
+        relevant = (gallery_labels[:, None] == labels[block]) & others
+        return _values(d, relevant, others, ks)
+
+    # The last block is filled up with the last query.
+    blocks = jnp.minimum(jnp.arange(-(-n // rows) * rows), n - 1).reshape(-1, rows)
+    values, to_find = lax.map(of_block, blocks)
+    values = jnp.moveaxis(values, 1, 0).reshape(len(ks) + 3, -1)[:, :n]
+    counted = to_find.reshape(-1)[:n] > 0
+    count = jnp.sum(counted)
+    means = jnp.sum(jnp.where(counted, values, 0), axis=1) / jnp.maximum(count, 1)
+    return Retrieval(dict(zip(ks, means, strict=False)), means[-3], means[-2], means[-1], count)
+
+
+_compiled_search = jax.jit(_search, static_argnames=("dissimilarity", "ks", "itself"))
+
+
+def _values(
+    d: Float[Array, "m r"], relevant: Bool[Array, "m r"], others: Bool[Array, "m r"], ks: tuple[int, ...]
+) -> tuple[Float[Array, "values r"], Int[Array, "r"]]:
+    """Recall at each k, average precision, R-precision and mAP@R of each query (a column), and its R."""
+    m = d.shape[0]
+    using = _sorting.primitives(m)
+    columns = _sorting.sort_columns(d, others, using)
+    first, last = (bound.astype(jnp.int32) for bound in _sorting.run_bounds(columns.bits, using))
+    # How many relevant there are before each place, in the run of ties it is in, and how long that run is.
+    counts = lax.cumsum(_sorting.in_order(relevant.astype(jnp.int32), columns.order), axis=0)
+    to_find = counts[-1]
+    counts = jnp.pad(counts, ((1, 0), (0, 0)))
+    before = _sorting.in_order(counts, first)
+    hits = _sorting.in_order(counts, last + 1) - before
+    length = last - first + 1
+
+    place = lax.broadcasted_iota(jnp.int32, d.shape, 0)
+    # E r_i = hits / length, and of the t places of the run before place i each is relevant, given that i is, with
+    # probability (hits - 1) / (length - 1).
+    expected = hits / length
+    earlier = (place - first) * ((hits - 1) / jnp.maximum(length - 1, 1))
+    gain = (expected * (before + 1 + earlier) / (place + 1)).astype(d.dtype)
+    among_r = place < to_find
+    found = jnp.maximum(to_find, 1)
+    average_precision = jnp.sum(gain, axis=0) / found
+    r_precision = jnp.sum(jnp.where(among_r, expected, 0), axis=0).astype(d.dtype) / found
+    map_at_r = jnp.sum(jnp.where(among_r, gain, 0), axis=0) / found
+
+    def recall_at(k: int) -> Float[Array, "r"]:
+        drawn = k - first[k - 1]  # places of the run that the first k reach into
+
+        def miss(t: Array, chance: Float[Array, "r"]) -> Float[Array, "r"]:
+            factor = jnp.maximum(length[k - 1] - hits[k - 1] - t, 0) / jnp.maximum(length[k - 1] - t, 1)
+            return jnp.where(t < drawn, chance * factor, chance)
+
+        missed = lax.fori_loop(0, k, miss, (before[k - 1] == 0).astype(d.dtype))
+        return 1 - missed
+
+    return jnp.stack([*(recall_at(k) for k in ks), average_precision, r_precision, map_at_r]), to_find
