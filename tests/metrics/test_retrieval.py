@@ -1,0 +1,202 @@
+import functools
+import importlib
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from sklearn.metrics import average_precision_score
+
+from pcjax.metrics import Retrieval, retrieval
+from pcjax.metrics.retrieval import _compiled_search
+
+module = importlib.import_module("pcjax.metrics.retrieval")  # the name itself is the function
+
+KS = (1, 3, 6)
+
+
+def values(found):
+    """Everything but the count, as one vector."""
+    return np.array([*found.recall_at.values(), *found[1:4]])
+
+
+def of_order(relevant, ks):
+    """Of one query, given whether each of the sorted gallery is relevant."""
+    r, total = np.asarray(relevant, float), int(np.sum(relevant))
+    precision = np.cumsum(r) / np.arange(1, len(r) + 1)
+    recall = [float(r[:k].any()) for k in ks]
+    return np.array(
+        [*recall, (r * precision).sum() / total, precision[total - 1], (r * precision)[:total].sum() / total]
+    )
+
+
+def by_brute_force(d, labels, gallery_labels, ks, itself=False):
+    """Expectations over all orders of what is tied, by trying them."""
+    found = []
+    for i, row in enumerate(d):
+        keep = np.arange(len(row)) != i if itself else np.ones(len(row), bool)
+        row, relevant = row[keep], gallery_labels[keep] == labels[i]
+        if not relevant.any():
+            continue
+        runs = [relevant[row == value] for value in np.unique(row)]
+        orders = itertools.product(*(list(itertools.permutations(run)) for run in runs))
+        found.append(np.mean([of_order(np.concatenate(order), ks) for order in orders], axis=0))
+    return np.mean(found, axis=0), len(found)
+
+
+def drawn(rng):
+    """Twenty queries, one of which has nothing to find, and a gallery long enough for the sorting network."""
+    labels = rng.integers(0, 3, 20)
+    labels[3] = 9
+    return rng.normal(size=(20, 3)), labels, rng.normal(size=(90, 3)), rng.integers(0, 3, 90)
+
+
+def test_equals_brute_force_and_scikit_learn(rng):
+    queries, labels, gallery, gallery_labels = drawn(rng)
+    found = retrieval(queries, labels, gallery, gallery_labels, ks=KS)
+    d = oracles.dissimilarity("cosine", queries, gallery)
+    expected, counted = by_brute_force(d, labels, gallery_labels, KS)
+    assert isinstance(found, Retrieval)
+    assert tuple(found.recall_at) == KS
+    assert np.allclose(values(found), expected, atol=1e-6)
+    assert found.queries == counted == 19
+    precisions = [average_precision_score(gallery_labels == y, -row) for y, row in zip(labels, d, strict=True) if y < 3]
+    assert np.allclose(found.mean_average_precision, np.mean(precisions))
+
+
+def itself(features, labels, dissimilarity="euclidean"):
+    """Sixty queries among themselves, always compiled for the same shapes."""
+    return retrieval(features, labels, dissimilarity=dissimilarity, ks=KS)
+
+
+def test_none_finds_itself(rng):
+    features, labels = rng.normal(size=(60, 4)), rng.integers(0, 5, 60)
+    labels[3] = 9
+    expected, counted = by_brute_force(
+        oracles.dissimilarity("euclidean", features, features), labels, labels, KS, itself=True
+    )
+    found = itself(features, labels)
+    assert np.allclose(values(found), expected, atol=1e-6)
+    assert found.queries == counted == 59
+
+
+@functools.cache
+def of_a_line(points, labels):
+    features = np.array(points, np.float32)[:, None]
+    rest = np.array(labels[:1]), features[1:], np.array(labels[1:])
+    return retrieval(features[:1], *rest, dissimilarity="euclidean", ks=(1, 2, 4, 6))
+
+
+def test_by_hand():
+    # From 0 the second and the fourth of the others are of its class: R = 2.
+    found = of_a_line((0, 1, 2, 3, 4, 5, 6), (1, 0, 1, 0, 1, 0, 0))
+    assert np.allclose(list(found.recall_at.values()), [0, 1, 1, 1])
+    assert np.allclose(found.mean_average_precision, (1 / 2 + 2 / 4) / 2)
+    assert np.allclose(found.r_precision, 1 / 2)
+    assert np.allclose(found.map_at_r, (1 / 2) / 2)
+
+
+@pytest.mark.parametrize(
+    ("points", "labels"),
+    [
+        ((0, 1, 1, 1, 1, 1, 1), (1, 0, 1, 0, 0, 1, 0)),  # one run of ties
+        ((0, 1, 1, 2, 2, 2, 3), (1, 0, 0, 1, 1, 0, 1)),  # within the first k, across them, and beyond
+        ((0, 0, 0, 1, 1, -1, -1), (1, 0, 1, 1, 0, 0, 0)),
+        ((0, 2, 2, 1, 1, 1, 2), (1, 1, 1, 1, 1, 1, 1)),
+    ],
+)
+def test_ties_count_as_their_mean_over_all_orders(points, labels):
+    d = np.abs(np.array(points[:1])[:, None] - np.array(points[1:]))
+    expected, _ = by_brute_force(d, np.array(labels[:1]), np.array(labels[1:]), (1, 2, 4, 6))
+    assert np.allclose(values(of_a_line(points, labels)), expected, atol=1e-6)
+
+
+def test_a_collapsed_model_draws_lots(rng):
+    # 20 of each of 3 classes, sorted by class: in the order they came in the first would seem to be found.
+    labels = np.repeat(np.arange(3), 20)
+    found = itself(np.ones((60, 4)), labels)
+    assert np.allclose([found.recall_at[1], found.r_precision], 19 / 59, atol=1e-6)
+    lots = [of_order(rng.permutation(labels[1:] == 0), KS) for _ in range(3000)]
+    assert np.allclose(values(found), np.mean(lots, axis=0), atol=0.03)
+
+
+def test_perfect_and_hopeless(rng):
+    labels = np.arange(60) % 4
+    features = np.eye(4)[labels] + 0.01 * rng.normal(size=(60, 4))
+    assert np.allclose(values(itself(features, labels)), 1)
+    # each class is in pairs of points as far apart as any: what is near is always of another
+    far = np.repeat([[0.0], [1000.0]], 30, axis=0) * [1, 0, 0, 0] + rng.normal(size=(60, 4))
+    assert np.allclose(values(itself(far, np.arange(60) % 30))[:-3], 0)
+
+
+def test_rotation_scale_and_a_monotone_change_of_dissimilarities(rng):
+    features, labels = rng.normal(size=(60, 4)), rng.integers(0, 3, 60)
+    turn = np.linalg.qr(rng.normal(size=(4, 4)))[0]
+    expected = values(itself(features, labels))
+    assert np.allclose(values(itself(3 * features @ turn + 1, labels)), expected, atol=1e-6)
+    assert np.allclose(values(itself(features, labels, "squared_euclidean")), expected)
+
+
+def test_a_callers_own_dissimilarity_may_be_negative(rng):
+    features, labels = rng.normal(size=(60, 4)), rng.integers(0, 3, 60)
+    expected, _ = by_brute_force(-features @ features.T, labels, labels, KS, itself=True)
+    assert np.allclose(values(itself(features, labels, inner_product)), expected, atol=1e-6)
+
+
+def test_blocks_change_nothing(rng, monkeypatch):
+    features, labels = rng.normal(size=(60, 4)), rng.integers(0, 3, 60)
+    whole = values(itself(features, labels))
+    monkeypatch.setattr("pcjax._sorting.cache_rows", lambda length: 8)
+    monkeypatch.setattr(module, "ENTRIES_AT_A_TIME", 1)
+
+    def euclidean(x, y):  # a caller's function is compiled anew, here in blocks of 8 queries
+        assert x.shape[0] == 8
+        return plain_distance(x, y)
+
+    assert np.allclose(values(itself(features, labels, euclidean)), whole, atol=1e-6)
+
+
+def plain_distance(x, y):
+    return jnp.sqrt(jnp.sum((x[:, None] - y) ** 2, axis=-1))
+
+
+def inner_product(x, y):
+    return -x @ y.T
+
+
+def test_never_all_queries_at_once():
+    n, m = 20_000, 4096
+    shapes = ((n, 16), jnp.float32), ((n,), jnp.int32), ((m, 16), jnp.float32), ((m,), jnp.int32)
+    arguments = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+    compiled = _compiled_search.lower(*arguments, dissimilarity=inner_product, ks=(1,), itself=False).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < n * m * 4 / 10
+
+
+X = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+Y = np.arange(8) % 3
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"ks": (1, 8)}, "got k 8 in ks for 8 queries, none of which finds itself: expected an integer from 1 to 7"),
+        ({"gallery": X[:5], "gallery_labels": Y[:5]}, "got k 6 in ks for a gallery of 5: expected an integer from 1"),
+        ({"ks": ()}, "got ks (): expected at least one k"),
+        ({"gallery": X}, "got a gallery without gallery_labels: expected both, or neither"),
+        ({"gallery_labels": Y}, "got gallery_labels without a gallery: expected both, or neither"),
+        ({"gallery": X[:, :3], "gallery_labels": Y}, "got queries (8, 4) and gallery (8, 3): expected as many"),
+        ({"gallery": X * np.nan, "gallery_labels": Y}, "got gallery with 8 of 8 rows that hold NaN or infinity"),
+        ({"labels": np.arange(8)}, "and no class of a query in it: expected some; check both sets' labels"),
+        ({"labels": Y - 1}, "got labels with -1 among them"),
+        ({"queries": X[:1], "labels": Y[:1]}, "got 1 queries for 1 queries, none of which finds itself: expected at"),
+        ({"dissimilarity": "dot"}, "unknown dissimilarity 'dot'"),
+    ],
+    ids=str,
+)
+def test_refused(given, message):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        retrieval(**({"queries": X, "labels": Y, "ks": (1, 6)} | given))
+    assert message in str(caught.value)
