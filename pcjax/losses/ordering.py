@@ -167,7 +167,7 @@ def _scores(
 ) -> Float[Array, "n k"]:
     """Scores of the listed, the others' so low that they take nothing of any sum of exponentials."""
     distances = jnp.take_along_axis(euclidean(unit(anchors), unit(others)), nearest, axis=1)
-    apart = distances > 0
+    apart = distances != 0
     powers = jnp.where(apart, jnp.where(apart, distances, 1) ** beta, 0)
     return jnp.where(listed, powers * -jnp.asarray(alpha, powers.dtype), -1e30).astype(anchors.dtype)
 

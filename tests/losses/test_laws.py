@@ -1,0 +1,260 @@
+"""What holds for every loss of the package, run over all of them at once."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from pcjax import losses
+
+DEVICES, N, WIDTH = 8, 16, 4
+# Everything here is small and run a few times: compiling takes longer than running.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """How to call a loss, and what is stated of it."""
+
+    function: Callable[..., Any]
+    given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    rows: Mapping[str, Callable[[np.random.Generator, int], Any]] = dataclasses.field(default_factory=dict)
+    same_width: bool = False  # whether student and teacher must have as many features
+    least: float | None = 0.0  # what a student equal to the teacher pays, and none less; None: nothing stated
+    per_example: bool = True  # whether it is a mean over examples
+    invariances: frozenset[str] = frozenset()  # what of the student it does not see
+
+
+SCALE, ROTATION, TRANSLATION = frozenset({"scale"}), frozenset({"rotation"}), frozenset({"translation"})
+SIMILARITY = SCALE | ROTATION | TRANSLATION
+KERNEL = np.random.default_rng(7).normal(size=(WIDTH, 5)).astype(np.float32)
+LABELS = {"labels": lambda rng, n: rng.integers(0, WIDTH, n)}
+
+LOSSES = {
+    "perception_coherence": Loss(
+        losses.perception_coherence, {"temperature": 0.2, "teacher_temperature": 0.2}, invariances=SIMILARITY
+    ),
+    "rkd_distance": Loss(losses.rkd_distance, invariances=SIMILARITY),
+    "rkd_angle": Loss(losses.rkd_angle, invariances=SIMILARITY),
+    "similarity_preserving": Loss(losses.similarity_preserving, invariances=SCALE | ROTATION),
+    "pkt": Loss(losses.pkt, invariances=SCALE | ROTATION),
+    "correlation_congruence": Loss(losses.correlation_congruence, invariances=SCALE | ROTATION),
+    "cka": Loss(losses.cka, per_example=False, invariances=SIMILARITY),
+    "darkrank_hard": Loss(losses.darkrank_hard, least=None, invariances=SCALE | ROTATION),
+    "darkrank_soft": Loss(losses.darkrank_soft, {"list_length": 3}, invariances=SCALE | ROTATION),
+    "pairwise_ranking": Loss(
+        losses.pairwise_ranking, {"penalty": "exponential", "margin": "difference"}, invariances=SCALE | ROTATION
+    ),
+    "spearman": Loss(losses.spearman, {"temperature": 0.2}, least=None, invariances=SIMILARITY),
+    "kd": Loss(losses.kd, same_width=True),
+    "dkd": Loss(losses.dkd, rows=LABELS, same_width=True),
+    "dist": Loss(losses.dist, same_width=True, per_example=False),
+    "shared_classifier": Loss(losses.shared_classifier, {"kernel": KERNEL}, same_width=True),
+    "simkd": Loss(losses.simkd, same_width=True),
+}
+every_loss = pytest.mark.parametrize("name", LOSSES)
+
+
+def problem(name, rng, n=N):
+    """A student that knows something of the teacher, and what else the loss wants of each example."""
+    width = WIDTH if LOSSES[name].same_width else WIDTH - 1
+    teacher = rng.normal(size=(n, WIDTH))
+    student = teacher[:, :width] + 0.5 * rng.normal(size=(n, width))
+    return student, teacher, {key: draw(rng, n) for key, draw in LOSSES[name].rows.items()}
+
+
+def call(name, student, teacher, rows, **given):
+    return LOSSES[name].function(student, teacher, **LOSSES[name].given, **rows, **given)
+
+
+@functools.cache
+def compiled(name):
+    """All there is to know of a loss, in one compilation for all the laws."""
+
+    @jit
+    def everything(student, teacher, rows, where):
+        loss = functools.partial(call, name, rows=rows, where=where)
+        mean, gradients = jax.value_and_grad(loss, argnums=(0, 1))(student, teacher)
+        found = {"mean": mean, "gradient": gradients[0], "teacher": gradients[1]}
+        if LOSSES[name].per_example:
+            found["values"] = loss(student, teacher, reduce_fn=None)
+            found["sum"] = loss(student, teacher, reduce_fn=jnp.sum)
+        return found
+
+    def evaluate(student, teacher, rows, where=None):
+        where = np.ones(len(student), bool) if where is None else where
+        return jax.tree.map(np.asarray, everything(student, teacher, rows, where))
+
+    return evaluate
+
+
+def assert_close(found, expected, tolerance=1e-9):
+    assert np.abs(found - expected).max() <= tolerance * max(np.abs(expected).max(), 1e-3)
+
+
+@every_loss
+def test_a_student_equal_to_the_teacher_pays_the_least(name, rng, x64):
+    least = LOSSES[name].least
+    if least is None:
+        pytest.skip("no minimum is stated there")
+    student, _, rows = problem(name, rng)
+    teacher = np.pad(student, ((0, 0), (0, WIDTH - student.shape[1])))  # the same geometry
+    assert abs(compiled(name)(student, teacher, rows)["mean"] - least) < 1e-6
+    for size in (0.01, 0.1):
+        moved = student + size * rng.normal(size=student.shape)
+        assert compiled(name)(moved, teacher, rows)["mean"] > least - 1e-9
+
+
+@every_loss
+def test_the_gradient_is_the_differences(name, rng, x64):
+    student, teacher, rows = problem(name, rng)
+    found = compiled(name)(student, teacher, rows)
+
+    def means(moved):
+        return np.array([compiled(name)(one, teacher, rows)["mean"] for one in moved])
+
+    directions = rng.normal(size=(4, *student.shape))
+    numeric = (means(student + 1e-6 * directions) - means(student - 1e-6 * directions)) / 2e-6
+    oracles.assert_gradients_agree(np.sum(found["gradient"] * directions, axis=(1, 2)), numeric)
+    assert np.abs(found["gradient"]).max() > 1e-6
+    assert not np.any(found["teacher"])
+
+
+@every_loss
+def test_mean_sum_and_values_agree(name, rng, x64):
+    if not LOSSES[name].per_example:
+        pytest.skip("no mean over examples")
+    where = np.arange(N) % 3 != 1
+    found = compiled(name)(*problem(name, rng), where)
+    assert np.ptp(found["values"][where]) > 1e-6
+    assert not np.any(found["values"][~where])
+    assert_close(found["mean"], found["values"].sum() / where.sum())
+    assert_close(found["sum"], found["values"].sum())
+
+
+@every_loss
+def test_masked_equals_subset(name, rng, x64):
+    student, teacher, rows = problem(name, rng)
+    where = np.ones(N, bool)
+    where[[0, 5, 9]] = False
+    student[~where], teacher[~where] = np.nan, np.inf
+    found = compiled(name)(student, teacher, rows, where)
+    rest = {key: value[where] for key, value in rows.items()}
+    loss = jit(jax.value_and_grad(functools.partial(call, name)))
+    mean, gradient = loss(student[where], teacher[where], rest)
+    assert_close(found["mean"], mean)
+    assert_close(found["gradient"][where], gradient)
+    assert not np.any(found["gradient"][~where])
+
+
+@every_loss
+def test_all_masked_is_nothing(name, rng, x64):
+    found = compiled(name)(*problem(name, rng), np.zeros(N, bool))
+    assert found["mean"] == 0
+    assert not np.any(found["gradient"])
+
+
+@every_loss
+def test_the_order_of_the_batch_does_not_matter(name, rng, x64):
+    student, teacher, rows = problem(name, rng)
+    where = np.arange(N) % 5 != 3
+    order = rng.permutation(N)
+    found = compiled(name)(student, teacher, rows, where)
+    shuffled = {key: value[order] for key, value in rows.items()}
+    again = compiled(name)(student[order], teacher[order], shuffled, where[order])
+    assert_close(again["mean"], found["mean"])
+    assert_close(again["gradient"], found["gradient"][order])
+
+
+@every_loss
+def test_what_is_stated_not_to_matter_does_not_and_the_rest_does(name, rng, x64):
+    student, teacher, rows = problem(name, rng)
+    found = compiled(name)(student, teacher, rows)["mean"]
+    moved = {
+        "scale": 3 * student,
+        "rotation": student @ np.linalg.qr(rng.normal(size=(student.shape[1],) * 2))[0],
+        "translation": student + rng.normal(size=student.shape[1]),
+    }
+    for what, features in moved.items():
+        change = abs(compiled(name)(features, teacher, rows)["mean"] - found) / abs(found)
+        assert change < 1e-9 if what in LOSSES[name].invariances else change > 1e-4, (what, change)
+
+
+@every_loss
+def test_what_is_not_a_number_shows(name, rng, x64):
+    for broken in (0, 1):
+        *features, rows = problem(name, rng)
+        features[broken][2, 1] = np.nan
+        assert np.isnan(compiled(name)(*features, rows)["mean"])
+
+
+DEGENERATE = {
+    "as it is": lambda x: x,
+    "duplicates": lambda x: x.at[1].set(x[0]).at[3].set(x[2]).at[4].set(x[2]),
+    "zero rows": lambda x: x.at[:5].set(0),
+    "constant rows": lambda x: jnp.broadcast_to(x[:, :1], x.shape),
+    "all equal": lambda x: jnp.ones_like(x),
+    "all zero": jnp.zeros_like,
+    "large": lambda x: 1e4 * x,
+}
+
+
+@every_loss
+def test_half_precision_and_degenerate_features(name, rng):
+    student, teacher, rows = problem(name, rng)
+    student, teacher = (jnp.asarray(x, jnp.bfloat16) for x in (student, teacher))
+    evaluate = jit(jax.value_and_grad(functools.partial(call, name)))
+    for what, change in DEGENERATE.items():
+        for both in (False, True):
+            value, gradient = evaluate(change(student), change(teacher) if both else teacher, rows)
+            assert value.dtype == jnp.float32
+            assert gradient.dtype == jnp.bfloat16
+            assert np.isfinite(value), what
+            assert np.isfinite(np.asarray(gradient, np.float32)).all(), what
+    with jax.enable_x64(True):
+        exact = compiled(name)(*(np.asarray(x, np.float64) for x in (student, teacher)), rows)["mean"]
+    value, _ = evaluate(student, teacher, rows)
+    assert_close(value, exact, 1e-5)
+
+
+def split_over_devices(name, way, student, teacher, rows, where):
+    def step(student, teacher, rows, where):
+        return jax.value_and_grad(functools.partial(call, name))(student, teacher, rows, where=where, axis_name="batch")
+
+    given = (student, teacher, rows, where)
+    if way == "pmap":
+        split = jax.tree.map(lambda x: x.reshape(DEVICES, -1, *x.shape[1:]), given)
+        values, gradients = jax.pmap(step, axis_name="batch")(*split)
+    else:
+        mesh = Mesh(np.array(jax.devices()), ("batch",))
+
+        def block(*given):
+            value, gradient = step(*given)
+            return value[None], gradient
+
+        mapped = jax.shard_map(block, mesh=mesh, in_specs=P("batch"), out_specs=P("batch"))
+        values, gradients = jit(mapped)(*given)
+    # A device's rows collect what every device's loss asks of them, which is the whole batch's as many times over.
+    return np.mean(values), np.reshape(gradients, student.shape) / DEVICES
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [(name, "pmap") for name in LOSSES] + [pytest.param(name, "shard_map", marks=pytest.mark.slow) for name in LOSSES],
+)
+def test_eight_devices_equal_one(name, way, rng, x64):
+    student, teacher, rows = problem(name, rng)
+    where = np.arange(N) % 5 != 3
+    where[:2] = False  # one device has nothing at all
+    expected = compiled(name)(student, teacher, rows, where)
+    mean, gradient = split_over_devices(name, way, student, teacher, rows, where)
+    assert_close(mean, expected["mean"])
+    assert_close(gradient, expected["gradient"])
