@@ -39,7 +39,8 @@ def linear_probe(
 ) -> Probe:
     r"""Accuracy of multinomial logistic regression on frozen features.
 
-    The features, standardised by the training set's means and deviations, are classified by argmax_c (W x + b)_c with
+    The features, standardised by the means and deviations of all that may be fitted to, are classified by
+    argmax_c (W x + b)_c with
 
         W, b = argmin  mean_i -log softmax(W x_i + b)_{y_i} + penalty / 2 |W|^2,
 
@@ -73,19 +74,19 @@ def linear_probe(
     _require_set("test", test_features, test_labels)
     require_as_many_features("train_features", train_features, "test_features", test_features)
     _checks.require_whole("seed", seed, 0)
-    _checks.require(len(penalties) > 0, f"got penalties {penalties!r}: expected at least one, such as {PENALTIES}")
+    some_penalties = isinstance(penalties, (tuple, list)) and len(penalties) > 0
+    _checks.require(some_penalties, f"got penalties {penalties!r}: expected a tuple of them, such as {PENALTIES}")
     for penalty in penalties:
         _checks.require_positive("penalty", penalty)
     features, labels, held_out = _with_validation(train_features, np.asarray(train_labels), validation, seed)
     kinds, classes = np.unique(labels, return_inverse=True)
-    one = f"got train_labels of the one class {kinds[0]}: expected at least two; there is nothing to tell apart"
-    _checks.require(len(kinds) > 1, one)
-    kept = kinds[np.unique(classes[~held_out])]
-    got = f"got validation {validation!r}" if isinstance(validation, float) else "got validation examples"
-    few = f"{got} of which {np.sum(held_out)} of {len(labels)} are held out, leaving classes {kept.tolist()} to fit"
-    _checks.require(len(kept) > 1, f"{few}: expected at least two; hold out less or give more examples")
+    fitted_to = kinds[np.unique(classes[~held_out])]
+    got = f"got training examples of the one class {fitted_to[0]}, beside {held_out.sum()} held out for validation"
+    _checks.require(
+        len(fitted_to) > 1, f"{got}: expected at least two classes; give examples of more, or hold out less"
+    )
 
-    train, mean, deviation = _standardised(features)
+    train, mean, deviation = _standardised(_checks.at_least_float32(features))
     test = _checks.at_least_float32(test_features).astype(train.dtype)
     classes = jnp.asarray(classes, jnp.int32)
     some, every = (jnp.asarray(w, train.dtype) for w in (~held_out, np.ones(len(labels))))
@@ -150,14 +151,9 @@ def _with_validation(
     return features, labels, held_out
 
 
-def _standardised(features: Any) -> tuple[Float[Array, "n d"], Float[Array, "d"], Float[Array, "d"]]:
-    """The features in units of their deviations, and those and the means; constant features become zero."""
-    x = _checks.at_least_float32(features)
-    return _standardise(x)
-
-
 @jax.jit
-def _standardise(x: Float[Array, "n d"]) -> tuple[Float[Array, "n d"], Float[Array, "d"], Float[Array, "d"]]:
+def _standardised(x: Float[Array, "n d"]) -> tuple[Float[Array, "n d"], Float[Array, "d"], Float[Array, "d"]]:
+    """The features in units of their deviations, and their means and deviations; constant features become zero."""
     extent = jnp.max(jnp.abs(x), axis=0)
     unit = jnp.where(extent == 0, 1, extent)  # so that no square overflows
     mean, deviation = jnp.mean(x / unit, axis=0), jnp.std(x / unit, axis=0)

@@ -87,7 +87,8 @@ def retrieval(
     m = np.shape(gallery)[0]
     most = m - 1 if itself else m
     _checks.require(n > 0 and most > 0, f"got {n} queries for {what}: expected at least one of both; give more")
-    _checks.require(len(ks) > 0, f"got ks {ks!r}: expected at least one k, such as (1, 5, 10)")
+    some = isinstance(ks, (tuple, list, range)) and len(ks) > 0
+    _checks.require(some, f"got ks {ks!r}: expected one or more, such as (1, 5, 10)")
     for k in ks:
         _checks.require_whole("k", k, 1, most, f" in ks for {what}")
     arrays = _checks.at_least_float32(queries), _checks.at_least_float32(gallery)

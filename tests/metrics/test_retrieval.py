@@ -184,7 +184,8 @@ Y = np.arange(8) % 3
     [
         ({"ks": (1, 8)}, "got k 8 in ks for 8 queries, none of which finds itself: expected an integer from 1 to 7"),
         ({"gallery": X[:5], "gallery_labels": Y[:5]}, "got k 6 in ks for a gallery of 5: expected an integer from 1"),
-        ({"ks": ()}, "got ks (): expected at least one k"),
+        ({"ks": ()}, "got ks (): expected one or more, such as (1, 5, 10)"),
+        ({"ks": 5}, "got ks 5: expected one or more, such as (1, 5, 10)"),
         ({"gallery": X}, "got a gallery without gallery_labels: expected both, or neither"),
         ({"gallery_labels": Y}, "got gallery_labels without a gallery: expected both, or neither"),
         ({"gallery": X[:, :3], "gallery_labels": Y}, "got queries (8, 4) and gallery (8, 3): expected as many"),
