@@ -1,7 +1,6 @@
 """Losses as pure functions: student and teacher features in, one number out."""
 
 from pcjax.losses.contrastive import bingo, info_nce, relational_representation, similarity_kl
-from pcjax.losses.crd import CRDMemory, crd, crd_memory, crd_update
 from pcjax.losses.feature import (
     embed_distill,
     hint,
@@ -13,6 +12,7 @@ from pcjax.losses.feature import (
 from pcjax.losses.logits import dist, dkd, kd, shared_classifier, simkd
 from pcjax.losses.maps import attention_transfer, neuron_selectivity
 from pcjax.losses.memory import Queue, empty_queue, enqueue, valid
+from pcjax.losses.noise_contrastive import CRDMemory, crd, crd_memory, crd_update
 from pcjax.losses.ordering import darkrank_hard, darkrank_soft, pairwise_ranking, spearman
 from pcjax.losses.perception import perception_coherence
 from pcjax.losses.prototypes import proto2proto

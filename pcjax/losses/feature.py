@@ -292,9 +292,9 @@ def locality_preserving(
 
 def _flat(student: ArrayLike, teacher: ArrayLike, **given: Any) -> Batch:
     """A batch of features or maps of one shape, as rows."""
-    shapes: tuple[tuple[int, ...], ...] = np.shape(student), np.shape(teacher)
+    shapes = np.shape(student), np.shape(teacher)
     got = f"got student {shapes[0]} and teacher {shapes[1]}"
     same = shapes[0] == shapes[1] and len(shapes[0]) >= 2
     _checks.require(same, f"{got}: expected the same shape (n, ...), give the student a head into the teacher's")
-    rows = (shapes[0][0], math.prod(shapes[0][1:]))
+    rows = *shapes[0][:1], math.prod(shapes[0][1:])
     return Batch.of(jnp.reshape(student, rows), jnp.reshape(teacher, rows), **given)
