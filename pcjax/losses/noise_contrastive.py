@@ -245,9 +245,9 @@ def _draw(memory: CRDMemory, index: Array, key: Array, negatives: int) -> Int[Ar
     """Others than the example, or of other classes, all equally likely."""
     examples, classes = memory.student.shape[0], memory.classes
     if classes is None:
-        return (index + jax.random.randint(key, (negatives,), 1, examples)) % examples
+        return (index + jax.random.randint(key, (negatives,), 1, examples, jnp.int32)) % examples
     first, size = classes.first[index], classes.size[index]
-    place = jax.random.randint(key, (negatives,), 0, examples - size)
+    place = jax.random.randint(key, (negatives,), 0, examples - size, jnp.int32)
     return classes.order[jnp.where(place < first, place, place + size)]
 
 

@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from pcjax import losses
+from pcjax.losses._batch import Batch
 
 DEVICES, N, WIDTH = 8, 16, 4
 # Everything here is small and run a few times: compiling takes longer than running.
@@ -36,7 +38,37 @@ class Loss:
 SCALE, ROTATION, TRANSLATION = frozenset({"scale"}), frozenset({"rotation"}), frozenset({"translation"})
 SIMILARITY = SCALE | ROTATION | TRANSLATION
 KERNEL = np.random.default_rng(7).normal(size=(WIDTH, 5)).astype(np.float32)
+PROTOTYPES = np.random.default_rng(8).normal(size=(3, 2))
 LABELS = {"labels": lambda rng, n: rng.integers(0, WIDTH, n)}
+DRAWN = {"indices": lambda rng, n: rng.permutation(40)[:n]}
+
+
+def rows_of(*names):
+    return {name: lambda rng, n: rng.normal(size=(n, WIDTH)) for name in names}
+
+
+def queue_of(*widths):
+    """Nine points in a queue of twelve."""
+    points = tuple(np.random.default_rng(9).normal(size=(9, width)).astype(np.float32) for width in widths)
+    empty = losses.empty_queue(12, widths)
+    queue = losses.enqueue(empty, points)
+    return {"queue": queue if len(widths) > 1 else queue._replace(points=queue.points[0])}
+
+
+def crd_memory():
+    """With its normalisers fixed: at the first batch they move with the student, but get no gradient."""
+    memory = losses.crd_memory(jax.random.key(0), 40, WIDTH, labels=np.arange(40) % 7)
+    return memory._replace(started=jnp.ones((), bool), log_normalisers=jnp.array([5.0, 6.0]))
+
+
+def on_maps(loss):
+    """Rows of four numbers as maps of two positions and two channels."""
+
+    def mapped(student, teacher, **given):
+        return loss(*(x.reshape(-1, 1, 2, 2) for x in (student, teacher)), **given)
+
+    return mapped
+
 
 LOSSES = {
     "perception_coherence": Loss(
@@ -59,6 +91,47 @@ LOSSES = {
     "dist": Loss(losses.dist, same_width=True, per_example=False),
     "shared_classifier": Loss(losses.shared_classifier, {"kernel": KERNEL}, same_width=True),
     "simkd": Loss(losses.simkd, same_width=True),
+    "info_nce": Loss(losses.info_nce, {"temperature": 0.3}, same_width=True, least=None, invariances=SCALE),
+    "info_nce with a queue": Loss(
+        losses.info_nce, {"temperature": 0.3, **queue_of(WIDTH)}, same_width=True, least=None, invariances=SCALE
+    ),
+    "relational_representation": Loss(
+        losses.relational_representation, queue_of(WIDTH), same_width=True, least=None, invariances=SCALE
+    ),
+    "similarity_kl": Loss(
+        losses.similarity_kl, {"temperature": 0.3, **queue_of(WIDTH)}, same_width=True, invariances=SCALE
+    ),
+    "bingo": Loss(
+        losses.bingo,
+        {"share": 0.3, **queue_of(WIDTH)},
+        rows_of("student_neighbours", "teacher_neighbours", "student_mixtures"),
+        same_width=True,
+        least=None,
+        invariances=SCALE,
+    ),
+    "crd": Loss(
+        losses.crd,
+        {"memory": crd_memory(), "key": jax.random.key(1), "negatives": 6, "temperature": 0.3},
+        DRAWN,
+        same_width=True,
+        least=None,
+        invariances=SCALE,
+    ),
+    "hint": Loss(losses.hint, same_width=True),
+    "variational_information": Loss(losses.variational_information, {"variance": 1.0}, same_width=True),
+    "embed_distill": Loss(losses.embed_distill, same_width=True),
+    "orthogonal_projection": Loss(losses.orthogonal_projection, same_width=True, least=None),
+    "procrustes": Loss(losses.procrustes, invariances=SIMILARITY),
+    "locality_preserving": Loss(
+        losses.locality_preserving, {"neighbours": 3}, least=None, invariances=ROTATION | TRANSLATION
+    ),
+    "attention_transfer": Loss(on_maps(losses.attention_transfer), same_width=True, invariances=SCALE),
+    "neuron_selectivity": Loss(on_maps(losses.neuron_selectivity), same_width=True, invariances=SCALE),
+    "proto2proto": Loss(
+        on_maps(losses.proto2proto),
+        {"student_prototypes": PROTOTYPES, "teacher_prototypes": PROTOTYPES},
+        same_width=True,
+    ),
 }
 every_loss = pytest.mark.parametrize("name", LOSSES)
 
@@ -226,29 +299,42 @@ def test_half_precision_and_degenerate_features(name, rng):
 
 
 def split_over_devices(name, way, student, teacher, rows, where):
-    def step(student, teacher, rows, where):
-        return jax.value_and_grad(functools.partial(call, name))(student, teacher, rows, where=where, axis_name="batch")
-
+    loss = functools.partial(call, name, axis_name="batch")
     given = (student, teacher, rows, where)
+
+    def step(student, teacher, rows, where):
+        return jax.value_and_grad(loss)(student, teacher, rows, where=where)
+
+    def block(*given):
+        value, gradient = step(*given)
+        return value[None], gradient
+
+    def block_of_the_mean(student, teacher, rows, where):
+        def mean(student):
+            return lax.pmean(loss(student, teacher, rows, where=where), "batch")
+
+        value, gradient = jax.value_and_grad(mean)(student)
+        return value[None], DEVICES * gradient
+
     if way == "pmap":
         split = jax.tree.map(lambda x: x.reshape(DEVICES, -1, *x.shape[1:]), given)
         values, gradients = jax.pmap(step, axis_name="batch")(*split)
     else:
-        mesh = Mesh(np.array(jax.devices()), ("batch",))
-
-        def block(*given):
-            value, gradient = step(*given)
-            return value[None], gradient
-
-        mapped = jax.shard_map(block, mesh=mesh, in_specs=P("batch"), out_specs=P("batch"))
+        mesh, split = Mesh(np.array(jax.devices()), ("batch",)), P("batch")
+        function, check = (block_of_the_mean if "mean" in way else block), "without" not in way
+        mapped = jax.shard_map(function, mesh=mesh, in_specs=split, out_specs=split, check_vma=check)
         values, gradients = jit(mapped)(*given)
     # A device's rows collect what every device's loss asks of them, which is the whole batch's as many times over.
     return np.mean(values), np.reshape(gradients, student.shape) / DEVICES
 
 
+OTHER_WAYS = ("shard_map", "shard_map without checks", "shard_map of the mean")
+
+
 @pytest.mark.parametrize(
     ("name", "way"),
-    [(name, "pmap") for name in LOSSES] + [pytest.param(name, "shard_map", marks=pytest.mark.slow) for name in LOSSES],
+    [(name, "pmap") for name in LOSSES]
+    + [pytest.param(name, way, marks=pytest.mark.slow) for name in LOSSES for way in OTHER_WAYS],
 )
 def test_eight_devices_equal_one(name, way, rng, x64):
     student, teacher, rows = problem(name, rng)
@@ -258,3 +344,15 @@ def test_eight_devices_equal_one(name, way, rng, x64):
     mean, gradient = split_over_devices(name, way, student, teacher, rows, where)
     assert_close(mean, expected["mean"])
     assert_close(gradient, expected["gradient"])
+
+
+def test_a_stopped_gradient_on_the_gathered_features_is_caught(rng, x64, monkeypatch):
+    student, teacher, rows = problem("pkt", rng)
+    where = np.ones(N, bool)
+    expected = compiled("pkt")(student, teacher, rows, where)
+    gather = Batch.gather
+    monkeypatch.setattr(Batch, "gather", lambda batch, x: lax.stop_gradient(gather(batch, x)))
+    mean, gradient = split_over_devices("pkt", "pmap", student, teacher, rows, where)
+    assert_close(mean, expected["mean"])
+    with pytest.raises(AssertionError):
+        assert_close(gradient, expected["gradient"])
