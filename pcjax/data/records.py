@@ -74,9 +74,9 @@ def _keys(name: str, builder: Any) -> tuple[str, str | None]:
 
     features, pair = dict(builder.info.features.items()), builder.info.supervised_keys
     supervised = pair if isinstance(pair, tuple) and len(pair) == 2 and all(key in features for key in pair) else ()
-    images = [key for key in (*supervised, "image", *features) if isinstance(features.get(key), kinds.Image)]
+    images = [key for key in (*supervised, "image", *sorted(features)) if isinstance(features.get(key), kinds.Image)]
     labels = [key for key in (*supervised, "label") if isinstance(features.get(key), kinds.ClassLabel)]
-    got = f"tfds:{name} has the features {', '.join(features)}"
+    got = f"tfds:{name} has the features {', '.join(sorted(features))}"
     _checks.require(len(images) > 0, f'{got}, none of them an image: save what you need as "arrays:PATH"')
     return images[0], labels[0] if labels else None
 
@@ -150,12 +150,15 @@ class Records:
 
     def _raw(self, rows: Sequence[int]) -> Sequence[bytes]:
         try:
-            return self.source.__getitems__(rows)
+            records = self.source.__getitems__(rows)
         except Exception as error:  # array_record has no exceptions of its own
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise _checks.RequestError(
-                f"{self.name}: records cannot be read ({reason}): prepare the data set again"
-            ) from error
+            raise _checks.RequestError(self._damaged(str(error).partition("\n")[0])) from error
+        # Of a file that was cut off array_record gives nothing, and says nothing.
+        _checks.require(all(records), self._damaged("a file was cut off"))
+        return records
+
+    def _damaged(self, reason: str) -> str:
+        return f"{self.name}: records cannot be read ({reason}): prepare the data set again"
 
     def _features(self, rows: Sequence[int]) -> list[Any]:
         # Straight from the protocol buffer: TFDS's own decoding takes some five times as long for small images, and by
@@ -169,18 +172,22 @@ class Records:
         return [features[self.label_key].int64_list.value[0] for features in self._features(rows)]
 
     def _image(self, features: Any, row: int) -> np.ndarray:
-        from PIL import Image, ImageOps
+        from PIL import Image
 
         height, width, channels = self.shape
         try:
             with Image.open(io.BytesIO(features[self.image_key].bytes_list.value[0])) as image:
-                if image.size != (width, height):
-                    image.draft(None, (width, height))  # a JPEG is decoded at a fraction of its size that suffices
+                # A JPEG may be decoded at a fraction of its size that suffices; it then ends within the last pixel.
+                drafted = image.draft(None, (width, height)) if image.size != (width, height) else None
+                across, down = drafted[1][2:] if drafted else image.size
                 image.load()
             if image.mode != MODES[channels]:
                 image = image.convert(MODES[channels])
             if image.size != (width, height):
-                image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+                scale = min(across / width, down / height)
+                left, top = (across - scale * width) / 2, (down - scale * height) / 2
+                middle = (left, top, left + scale * width, top + scale * height)
+                image = image.resize((width, height), Image.Resampling.BICUBIC, middle)
             return np.asarray(image).reshape(self.shape)
         except (OSError, SyntaxError, IndexError, ValueError) as error:
             raise _checks.RequestError(

@@ -1,0 +1,117 @@
+"""Sources: the splits have nothing in common, are the same every time, and are recognised."""
+
+import numpy as np
+import pytest
+
+from pcjax.data import Dataset, examples, load
+from pcjax.data.examples import Arrays, Examples, hold_out, whole
+
+
+def parts(data: Dataset):
+    return data.train, data.validation, data.test
+
+
+def test_the_digits():
+    digits = load("digits")
+    assert [len(part) for part in parts(digits)] == [1294, 144, 359]
+    for part in parts(digits):
+        assert part.shape == (8, 8, 1)
+        assert part.dtype == np.float32
+        assert part.classes == tuple("0123456789")
+        images = part.take(np.arange(len(part)))
+        assert (images.min(), images.max()) == (0, 1)
+        assert part.labels.dtype == np.int32
+        assert len(part.labels) == len(part)
+    rows = np.concatenate([part.rows for part in parts(digits)])
+    assert np.array_equal(np.sort(rows), np.arange(1797))
+
+
+def test_every_class_is_held_out_in_proportion():
+    digits = load("digits", validation=0.25)
+    everything = np.bincount(np.concatenate([part.labels for part in parts(digits)]))
+    for part, share in ((digits.test, 0.2), (digits.validation, 0.8 * 0.25)):
+        assert np.abs(np.bincount(part.labels) - share * everything).max() <= 1.5
+
+
+def test_the_split_is_the_same_on_every_machine():
+    one, two = load("digits"), load("digits")
+    for a, b in zip(parts(one), parts(two), strict=True):
+        assert np.array_equal(a.rows, b.rows)
+        assert a.fingerprint == b.fingerprint
+    assert one.test.rows[:8].tolist() == [0, 1, 13, 15, 19, 25, 26, 29]  # no other: results would not compare
+    assert len({part.fingerprint for part in parts(one)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("n", "share", "count"), [(10, 0.1, 1), (10, 0.0, 0), (3, 0.1, 0), (7, 0.5, 4), (1000, 0.999, 999)]
+)
+def test_how_many_are_held_out(n, share, count, rng):
+    for labels in (None, rng.integers(0, 3, size=n).astype(np.int32)):
+        given = Examples(
+            Arrays(rng.normal(size=(n + 5, 2)), None if labels is None else np.pad(labels, (5, 0))), np.arange(n) + 5
+        )
+        kept, held = hold_out(given, share)
+        assert len(held) == count
+        assert np.array_equal(np.sort(np.concatenate([kept.rows, held.rows])), given.rows)
+        assert (np.diff(kept.rows) > 0).all()
+
+
+@pytest.mark.parametrize("whole_bytes", [2**27, 0])  # hashed entirely, and by samples
+def test_the_fingerprint_is_of_data_order_labels_and_split(whole_bytes, rng, monkeypatch):
+    monkeypatch.setattr(examples, "HASHED_WHOLE", whole_bytes)
+    images, labels = rng.normal(size=(20, 3, 2, 1)), np.arange(20, dtype=np.int32)
+    changed = images.copy()
+    changed[7, 1, 1] += 1e-9
+    given = [
+        Examples(Arrays(images, labels), np.arange(20)),
+        Examples(Arrays(changed, labels), np.arange(20)),
+        Examples(Arrays(images[::-1], labels), np.arange(20)),
+        Examples(Arrays(images.reshape(20, 2, 3, 1), labels), np.arange(20)),
+        Examples(Arrays(images.astype(np.float32), labels), np.arange(20)),
+        Examples(Arrays(images, labels[::-1]), np.arange(20)),
+        Examples(Arrays(images, None), np.arange(20)),
+        Examples(Arrays(images, labels), np.arange(19)),
+        Examples(Arrays(images, labels), np.arange(20)[::-1]),
+    ]
+    assert len({each.fingerprint for each in given}) == len(given)
+    assert given[0].fingerprint == whole(Arrays(images.copy(), labels), ("a",)).fingerprint
+
+
+def test_of_what_is_large_samples_are_hashed(monkeypatch):
+    monkeypatch.setattr(examples, "SAMPLES", 3)
+    read = np.zeros(10, bool)
+
+    class Watched(np.ndarray):
+        def __getitem__(self, rows):
+            read[rows] = True
+            return super().__getitem__(rows)
+
+    features = np.zeros((10, 2)).view(Watched)
+    monkeypatch.setattr(examples, "HASHED_WHOLE", features.nbytes - 1)
+    assert Arrays(features, None).fingerprint
+    assert np.flatnonzero(read).tolist() == [0, 4, 9]
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"source": "mnist"}, 'unknown source \'mnist\': expected "digits", "tfds:NAME" or "arrays:PATH"'),
+        ({"source": "tfds:"}, "unknown source 'tfds:'"),
+        ({"source": "digits:8"}, "unknown source 'digits:8'"),
+        ({"source": None}, "unknown source None"),
+        ({"validation": 1.0}, "got validation 1.0: expected a share, from 0 to below 1"),
+        ({"validation": -0.1}, "got validation -0.1: expected a share"),
+        ({"validation": float("nan")}, "got validation nan: expected a share"),
+        ({"validation": "0.1"}, "got validation '0.1': expected a share"),
+        ({"validation": 0.9999}, "nothing is left of 'digits' to train on"),
+        ({"data_dir": "here"}, "got data_dir 'here' for 'digits': only \"tfds:NAME\" has one"),
+        ({"image_size": 8}, "got image_size 8 for 'digits': only \"tfds:NAME\" has one"),
+        ({"source": "tfds:mnist", "image_size": 0}, "got image_size 0: expected an integer of at least 1"),
+    ],
+)
+def test_refused_with_the_value_and_the_expectation(given, message):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        load(**({"source": "digits"} | given))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
