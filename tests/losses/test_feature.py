@@ -10,11 +10,13 @@ import pytest
 
 from pcjax import losses
 
+# Everything here is small: compiling takes longer than running.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 N = 4
 
 
 def values_of(loss, student, teacher, **given):
-    return jax.jit(functools.partial(loss, reduce_fn=None, **given))(student, teacher)
+    return jit(functools.partial(loss, reduce_fn=None, **given))(student, teacher)
 
 
 def maps(rng, *shape):
@@ -37,7 +39,7 @@ def test_variational_information(rng, x64):
         assert np.isclose(found[i], -np.log(density).mean() - np.log(2 * np.pi) / 2)
     # The best variance is the squared error: where the gradient to it vanishes.
     loss = functools.partial(losses.variational_information, np.full((N, 1), 3.0), np.zeros((N, 1)))
-    assert abs(jax.jit(jax.grad(lambda variance: loss(variance=variance)))(9.0)) < 1e-12
+    assert abs(jit(jax.grad(lambda variance: loss(variance=variance)))(9.0)) < 1e-12
 
 
 def test_embed_distill(rng, x64):
@@ -45,7 +47,7 @@ def test_embed_distill(rng, x64):
     assert np.allclose(values_of(losses.embed_distill, student, teacher), np.linalg.norm(student - teacher, axis=1))
     cosines = [s @ t / np.linalg.norm(s) / np.linalg.norm(t) for s, t in zip(student, teacher, strict=True)]
     assert np.allclose(values_of(losses.embed_distill, student, teacher, distance="cosine"), 1 - np.array(cosines))
-    assert not jax.jit(jax.grad(losses.embed_distill))(teacher, teacher).any()
+    assert not jit(jax.grad(losses.embed_distill))(teacher, teacher).any()
 
 
 def test_orthogonal_projection():
@@ -84,7 +86,7 @@ def test_procrustes_where_singular_values_are_repeated_or_zero(rng, x64):
     cross = np.linalg.qr(rng.normal(size=(6, 4)))[0]
     cross -= cross.mean(axis=0)
     cross = np.linalg.qr(cross)[0]
-    loss = jax.jit(jax.value_and_grad(losses.procrustes))
+    loss = jit(jax.value_and_grad(losses.procrustes))
     for scales in ([1, 1, 1, 1], [2, 2, 1, 0], [1, 0, 0, 0]):
         teacher = cross * np.array(scales)
         value, gradient = loss(cross, teacher)
@@ -179,7 +181,7 @@ def test_prototypes_get_gradients_as_they_should(rng, x64):
     def loss(others, prototypes):
         return losses.proto2proto(student, student, student_prototypes=others, teacher_prototypes=prototypes)
 
-    gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
+    gradient = jit(jax.grad(loss, argnums=(0, 1)))
     own, theirs = gradient(others, prototypes)
     difference = others - prototypes
     assert np.allclose(own, 10 * difference / np.linalg.norm(difference, axis=1, keepdims=True) / 5)

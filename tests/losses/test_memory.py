@@ -13,7 +13,9 @@ from jax.sharding import PartitionSpec as P
 
 from pcjax.losses import Queue, empty_queue, enqueue, perception_coherence, valid
 
-put = jax.jit(functools.partial(enqueue))
+# Everything here is small: compiling takes longer than running.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+put = jit(enqueue)
 
 
 def in_order(queue):
@@ -77,7 +79,7 @@ def test_eight_devices_put_in_what_one_would(way, rng):
         # That the queues are all the same is known, and does not have to be taken on trust.
         mesh = Mesh(np.array(jax.devices()), ("batch",))
         mapped = jax.shard_map(step, mesh=mesh, in_specs=(P(), P("batch"), P("batch")), out_specs=P())
-        found = jax.jit(mapped)(queue, batch, where)
+        found = jit(mapped)(queue, batch, where)
     assert all(np.array_equal(*both) for both in zip(found, expected, strict=True))
 
 
