@@ -92,12 +92,12 @@ def test_ties_go_to_the_nearest_and_then_to_the_first():
     gallery = np.array([[0.0, 1.0], [1.0, 0.5], [1.0, 0.1], [1.0, 0.5]])
     query = np.array([[1.0, 0.0]])
     # of two votes each, the class of the nearest, whatever its number
-    assert knn_predict(query, gallery, [5, 5, 9, 9], k=4, weighting="majority") == 9
-    assert knn_predict(query, gallery, [9, 9, 5, 5], k=4, weighting="majority") == 5
+    assert knn_predict(query, gallery, np.array([5, 5, 9, 9]), k=4, weighting="majority") == 9
+    assert knn_predict(query, gallery, np.array([9, 9, 5, 5]), k=4, weighting="majority") == 5
     # the second and the fourth are equally far: only one of them fits into k = 2, the earlier, in chunks too
     for chunk_size in (1, 3, 4):
         duplicates = np.array([[1.0, 0.5], [1.0, 0.5], [1.0, 0.5], [1.0, 0.5]])
-        assert knn_predict(query, duplicates, [3, 1, 1, 2], k=1, chunk_size=chunk_size) == 3
+        assert knn_predict(query, duplicates, np.array([3, 1, 1, 2]), k=1, chunk_size=chunk_size) == 3
 
 
 def test_a_zero_vector_has_no_direction():

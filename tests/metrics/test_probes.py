@@ -105,9 +105,10 @@ def test_numbers_of_classes_order_place_and_scale_do_not_matter(rng):
 
 def test_a_constant_feature_says_nothing_even_where_the_test_set_differs():
     train, test = TRAIN[0].copy(), TEST[0].copy()
-    train[:, 2] = 0.1
+    # but for a rounding, which beside the others is enormous
+    train[:, 2] = np.where(np.arange(N) % 2, np.float32(1.1e20), np.nextafter(np.float32(1.1e20), np.float32(0)))
     _, score = fitted(1e-2, train[:, [0, 1, 3, 4]], train[:, [0, 1, 3, 4]], TRAIN[1])
-    for value in (0.1, -1e6):
+    for value in (1.1e20, -1e6):
         test[:, 2] = value
         found = linear_probe(train, TRAIN[1], test, TEST[1], penalties=(1e-2,))
         assert np.allclose(found.accuracy, score(test[:, [0, 1, 3, 4]], TEST[1]), atol=1 / 300 + 1e-9)
@@ -133,11 +134,14 @@ def test_says_so_when_it_did_not_converge(monkeypatch):
 @pytest.mark.parametrize(("n", "seconds"), [(1_400, 3), (54_000, 40)])
 def test_quick_on_two_cores(n, seconds):
     train, test = examples(n, 0, 64, 10, noise=4.0), examples(2000, 1, 64, 10, noise=4.0)
-    jax.clear_caches()
-    start = time.perf_counter()
-    found = linear_probe(*train, *test)
-    assert time.perf_counter() - start < seconds
-    assert found.converged
+    taken = []
+    for _ in range(3):
+        jax.clear_caches()
+        start = time.perf_counter()
+        found = linear_probe(*train, *test)
+        taken.append(time.perf_counter() - start)
+        assert found.converged
+    assert min(taken) < seconds
 
 
 WITH_NAN = np.where(np.arange(N)[:, None] == 5, np.nan, TRAIN[0])
