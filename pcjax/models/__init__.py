@@ -8,8 +8,7 @@ the batch's statistics and moves the running ones, or uses the running ones; a n
 `nnx.Param`, running statistics `nnx.BatchStat`; both are float32 whatever dtype the model computes in. The running
 statistics move by a tenth a step, and their variance is the biased one.
 
-Building a large model eagerly compiles the initial weights one shape after another; building it inside `jax.jit`,
-`nnx.split(build(...))`, compiles them once.
+`nnx.split(build(...))` works inside `jax.jit`, and `nnx.eval_shape(lambda: build(...))` draws no weights.
 
     name                                 parameters                          options
     mlp                                  by its options                      widths, features
@@ -45,7 +44,7 @@ from pcjax.models.cnn import CNN
 from pcjax.models.foreign import from_function, from_linen
 from pcjax.models.mlp import MLP
 from pcjax.models.mobilenetv2 import MobileNetV2
-from pcjax.models.parts import Output, parameter_count
+from pcjax.models.parts import Output, initialised, parameter_count
 from pcjax.models.resnet import Basic, Bottleneck, ResNet
 from pcjax.models.shufflenetv2 import ShuffleNetV2
 from pcjax.models.wrn import WideResNet
@@ -123,4 +122,6 @@ def build(
         _checks.require(option in known, f"unknown option {option!r} of the model {name!r}: expected {expected}")
     floating = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
     _checks.require(floating, f"got dtype {dtype}: expected a floating-point one, such as jnp.float32 or jnp.bfloat16")
-    return MODELS[name](tuple(shape), classes, rngs=rngs, dtype=dtype, axis_name=axis_name, **options)
+    given = {"dtype": dtype, "axis_name": axis_name, **options}
+    abstract = nnx.eval_shape(lambda: MODELS[name](tuple(shape), classes, rngs=nnx.Rngs(0), **given))
+    return initialised(abstract, rngs.params())

@@ -75,7 +75,7 @@ def from_linen(
     """
     collections = {name: unfreeze(value) for name, value in meta.unbox(variables).items()}
     unknown = sorted(set(collections) - {"params", "batch_stats"})
-    message = f"got variables with the collections {', '.join(map(repr, collections))}: expected 'params' and perhaps "
+    message = f"got variables with the collections {', '.join(map(repr, sorted(collections)))}: expected 'params' and perhaps "
     advice = "'batch_stats'; give a model with others to from_function, as a function that holds them"
     _checks.require("params" in collections and not unknown, message + advice)
     training, evaluation = dict(training or {}), dict(evaluation or {})

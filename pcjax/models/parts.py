@@ -1,11 +1,12 @@
 """What the architectures share: what a model returns, convolution and normalisation, the way in and the way out."""
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
 
@@ -76,7 +77,7 @@ def _at_least_float32(arrays: Any, /, *, dtype: Any = None, inexact: bool = True
 def conv(
     inputs: int, outputs: int, size: int, strides: int = 1, groups: int = 1, *, dtype: DTypeLike, rngs: nnx.Rngs
 ) -> nnx.Conv:
-    """A convolution without bias, padded by half its size on both sides, with He et al.'s initial weights."""
+    """A convolution without bias, padded by half its size on both sides."""
     return nnx.Conv(
         inputs,
         outputs,
@@ -87,7 +88,6 @@ def conv(
         feature_group_count=groups,
         use_bias=False,
         dtype=dtype,
-        kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
         rngs=rngs,
     )
 
@@ -124,10 +124,42 @@ def max_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
     return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=padding)
 
 
+def initialised(module: nnx.Module, key: Array) -> nnx.Module:
+    """An abstract module (`flax.nnx.eval_shape`) with its weights, of which there is one draw for all.
+
+    Kernels are normal, of variance 2 / fan-in in convolutions and 1 / fan-in in linear layers; scales and variances
+    are 1, biases and means 0. It is what comes in that counts, not what goes out as for torchvision and RepDistiller:
+    where each channel is convolved by itself theirs is so small that an untrained network, whose running statistics
+    are those of a unit normal, has the same features for every image.
+    """
+    graph, state = nnx.split(module)
+    flat = nnx.to_flat_state(state)
+    names_and_shapes = tuple((path[-1], variable.shape) for path, variable in flat)
+    values = _weights(names_and_shapes, key)
+    leaves = [(path, variable.replace(value)) for (path, variable), value in zip(flat, values, strict=True)]
+    return nnx.merge(graph, nnx.from_flat_state(leaves))
+
+
+# A draw for each kernel would be compiled for each of their shapes, a few tenths of a second each.
+@functools.partial(jax.jit, static_argnums=0)
+def _weights(names_and_shapes: tuple[tuple[Any, tuple[int, ...]], ...], key: Array) -> list[Array]:
+    count = sum(math.prod(shape) for name, shape in names_and_shapes if name == "kernel")
+    draws, start, values = jax.random.normal(key, (count,), jnp.float32), 0, []
+    for name, shape in names_and_shapes:
+        if name == "kernel":
+            *window, inputs, _ = shape
+            scale = math.sqrt((2 if window else 1) / (math.prod(window) * inputs))
+            values.append(scale * draws[start : start + math.prod(shape)].reshape(shape))
+            start += math.prod(shape)
+        else:
+            values.append(jnp.full(shape, {"scale": 1.0, "var": 1.0, "bias": 0.0, "mean": 0.0}[name], jnp.float32))
+    return values
+
+
 def parameter_count(module: nnx.Module) -> int:
     """The number of trainable numbers in a module, abstract ones (`flax.nnx.eval_shape`) included.
 
     >>> parameter_count(nnx.Linear(3, 4, rngs=nnx.Rngs(0)))
     16
     """
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))

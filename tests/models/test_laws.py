@@ -1,0 +1,163 @@
+"""The laws that hold for every model, on small ones."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+
+from pcjax.models import build, mobilenetv2, shufflenetv2
+
+N, CLASSES = 8, 3
+# Small ones of every architecture: (name, shape, options, dimension of the features)
+SMALL = {
+    "mlp": ("mlp", (5,), {"widths": (7, 6), "features": 4}, 4),
+    "mlp of images": ("mlp", (3, 2, 1), {"widths": [7], "features": 4}, 4),
+    "cnn": ("cnn", (6, 5, 1), {"widths": (4, 6), "features": 5}, 5),
+    "resnet8": ("resnet8", (8, 8, 3), {}, 64),
+    "wrn16_1": ("wrn16_1", (8, 8, 3), {}, 64),
+    "mobilenetv2": ("mobilenetv2", (16, 16, 3), {"width": 0.25}, 1280),
+    "shufflenetv2": ("shufflenetv2", (8, 8, 1), {"width": 0.5}, 1024),
+}
+small = pytest.mark.parametrize("name", SMALL)
+
+
+def few_blocks():
+    """The same blocks, but no more of each than it takes to meet all kinds: what is deep takes long to compile."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(mobilenetv2, "STAGES", [(t, c, 2 if c == 24 else 1, s) for t, c, _, s in mobilenetv2.STAGES])
+    patch.setattr(shufflenetv2, "DEPTHS", (2, 1, 1))
+    return patch
+
+
+def batches(name):
+    rng = np.random.default_rng(1)
+    return tuple(jnp.asarray(rng.normal(size=(N, *SMALL[name][1])), jnp.float32) for _ in range(2))
+
+
+@functools.cache
+def observed(name):
+    """Everything the laws are about, in one compilation a model."""
+    known, shape, options, _ = SMALL[name]
+    given = {"shape": shape, "classes": CLASSES, **options}
+    patch = few_blocks()
+    graph, params, statistics = nnx.split(build(known, rngs=nnx.Rngs(0), **given), nnx.Param, nnx.BatchStat)
+    half = nnx.eval_shape(lambda: build(known, rngs=nnx.Rngs(0), dtype=jnp.bfloat16, **given))
+    patch.undo()
+
+    def loss(params, statistics, x):
+        module = nnx.merge(graph, params, statistics, copy=True)
+        output = module(x)
+        total = jnp.mean(output.features**3) + jnp.mean(output.logits**3)
+        return total, nnx.state(module, nnx.BatchStat)
+
+    def everything(params, statistics, x, y):
+        gradients, moved = jax.grad(loss, has_aux=True)(params, statistics, x)
+        module, rounded = nnx.merge(graph, params, moved), nnx.merge(nnx.graphdef(half), params, moved)
+        module.eval()
+        rounded.eval()
+        # Half of another batch beside the same first half, of the same shape so that the arithmetic is the same.
+        mixed = jnp.concatenate((x[: N // 2], y[N // 2 :]))
+        outputs = lax.map(module, jnp.stack((x, x, mixed)))
+        return outputs, rounded(x), gradients, (statistics, moved, nnx.state(module, nnx.BatchStat))
+
+    quick = {"xla_backend_optimization_level": "0"}
+    return jax.jit(everything, compiler_options=quick)(params, statistics, *batches(name))
+
+
+@small
+def test_what_a_model_returns(name):
+    (features, logits, maps), _, _, _ = observed(name)
+    assert features.shape == (3, N, SMALL[name][3])
+    assert logits.shape == (3, N, CLASSES)
+    assert list(maps) == [f"stage{i}" for i in range(1, len(maps) + 1)]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((features, logits, maps)))
+    assert features[0].std(axis=0).max() > 0
+
+
+@small
+def test_evaluation_repeats_itself_and_sees_one_example_at_a_time(name):
+    outputs, _, _, (_, moved, after) = observed(name)
+    for leaf in jax.tree.leaves(outputs):
+        first, again, mixed = np.asarray(leaf)
+        assert (first == again).all()
+        assert np.allclose(first[: N // 2], mixed[: N // 2], rtol=1e-5, atol=1e-6 * np.abs(first).max())
+        assert not np.allclose(first[N // 2 :], mixed[N // 2 :], rtol=1e-3)
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), moved, after))
+
+
+@small
+def test_training_moves_every_statistic(name):
+    _, _, _, (before, moved, _) = observed(name)
+    before, moved = jax.tree.leaves(before), jax.tree.leaves(moved)
+    assert len(before) > 0
+    assert all((a != b).any() and np.isfinite(b).all() for a, b in zip(before, moved, strict=True))
+
+
+@small
+def test_gradients_reach_every_parameter(name):
+    for path, gradient in jax.tree.leaves_with_path(observed(name)[2]):
+        assert np.isfinite(gradient).all(), jax.tree_util.keystr(path)
+        assert np.abs(gradient).max() > 0, jax.tree_util.keystr(path)
+
+
+@small
+def test_bfloat16_is_near_float32(name):
+    outputs, half, _, _ = observed(name)
+    for exact, rounded in ((outputs.features[0], half.features), (outputs.logits[0], half.logits)):
+        assert rounded.dtype == jnp.float32
+        # Half a unit of 2^-7 an operation, independent, over up to a hundred of them.
+        assert 0 < np.linalg.norm(exact - rounded) <= 0.06 * np.linalg.norm(exact)
+    assert all(leaf.dtype == jnp.bfloat16 for leaf in half.maps.values())
+
+
+def test_statistics_over_eight_devices_are_those_of_the_whole_batch():
+    given = {"shape": (4, 4, 1), "classes": None}
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(16, 4, 4, 1)), jnp.float32)
+
+    def training(axis_name):
+        module = build("resnet8", rngs=nnx.Rngs(0), axis_name=axis_name, **given)
+        graph, params, statistics = nnx.split(module, nnx.Param, nnx.BatchStat)
+
+        def step(x):
+            module = nnx.merge(graph, params, statistics, copy=True)
+            return module(x).features, nnx.state(module, nnx.BatchStat)
+
+        return module, step
+
+    module, whole = training(None)
+    features, statistics = jax.jit(whole)(x)
+    synchronised, part = training("batch")
+    found, moved = jax.pmap(part, axis_name="batch")(x.reshape(8, 2, 4, 4, 1))
+    assert np.allclose(found.reshape(features.shape), features, atol=1e-4)
+    for one, all_of_them in zip(jax.tree.leaves(statistics), jax.tree.leaves(moved), strict=True):
+        assert np.allclose(all_of_them, one, rtol=1e-4, atol=1e-5)
+    _, apart = training(None)
+    features_apart, _ = jax.pmap(apart, axis_name="batch")(x.reshape(8, 2, 4, 4, 1))
+    assert not np.allclose(features_apart.reshape(features.shape), features, atol=1e-2)
+
+    # Evaluation asks for no axis.
+    synchronised.eval()
+    module.eval()
+    assert np.array_equal(nnx.jit(synchronised)(x).features, nnx.jit(module)(x).features)
+
+
+def test_initial_weights_are_of_unit_gain_and_the_same_under_jit():
+    def state(seed):
+        return nnx.split(build("resnet8", shape=(8, 8, 3), classes=7, rngs=nnx.Rngs(seed)))[1]
+
+    first, others = state(0), (jax.jit(state, static_argnums=0)(0), state(1))
+    same, another = (jax.tree.leaves(jax.tree.map(np.allclose, first, other)) for other in others)
+    assert all(same)
+    kernels = [value for path, value in jax.tree.leaves_with_path(first) if "kernel" in jax.tree_util.keystr(path)]
+    assert sum(another) == len(another) - len(kernels)
+    # In units of the standard deviation that keeps the mean square of what passes a ReLU, or of what passes none.
+    units = [np.ravel(kernel) * np.sqrt(np.prod(kernel.shape[:-1]) / (kernel.ndim // 2)) for kernel in kernels]
+    for unit in units:
+        assert abs(np.mean(unit)) < 5 / np.sqrt(unit.size)
+        assert abs(np.mean(unit**2) - 1) < 5 * np.sqrt(2 / unit.size)
+    assert all(not np.array_equal(a[:50], b[:50]) for a, b in itertools.pairwise(units))
