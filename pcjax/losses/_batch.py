@@ -9,7 +9,7 @@ return batch.reduced(values)
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -60,7 +60,7 @@ class Batch:
         least: int = 1,
         same: str | None = None,
         whole: str | None = None,
-    ) -> Self:
+    ) -> "Batch":
         """The batch of a loss.
 
         Args:
