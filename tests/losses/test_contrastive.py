@@ -127,7 +127,7 @@ def crd_given(started=False, **given):
     return {"memory": memory, "indices": jnp.arange(N) * 3, "key": jax.random.key(1), "negatives": 8, **given}
 
 
-@pytest.mark.parametrize("labels", [None, [4, 9]])
+@pytest.mark.parametrize("labels", [None, np.array([4, 9])], ids=["all", "classes"])
 def test_crd_where_there_is_but_one_negative(labels, x64):
     # Of two examples each is the other's only negative, however many are drawn.
     memory = losses.crd_memory(jax.random.key(0), 2, 2, labels=labels)
@@ -160,13 +160,13 @@ def test_crd_where_there_is_but_one_negative(labels, x64):
     assert np.allclose(values_of(losses.crd, student, teacher, memory=fixed, **given), expected)
 
 
-@pytest.mark.parametrize("labels", [None, [2, 7, 2, 5, 5, 2]])
+@pytest.mark.parametrize("labels", [None, np.array([2, 7, 2, 5, 5, 2])], ids=["all", "classes"])
 def test_negatives_are_others_and_all_as_likely(labels):
     memory = losses.crd_memory(jax.random.key(0), 6, 2, labels=labels)
     draw = jit(functools.partial(noise_contrastive._draw, negatives=6000))
     for index in range(6):
         counts = np.bincount(draw(memory, index, jax.random.key(index)), minlength=6)
-        others = np.arange(6) != index if labels is None else np.array(labels) != labels[index]
+        others = np.arange(6) != index if labels is None else labels != labels[index]
         assert not counts[~others].any()
         expected = 6000 / others.sum()
         assert np.abs(counts[others] - expected).max() < 5 * np.sqrt(expected)

@@ -57,7 +57,7 @@ def test_shapes_and_gradients(head, args, shape, expected, rng):
 @pytest.mark.parametrize(("inputs", "outputs"), [(3, 7), (7, 3), (4, 4)])
 def test_the_projection_stays_orthogonal(inputs, outputs, rng):
     head = built(OrthogonalProjection, inputs, outputs)
-    x, y = rng.normal(size=(9, inputs)).astype(np.float32), rng.normal(size=(9, outputs)).astype(np.float32)
+    x, y = (jnp.asarray(rng.normal(size=(9, width)), np.float32) for width in (inputs, outputs))
 
     @nnx.jit
     def step(head):
@@ -65,10 +65,10 @@ def test_the_projection_stays_orthogonal(inputs, outputs, rng):
         graph, params = nnx.split(head)
         return nnx.merge(graph, optax.apply_updates(params, jax.tree.map(lambda g: -3 * g, gradient)))
 
-    before, moved = np.asarray(head(np.eye(inputs, dtype=np.float32))), head
+    before, moved = np.asarray(head(jnp.eye(inputs))), head
     for _ in range(3):
         moved = step(moved)
-    matrix = np.asarray(moved(np.eye(inputs, dtype=np.float32)))
+    matrix = np.asarray(moved(jnp.eye(inputs)))
     assert np.abs(matrix - before).max() > 0.01
     gram = matrix @ matrix.T if inputs <= outputs else matrix.T @ matrix
     assert np.allclose(gram, np.eye(min(inputs, outputs)), atol=1e-5)
@@ -80,10 +80,10 @@ def test_the_sign_of_the_projection_does_not_jump(rng):
     # QR's own first factor changes sign with the last bits of the parameters, on one machine and not on another.
     head = built(OrthogonalProjection, 3, 5)
     q, r = np.linalg.qr(np.asarray(head.parameters[...]))
-    assert np.allclose(head(np.eye(3, dtype=np.float32)), (q * np.sign(np.diag(r))).T, atol=1e-6)
+    assert np.allclose(head(jnp.eye(3)), (q * np.sign(np.diag(r))).T, atol=1e-6)
     scaled = nnx.clone(head)
     scaled.parameters[...] = 3 * head.parameters[...]
-    assert np.allclose(scaled(np.eye(3, dtype=np.float32)), head(np.eye(3, dtype=np.float32)), atol=1e-6)
+    assert np.allclose(scaled(jnp.eye(3)), head(jnp.eye(3)), atol=1e-6)
 
 
 def test_a_variance_is_learnt(rng):
@@ -115,7 +115,7 @@ def test_distances_to_prototypes(rng):
     head, patches = built(Prototypes, 5, 3), rng.normal(size=(2, 2, 3, 3)).astype(np.float32)
     points = np.asarray(head.points[...])
     assert ((points >= 0) & (points < 1)).all()
-    assert np.allclose(head(patches), ((patches[..., None, :] - points) ** 2).sum(axis=-1), atol=1e-5)
+    assert np.allclose(head(jnp.asarray(patches)), ((patches[..., None, :] - points) ** 2).sum(axis=-1), atol=1e-5)
 
 
 RNGS = {"rngs": nnx.Rngs(0)}
