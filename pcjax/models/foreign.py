@@ -75,8 +75,8 @@ def from_linen(
     """
     collections = {name: unfreeze(value) for name, value in meta.unbox(variables).items()}
     unknown = sorted(set(collections) - {"params", "batch_stats"})
-    message = f"got variables with the collections {', '.join(map(repr, sorted(collections)))}: expected 'params' and perhaps "
-    advice = "'batch_stats'; give a model with others to from_function, as a function that holds them"
+    message = f"got variables with the collections {', '.join(map(repr, sorted(collections)))}: expected 'params' and "
+    advice = "perhaps 'batch_stats'; give a model with others to from_function, as a function that holds them"
     _checks.require("params" in collections and not unknown, message + advice)
     training, evaluation = dict(training or {}), dict(evaluation or {})
 
