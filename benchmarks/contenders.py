@@ -1,4 +1,4 @@
-"""The same loss on every rank operator: each builder returns a function that computes loss and gradient once.
+"""The same loss on every rank operator: each builder returns a step that computes loss and gradient once.
 
 Student (n, ds) and teacher (n, dt) features go in; Euclidean distances, self-pairs left out, the teacher's hard ranks,
 the student's soft ranks relative to its row's standard deviation, mean absolute difference, gradient to the student.
@@ -8,23 +8,34 @@ the student's soft ranks relative to its row's standard deviation, mean absolute
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 TEMPERATURE = 0.1
-Build = Callable[[np.ndarray, np.ndarray], Callable[[], Any]]
 
 
-def _in_jax(loss: Callable[[Any, Any], Any], student: np.ndarray, teacher: np.ndarray) -> Callable[[], Any]:
+class Built(NamedTuple):
+    """A contender on given features, compiled."""
+
+    step: Callable[[], Any]  # loss and gradient once, waited for
+    temporary_bytes: int | None  # what it needs beside its arguments and results; None where nobody knows
+
+
+Build = Callable[[np.ndarray, np.ndarray], Built]
+
+
+def _in_jax(loss: Callable[[Any, Any], Any], student: np.ndarray, teacher: np.ndarray) -> Built:
     import jax
 
-    step = jax.jit(jax.value_and_grad(loss))
     student, teacher = jax.device_put((student, teacher))
-    return lambda: jax.block_until_ready(step(student, teacher))
+    step = jax.jit(jax.value_and_grad(loss)).lower(student, teacher).compile()
+    needs = step.memory_analysis()
+    temporary = None if needs is None else needs.temp_size_in_bytes
+    return Built(lambda: jax.block_until_ready(step(student, teacher)), temporary)
 
 
-def _pcjax(student: np.ndarray, teacher: np.ndarray, **given: Any) -> Callable[[], Any]:
+def _pcjax(student: np.ndarray, teacher: np.ndarray, **given: Any) -> Built:
     import pcjax
 
     def loss(student: Any, teacher: Any) -> Any:
@@ -33,7 +44,7 @@ def _pcjax(student: np.ndarray, teacher: np.ndarray, **given: Any) -> Callable[[
     return _in_jax(loss, student, teacher)
 
 
-def _rank_operator(rank: Callable[[Any], Any], student: np.ndarray, teacher: np.ndarray) -> Callable[[], Any]:
+def _rank_operator(rank: Callable[[Any], Any], student: np.ndarray, teacher: np.ndarray) -> Built:
     """The loss on a peer's operator: `rank` maps rows of unit deviation to ranks 1 ... n - 1."""
     import jax.numpy as jnp
 
@@ -54,7 +65,7 @@ def _rank_operator(rank: Callable[[Any], Any], student: np.ndarray, teacher: np.
     return _in_jax(loss, student, teacher)
 
 
-def _rkd_distance(student: np.ndarray, teacher: np.ndarray) -> Callable[[], Any]:
+def _rkd_distance(student: np.ndarray, teacher: np.ndarray) -> Built:
     import jax.numpy as jnp
     import optax
 
@@ -68,26 +79,26 @@ def _rkd_distance(student: np.ndarray, teacher: np.ndarray) -> Callable[[], Any]
     return _in_jax(loss, student, teacher)
 
 
-def _softjax(student: np.ndarray, teacher: np.ndarray, method: str) -> Callable[[], Any]:
+def _softjax(student: np.ndarray, teacher: np.ndarray, method: str) -> Built:
     import softjax
 
     rank = functools.partial(softjax.rank, axis=1, softness=TEMPERATURE, method=method, descending=False)
     return _rank_operator(lambda d: rank(d, standardize=False) + 1, student, teacher)
 
 
-def _rax(student: np.ndarray, teacher: np.ndarray) -> Callable[[], Any]:
+def _rax(student: np.ndarray, teacher: np.ndarray) -> Built:
     import rax
 
     return _rank_operator(lambda d: rax.utils.approx_ranks(-d / TEMPERATURE), student, teacher)
 
 
-def _ott(student: np.ndarray, teacher: np.ndarray) -> Callable[[], Any]:
+def _ott(student: np.ndarray, teacher: np.ndarray) -> Built:
     from ott.tools import soft_sort
 
     return _rank_operator(lambda d: soft_sort.ranks(d, axis=1, epsilon=TEMPERATURE**2) + 1, student, teacher)
 
 
-def _torchsort(student: np.ndarray, teacher: np.ndarray) -> Callable[[], Any]:
+def _torchsort(student: np.ndarray, teacher: np.ndarray) -> Built:
     import torch
     import torchsort
 
@@ -111,7 +122,12 @@ def _torchsort(student: np.ndarray, teacher: np.ndarray) -> Callable[[], Any]:
             torch.cuda.synchronize()
         return loss.detach(), s.grad
 
-    return step
+    if device == "cpu":
+        return Built(step, None)
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    return Built(step, torch.cuda.max_memory_allocated() - before)
 
 
 # name: (builder, the largest n it is asked for on a CPU; beyond, its cost or memory would end the run)

@@ -15,31 +15,31 @@ import importlib.metadata
 import json
 import pathlib
 import platform
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
 from benchmarks.contenders import CONTENDERS, REFERENCE
-from benchmarks.timing import Elsewhere, interleaved, serve, spread, timed
+from benchmarks.timing import Elsewhere, Timed, interleaved, serve, spread, timed
 
 STUDENT_FEATURES, TEACHER_FEATURES = 128, 512
 
 
-def prepare(name: str, n: int) -> Callable[[], float]:
+def prepare(name: str, n: int) -> Timed:
     """A contender at one size, ready to be timed."""
     random = np.random.default_rng(0)
     student = random.normal(size=(n, STUDENT_FEATURES)).astype(np.float32)
     teacher = random.normal(size=(n, TEACHER_FEATURES)).astype(np.float32)
-    return timed(CONTENDERS[name][0](student, teacher))
+    built = CONTENDERS[name][0](student, teacher)
+    return Timed(timed(built.step), built.temporary_bytes)
 
 
-def _prepare_elsewhere(other: Elsewhere, name: str, n: int) -> Callable[[], float]:
+def _prepare_elsewhere(other: Elsewhere, name: str, n: int) -> Timed:
     answer = other.ask(do="prepare", name=name, n=n)
-    if isinstance(answer, dict):
+    if "error" in answer:
         raise ImportError(answer["error"])
-    return functools.partial(other.ask, do="time", name=name)
+    return Timed(functools.partial(other.ask, do="time", name=name), answer["temporary_bytes"])
 
 
 def environment() -> dict[str, str]:
@@ -64,9 +64,9 @@ def measure(sizes: list[int], seconds: float, also: list[str]) -> dict[str, Any]
     on_cpu = jax.default_backend() == "cpu"
     others = [Elsewhere(python, "benchmarks.ranking") for python in also]
     results: dict[str, Any] = {"environment": environment(), "features": [STUDENT_FEATURES, TEACHER_FEATURES]}
-    results["milliseconds"], missing = {}, {}
+    results["milliseconds"], results["temporary_bytes"], missing = {}, {}, {}
     for n in sizes:
-        ready: dict[str, Callable[[], float]] = {}
+        ready: dict[str, Timed] = {}
         for name, (_, largest) in CONTENDERS.items():
             if (on_cpu and n > largest) or name in missing:
                 continue
@@ -84,7 +84,9 @@ def measure(sizes: list[int], seconds: float, also: list[str]) -> dict[str, Any]
             else:
                 continue
             missing.pop(name, None)
-        results["milliseconds"][n] = {k: spread(t) for k, t in interleaved(ready, seconds / len(sizes)).items()}
+        times = interleaved({name: one.call for name, one in ready.items()}, seconds / len(sizes))
+        results["milliseconds"][n] = {name: spread(taken) for name, taken in times.items()}
+        results["temporary_bytes"][n] = {name: one.temporary_bytes for name, one in ready.items()}
         print(f"n = {n}: done")
     for other in others:
         other.close()
@@ -93,9 +95,11 @@ def measure(sizes: list[int], seconds: float, also: list[str]) -> dict[str, Any]
 
 
 def table(results: dict[str, Any]) -> str:
-    """Medians in milliseconds, quartiles, and how many times the reference each takes."""
+    """Medians in milliseconds, quartiles, how many times the reference each takes, and megabytes of temporaries."""
     sizes = list(results["milliseconds"])
-    lines = ["| milliseconds, median (quartiles), times ours | " + " | ".join(f"n = {n}" for n in sizes) + " |"]
+    lines = [
+        "| milliseconds, median (quartiles), times ours, temporaries | " + " | ".join(f"n = {n}" for n in sizes) + " |"
+    ]
     lines.append("|---|" + "---|" * len(sizes))
     for name in CONTENDERS:
         cells = []
@@ -105,7 +109,9 @@ def table(results: dict[str, Any]) -> str:
                 cells.append("")
                 continue
             ratio = measured[0] / results["milliseconds"][n][REFERENCE][0]
-            cells.append(f"{measured[0]:.3g} ({measured[1]:.3g}-{measured[2]:.3g}), {ratio:.2g} x")
+            temporary = results["temporary_bytes"][n][name]
+            memory = "" if temporary is None else f", {temporary / 1e6:.3g} MB"
+            cells.append(f"{measured[0]:.3g} ({measured[1]:.3g}-{measured[2]:.3g}), {ratio:.2g} x{memory}")
         if any(cells):
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += [f"not installed: {name} ({why})" for name, why in results["missing"].items()]

@@ -5,9 +5,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+
+
+class Timed(NamedTuple):
+    """A contender, warm: each call returns the seconds it took."""
+
+    call: Callable[[], float]
+    temporary_bytes: int | None
 
 
 def interleaved(
@@ -64,18 +71,19 @@ class Elsewhere:
         self.process.communicate(timeout=30)
 
 
-def serve(prepare: Callable[..., Callable[[], float]]) -> None:
+def serve(prepare: Callable[..., Timed]) -> None:
     """The other side of `Elsewhere`: "prepare" builds a contender, "time" calls it once."""
-    answers, ready = sys.stdout, {}
+    answers = sys.stdout
+    ready: dict[str, Timed] = {}
     sys.stdout = sys.stderr  # what a library prints must not be taken for an answer
     for line in sys.stdin:
         request = json.loads(line)
         try:
             if request["do"] == "prepare":
                 ready[request["name"]] = prepare(request["name"], request["n"])
-                answer: Any = "ready"
+                answer: Any = {"temporary_bytes": ready[request["name"]].temporary_bytes}
             else:
-                answer = ready[request["name"]]()
+                answer = ready[request["name"]].call()
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
         answers.write(json.dumps(answer) + "\n")

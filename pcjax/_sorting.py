@@ -11,7 +11,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num, Shaped, UInt
+
+EXCHANGES = 8  # passes over all neighbours before a packed sort is given up as too coarse
 
 
 def ordered_bits(x: Num[Array, "..."]) -> Int[Array, "..."]:
@@ -40,40 +42,100 @@ def floats_of(bits: Int[Array, "..."]) -> Float[Array, "..."]:
 
 
 def _compare_exchange(
-    keys: Int[Array, "n r"], order: Int[Array, "n r"], distance: int, mirrored: bool
-) -> tuple[Int[Array, "n r"], Int[Array, "n r"]]:
-    """One stage of the network: elements `distance` apart (or mirrored within 2 x distance) are put in order."""
+    keys: UInt[Array, "n r"], order: Int[Array, "n r"], first: int
+) -> tuple[UInt[Array, "n r"], Int[Array, "n r"]]:
+    """Puts every other pair of neighbours in order, the first pair beginning at `first`."""
     n, r = keys.shape
+    last = first + (n - first) // 2 * 2
 
-    def halves(a: Array) -> tuple[Array, Array]:
-        pairs = a.reshape(n // (2 * distance), 2, distance, r)
-        return pairs[:, 0], pairs[:, 1, ::-1] if mirrored else pairs[:, 1]
+    def pairs(a: Array) -> tuple[Array, Array]:
+        paired = a[first:last].reshape(-1, 2, r)
+        return paired[:, 0], paired[:, 1]
 
-    def joined(low: Array, high: Array) -> Array:
-        return jnp.stack([low, high[:, ::-1] if mirrored else high], axis=1).reshape(n, r)
+    def joined(low: Array, high: Array, a: Array) -> Array:
+        return jnp.concatenate([a[:first], jnp.stack([low, high], axis=1).reshape(last - first, r), a[last:]])
 
-    (low, high), (first, second) = halves(keys), halves(order)
+    (low, high), (one, two) = pairs(keys), pairs(order)
     swap = low > high
-    keys = joined(jnp.where(swap, high, low), jnp.where(swap, low, high))
-    order = joined(jnp.where(swap, second, first), jnp.where(swap, first, second))
-    return keys, order
+    keys = joined(jnp.where(swap, high, low), jnp.where(swap, low, high), keys)
+    return keys, joined(jnp.where(swap, two, one), jnp.where(swap, one, two), order)
 
 
-def _sort_by_network(keys: Int[Array, "n r"]) -> tuple[Int[Array, "n r"], Int[Array, "n r"]]:
+def _network(keys: Int[Array, "n r"]) -> Int[Array, "n r"]:
     """Batcher's bitonic network: min and max of whole contiguous lanes, where XLA's CPU sort calls a comparator."""
     n, r = keys.shape
-    size = 1 << (n - 1).bit_length()
-    keys = jnp.pad(keys, ((0, size - n), (0, 0)), constant_values=jnp.iinfo(keys.dtype).max)
-    order = lax.broadcasted_iota(jnp.int32, (size, r), 0)
+
+    def stage(keys: Array, distance: int, mirrored: bool) -> Array:
+        pairs = keys.reshape(n // (2 * distance), 2, distance, r)
+        low, high = pairs[:, 0], pairs[:, 1, ::-1] if mirrored else pairs[:, 1]
+        least, most = jnp.minimum(low, high), jnp.maximum(low, high)
+        return jnp.stack([least, most[:, ::-1] if mirrored else most], axis=1).reshape(n, r)
+
     width = 1
-    while width < size:
-        keys, order = _compare_exchange(keys, order, width, mirrored=True)
-        distance = width // 2
+    while width < n:
+        keys, distance = stage(keys, width, mirrored=True), width // 2
         while distance:
-            keys, order = _compare_exchange(keys, order, distance, mirrored=False)
-            distance //= 2
+            keys, distance = stage(keys, distance, mirrored=False), distance // 2
         width *= 2
-    return keys[:n], order[:n]
+    return keys
+
+
+def _sort_by_network(bits: Int[Array, "n r"]) -> tuple[Int[Array, "n r"], Int[Array, "n r"]]:
+    """Sorts one packed integer an entry: the leading digits of its key, as many as there is room for, and its position.
+
+    Keys are what a column exceeds its least by, so that the digits are used up by few; then some exchanges of
+    neighbours put right what the left-out digits decide. Where they do not (in a column with far outliers), all digits
+    are sorted by, the last ones first.
+    """
+    n, r = bits.shape
+    length, index_bits = 8 * bits.dtype.itemsize, max(n - 1, 1).bit_length()
+    unsigned = jnp.uint32 if length == 32 else jnp.uint64
+    room = length - 1 - index_bits
+    last_digit = jnp.asarray((1 << room) - 1, unsigned)
+    excluded = bits >= jnp.iinfo(bits.dtype).max - 1
+    least = jnp.min(bits, axis=0)
+    span = lax.bitcast_convert_type(jnp.max(jnp.where(excluded, least, bits), axis=0) - least, unsigned)
+    shift = jnp.maximum(length - lax.clz(span).astype(jnp.int32) - room, 0).astype(unsigned)
+    shift = jnp.where(span >> shift == last_digit, shift + 1, shift)
+    # What is excluded has the first leading digits that no number has. (Only whole numbers can fill all digits.)
+    beyond = ((span >> shift) + 1) << shift
+    beyond = jnp.where(beyond == 0, ~beyond, beyond)
+    excess = jnp.where(excluded, beyond, lax.bitcast_convert_type(bits - least, unsigned))
+
+    def sort_digits(excess: Array, order: Array, shift: Array) -> tuple[Array, Array]:
+        digits = (excess >> shift) & last_digit
+        packed = (digits << index_bits) | lax.broadcasted_iota(unsigned, excess.shape, 0)
+        padding = ((0, (1 << index_bits) - n), (0, 0))
+        packed = jnp.pad(packed, padding, constant_values=jnp.iinfo(bits.dtype).max)
+        packed = _network(lax.bitcast_convert_type(packed, bits.dtype))[:n]
+        came_from = (packed & ((1 << index_bits) - 1)).astype(jnp.int32)
+        return in_order(excess, came_from), in_order(order, came_from)
+
+    def unsorted(excess: Array) -> Array:
+        return jnp.any(excess[1:] < excess[:-1])
+
+    def exchange_neighbours(given: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        excess, order, turn = given
+        excess, order = _compare_exchange(excess, order, 0)
+        return *_compare_exchange(excess, order, 1), turn + 1
+
+    def sort_once(given: tuple[Array, ...]) -> tuple[Array, ...]:
+        excess, order, shift, turn = given
+        excess, order = sort_digits(excess, order, shift)
+        few = turn + EXCHANGES
+        excess, order, _ = lax.while_loop(
+            lambda now: (turn == 0) & (now[2] < few) & unsorted(now[0]), exchange_neighbours, (excess, order, turn)
+        )
+        return excess, order, jnp.where(turn == 0, 0, shift + room).astype(unsigned), turn + 1
+
+    # Zeros of the keys carry their device axes, which under shard_map all that a loop carries must share.
+    zero = (least[0] * 0).astype(jnp.int32)
+    start = (excess, lax.broadcasted_iota(jnp.int32, (n, r), 0) + zero, shift, zero)
+    turns = 1 + -(-length // room)
+    excess, order, _, _ = lax.while_loop(
+        lambda now: (now[3] == 0) | ((now[3] < turns) & unsorted(now[0])), sort_once, start
+    )
+    return in_order(bits, order), order
 
 
 def _sort_by_library(keys: Int[Array, "n r"]) -> tuple[Int[Array, "n r"], Int[Array, "n r"]]:
@@ -175,7 +237,7 @@ def unsort(values: Num[Array, "n r"], order: Int[Array, "n r"]) -> Num[Array, "n
     return jnp.zeros_like(values).at[order, lanes].set(values, unique_indices=True, mode="promise_in_bounds")
 
 
-def in_order(values: Num[Array, "m r"], order: Int[Array, "n r"]) -> Num[Array, "n r"]:
+def in_order(values: Shaped[Array, "m r"], order: Int[Array, "n r"]) -> Shaped[Array, "n r"]:
     """Brings columns into the order that `order` names."""
     return jnp.take_along_axis(values, order, axis=0, mode="promise_in_bounds")
 

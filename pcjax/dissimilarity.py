@@ -123,7 +123,7 @@ def manhattan(x: ArrayLike, y: ArrayLike) -> Float[Array, "n m"]:
     [[7.]]
     """
     x, y = _features(x, y)
-    unit = _unit(x, y)
+    unit = jnp.maximum(_unit(x), _unit(y))
 
     # Without the checkpoint the (n, m) differences of every feature would be kept for the gradient.
     @jax.checkpoint
@@ -202,21 +202,24 @@ def _squared_distances(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> tuple[
     """Squared distances in a unit of length that neither overflows nor underflows, and that unit, a power of two."""
     centre = lax.stop_gradient(jnp.mean(y, axis=0))  # distances do not move with it, so neither does the gradient
     x, y = x - centre, y - centre
-    unit = _unit(x, y)
-    x, y = x / unit, y / unit
-    product = jnp.matmul(x, y.T, precision=lax.Precision.HIGHEST)
-    norms = jnp.sum(x * x, axis=1)[:, None] + jnp.sum(y * y, axis=1)
+    prints = _fingerprints(x)[:, None] == _fingerprints(y)
+    # Each in a unit of its own, so that in a loop over blocks of x all that concerns y alone is computed once.
+    x_unit, y_unit = _unit(x), _unit(y)
+    unit = jnp.maximum(x_unit, y_unit)
+    x, y, smaller = x / unit, y / y_unit, y_unit / unit
+    product = jnp.matmul(x, y.T, precision=lax.Precision.HIGHEST) * smaller
+    norms = jnp.sum(x * x, axis=1)[:, None] + jnp.sum(y * y, axis=1) * (smaller * smaller)
     squared = norms - 2 * product
     # The expansion leaves up to some 10 eps |x|^2 between equal rows, so these are recognised by their bits; what is
     # below one eps for other reasons is 0 as well, or its square root would have a wild gradient.
     fixed = lax.stop_gradient(norms)
-    equal = (_fingerprints(x)[:, None] == _fingerprints(y)) & (squared < 1e-3 * fixed)
+    equal = prints & (squared < 1e-3 * fixed)
     return jnp.where((squared <= jnp.finfo(x.dtype).eps * fixed) | equal, 0, squared), unit
 
 
-def _unit(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, ""]:
+def _unit(x: Float[Array, "n d"]) -> Float[Array, ""]:
     """The power of two below the largest entry: division by it is exact."""
-    extent = jnp.maximum(jnp.max(jnp.abs(x), initial=0), jnp.max(jnp.abs(y), initial=0))
+    extent = jnp.max(jnp.abs(x), initial=0)
     return lax.stop_gradient(jnp.exp2(jnp.floor(jnp.log2(jnp.where(extent == 0, 1, extent)))))
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, ArrayLike, Bool, Float, Num
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Num
 
 from pcjax import _checks, _sorting
 from pcjax._sorting import Primitives
@@ -144,11 +144,13 @@ def _broadcasts(shape: tuple[int, ...], onto: tuple[int, ...]) -> bool:
 class _Method(NamedTuple):
     """A soft rank as a pair of functions on columns.
 
-    forward: (x, width, valid, primitives) -> (ranks, whatever the gradient needs)
-    backward: (that, cotangent of the ranks, primitives) -> cotangent of x. The Jacobian of every method is symmetric.
+    forward: (x, width, valid, primitives) -> (ranks, where each came from, whatever the gradient needs); the ranks in
+        the order the method works in, which is x's own if it names none
+    backward: (that, cotangent of the ranks, primitives) -> cotangent of x, both in that order. The Jacobian of every
+        method is symmetric.
     """
 
-    forward: Callable[..., tuple[Array, Any]]
+    forward: Callable[..., tuple[Array, Array | None, Any]]
     backward: Callable[..., Array]
 
 
@@ -157,26 +159,46 @@ def soft_rank_columns(
     x: Float[Array, "n r"], width: Float[Array, "r"], valid: Bool[Array, "n r"] | None, method: str, using: Primitives
 ) -> Float[Array, "n r"]:
     """`soft_rank` of every column, without its checks; entries that are not valid get no meaningful rank."""
+    ranks, order = ranks_as_they_come(x, width, valid, method, using)
+    return ranks if order is None else _sorting.unsort(ranks, order)
+
+
+def ranks_as_they_come(
+    x: Float[Array, "n r"], width: Float[Array, "r"], valid: Bool[Array, "n r"] | None, method: str, using: Primitives
+) -> tuple[Float[Array, "n r"], Int[Array, "n r"] | None]:
+    """The soft ranks of every column in the order the method works in, and where each came from; None, in x's order.
+
+    In a sorting method's order the valid entries come first. Who only sums over a column need not have it unsorted.
+    """
     # Below the smallest normal number the width would be flushed to 0 and divide by it.
     return _soft_rank(x, jnp.maximum(width, jnp.finfo(x.dtype).tiny), valid, method, using)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _soft_rank(x: Array, width: Array, valid: Array | None, method: str, using: Primitives) -> Array:
-    return METHODS[method].forward(x, width, valid, using)[0]
+def _soft_rank(
+    x: Array, width: Array, valid: Array | None, method: str, using: Primitives
+) -> tuple[Array, Array | None]:
+    return METHODS[method].forward(x, width, valid, using)[:2]
 
 
 def _soft_rank_forward(
     x: Array, width: Array, valid: Array | None, method: str, using: Primitives
-) -> tuple[Array, tuple[Any, ...]]:
-    ranks, saved = METHODS[method].forward(x, width, valid, using)
-    return ranks, (saved, x, width, valid)
+) -> tuple[tuple[Array, Array | None], tuple[Any, ...]]:
+    ranks, order, saved = METHODS[method].forward(x, width, valid, using)
+    return (ranks, order), (saved, order, x, width, valid)
 
 
-def _soft_rank_backward(method: str, using: Primitives, residuals: tuple[Any, ...], g: Array) -> tuple[Any, ...]:
-    saved, x, width, valid = residuals
-    g = g if valid is None else jnp.where(valid, g, 0)
-    dx = METHODS[method].backward(saved, g, using)
+def _soft_rank_backward(
+    method: str, using: Primitives, residuals: tuple[Any, ...], g: tuple[Array, Any]
+) -> tuple[Any, ...]:
+    saved, order, x, width, valid = residuals
+    g_ranks = g[0]
+    if valid is not None:
+        entries = jnp.sum(valid, axis=0, dtype=jnp.int32)
+        counts = valid if order is None else lax.broadcasted_iota(jnp.int32, x.shape, 0) < entries
+        g_ranks = jnp.where(counts, g_ranks, 0)
+    dx = METHODS[method].backward(saved, g_ranks, using)
+    dx = dx if order is None else _sorting.unsort(dx, order)
     if valid is not None:
         dx, x = jnp.where(valid, dx, 0), jnp.where(valid, x, jnp.nan)
     # dr/dtemperature = -(1 / temperature) sum_i x_i dr/dx_i; dx sums to 0, so x may be taken from its minimum, where
@@ -188,7 +210,7 @@ def _soft_rank_backward(method: str, using: Primitives, residuals: tuple[Any, ..
 _soft_rank.defvjp(_soft_rank_forward, _soft_rank_backward)
 
 
-def _laplace_forward(x: Array, width: Array, valid: Array | None, using: Primitives) -> tuple[Array, Any]:
+def _laplace_forward(x: Array, width: Array, valid: Array | None, using: Primitives) -> tuple[Array, Array | None, Any]:
     columns = _sorting.sort_columns(x, valid, using)
     s, m = _sorting.floats_of(columns.bits), columns.entries
     k = lax.broadcasted_iota(jnp.int32, x.shape, 0)  # counted from 0
@@ -203,18 +225,16 @@ def _laplace_forward(x: Array, width: Array, valid: Array | None, using: Primiti
     from_above = using.relax(jnp.roll(fall, -1, axis=0), above, True)
     ranks = (m.astype(x.dtype) + 1) / 2 + (from_below - from_above) / 2
     weight = (below - from_below) + (above - from_above)
-    return _sorting.unsort(ranks, columns.order), (fall, weight, columns.order, width)
+    return ranks, columns.order, (fall, weight, width)
 
 
 def _laplace_backward(saved: Any, g: Array, using: Primitives) -> Array:
-    fall, weight, order, width = saved
-    g = _sorting.in_order(g, order)
+    fall, weight, width = saved
     d, d_next = 1 - fall, jnp.roll(1 - fall, -1, axis=0)
     # dx_k = [g_k (a_k + b_k) - A_k - B_k] / (2 width), A_k = d_k (g_{k-1} + A_{k-1}), B_k = d_{k+1} (g_{k+1} + B_{k+1})
     from_below = using.recur(d, d * jnp.roll(g, 1, axis=0), False)
     from_above = using.recur(d_next, d_next * jnp.roll(g, -1, axis=0), True)
-    dx = (g * weight - from_below - from_above) / 2 / width
-    return _sorting.unsort(dx, order)
+    return (g * weight - from_below - from_above) / 2 / width
 
 
 def _over_entries(entry: Callable[..., Array], *columns: Array) -> Array:
@@ -223,11 +243,13 @@ def _over_entries(entry: Callable[..., Array], *columns: Array) -> Array:
     return lax.map(lambda rows: entry(*rows), columns, batch_size=max(1, min(n, 2**20 // (n * r))))
 
 
-def _logistic_forward(x: Array, width: Array, valid: Array | None, using: Primitives) -> tuple[Array, Any]:
+def _logistic_forward(
+    x: Array, width: Array, valid: Array | None, using: Primitives
+) -> tuple[Array, Array | None, Any]:
     x = x if valid is None else jnp.where(valid, x, 0)
     counts = jnp.ones_like(x) if valid is None else valid.astype(x.dtype)
     ranks = _over_entries(lambda one: jnp.sum(jax.nn.sigmoid((one - x) / width) * counts, axis=0) + 0.5, x)
-    return ranks, (x, width, counts)
+    return ranks, None, (x, width, counts)
 
 
 def _logistic_backward(saved: Any, g: Array, using: Primitives) -> Array:
@@ -241,7 +263,9 @@ def _logistic_backward(saved: Any, g: Array, using: Primitives) -> Array:
     return _over_entries(slopes, x, g) / width
 
 
-def _permutahedron_forward(x: Array, width: Array, valid: Array | None, using: Primitives) -> tuple[Array, Any]:
+def _permutahedron_forward(
+    x: Array, width: Array, valid: Array | None, using: Primitives
+) -> tuple[Array, Array | None, Any]:
     n, r = x.shape
     columns = _sorting.sort_columns(-x, valid, using)
     z, m = -_sorting.floats_of(columns.bits), columns.entries
@@ -268,7 +292,7 @@ def _permutahedron_forward(x: Array, width: Array, valid: Array | None, using: P
     v = v[:n]
     same = jnp.pad((v[1:] == v[:-1]) & (k[1:] < m), ((1, 0), (0, 0))).astype(x.dtype)
     # r = s - v, written so that an entry on its own is exactly its hard rank
-    return _sorting.unsort(w + (y - v), columns.order), (same, columns.order, width)
+    return w + (y - v), columns.order, (same, width)
 
 
 def _positive_sums(x: Float[Array, "n r"]) -> Float[Array, "n r"]:
@@ -305,14 +329,13 @@ def _pool_halves(v: Float[Array, "pairs 2 half r"]) -> Float[Array, "pairs 2 hal
 
 
 def _permutahedron_backward(saved: Any, g: Array, using: Primitives) -> Array:
-    same, order, width = saved
-    g = _sorting.in_order(g, order)
+    same, width = saved
     same_next = jnp.roll(same, -1, axis=0)
 
     def block_sum(values: Array) -> Array:
         return using.recur(same, values, False) + using.recur(same_next, values, True) - values
 
-    return _sorting.unsort((g - block_sum(g) / block_sum(jnp.ones_like(g))) / width, order)
+    return (g - block_sum(g) / block_sum(jnp.ones_like(g))) / width
 
 
 METHODS: dict[str, _Method] = {

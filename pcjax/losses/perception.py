@@ -13,10 +13,10 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from pcjax import _checks
-from pcjax._sorting import cache_rows
+from pcjax._sorting import cache_rows, in_order, primitives
 from pcjax.dissimilarity import Dissimilarity, resolve
 from pcjax.losses._sweep import RowValues, swept_sum, swept_values
-from pcjax.ranking import METHODS, hard_rank, soft_rank
+from pcjax.ranking import METHODS, hard_rank, ranks_as_they_come, soft_rank
 
 SCALES = ("row", "batch")
 FRAMES = ("own", "teacher")
@@ -314,21 +314,32 @@ def _anchor_losses(
     """The loss of every anchor of a block."""
     included = _included(anchors, fixed)
 
-    def softly(d: Array, temperature: Array, scale: Array | None) -> Array:
-        width = temperature * (_row_deviation(d, included) if scale is None else scale)
-        return soft_rank(d, temperature=width, method=request.ranking, where=included)
+    def width(d: Array, temperature: Array, scale: Array | None) -> Array:
+        return temperature * (_row_deviation(d, included) if scale is None else scale)
 
     d_teacher = _teacher_rows(request, anchors, fixed, included)
     if fixed.teacher_temperature is None:
         teacher_ranks = hard_rank(d_teacher, where=included)
     else:
-        teacher_ranks = softly(d_teacher, fixed.teacher_temperature, fixed.teacher_scale)
+        teacher_width = width(d_teacher, fixed.teacher_temperature, fixed.teacher_scale)
+        teacher_ranks = soft_rank(d_teacher, temperature=teacher_width, method=request.ranking, where=included)
     teacher_ranks = lax.stop_gradient(teacher_ranks)
-    student_ranks = softly(_student_rows(request, student, moving, fixed, included), moving.temperature, moving.scale)
-    count = jnp.maximum(jnp.sum(included, axis=1, keepdims=True), 1)
-    difference = jnp.abs(student_ranks - teacher_ranks) / count
+    weights = _weights(request, teacher_ranks, included)
+
+    d = _student_rows(request, student, moving, fixed, included)
+    # A row's mean does not depend on its order, so the student's ranks are left in the order they were sorted into,
+    # and what they are compared with is brought there.
+    student_width = jnp.broadcast_to(width(d, moving.temperature, moving.scale), d.shape[:1])
+    ranks, order = ranks_as_they_come(d.T, student_width, included.T, request.ranking, primitives(d.shape[1]))
+    beside = jax.tree.map(
+        lambda rows: rows.T if order is None else in_order(rows.T, order), (teacher_ranks, weights, included)
+    )
+    teacher_ranks, weights, included = beside
+    count = jnp.maximum(jnp.sum(included, axis=0), 1)
+    difference = jnp.abs(ranks - teacher_ranks) / count
     powered = difference if request.power == 1 else difference**request.power
-    return _row_mean(_weights(request, teacher_ranks, included) * powered, included)
+    powered = powered if weights is None else weights * powered
+    return jnp.sum(jnp.where(included, powered, 0), axis=0) / count
 
 
 def _student_means(
@@ -383,9 +394,9 @@ def _row_deviation(d: Float[Array, "n m"], included: Bool[Array, "n m"]) -> Floa
 
 def _weights(
     request: _Request, teacher_ranks: Float[Array, "n m"], included: Bool[Array, "n m"]
-) -> Float[Array, "n m"]:
+) -> Float[Array, "n m"] | None:
     if request.weighting == "uniform":
-        return jnp.ones_like(teacher_ranks)
+        return None
     if request.weighting == "neighbours":
         weights = 1 / (8 + teacher_ranks)
         mean = _row_mean(weights, included)[:, None]

@@ -1,0 +1,97 @@
+"""The packed sort is exact: however coarse its first digits are for a column, and whatever is excluded."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pcjax import _sorting
+
+N, COLUMNS = 300, 3
+
+
+def columns(kind, rng):
+    normal = rng.normal(size=(N, COLUMNS)).astype(np.float32)
+    far = normal.copy()
+    far[3], far[5] = 1e30, -1e-38
+    dense = (1 + rng.random((N, COLUMNS)) * 1e-4).astype(np.float32)
+    dense[0], dense[1] = 1e30, -1e30
+    strange = far.copy()
+    strange[7], strange[8], strange[9], strange[10], strange[11] = np.nan, np.inf, -np.inf, 0.0, -0.0
+    return {
+        "normal": normal,
+        "reversed": np.sort(normal, axis=0)[::-1].copy(),
+        "constant": normal * 0,
+        "tied": np.round(normal),
+        "subnormal": normal * np.float32(1e-40),
+        "far outliers": far,
+        "crowded beside far outliers": dense,
+        "heavy tails": (rng.standard_cauchy((N, COLUMNS)) ** 5).astype(np.float32),
+        "not finite": strange,
+    }[kind]
+
+
+def whole_numbers(rng):
+    x = rng.integers(-(2**31), 2**31 - 1, (N, COLUMNS)).astype(np.int32)
+    x[0], x[1] = -(2**31), 2**31 - 1
+    return x
+
+
+@functools.cache
+def compiled():
+    return jax.jit(lambda x, valid: _sorting.sort_columns(x, valid, _sorting.CPU))
+
+
+def assert_sorted(x, valid):
+    bits = _sorting.ordered_bits(jnp.asarray(x))
+    bits = np.asarray(jnp.where(valid, bits, jnp.iinfo(bits.dtype).max - 1))
+    found = compiled()(x, valid)
+    assert (np.asarray(found.bits) == np.sort(bits, axis=0)).all()
+    assert (np.take_along_axis(bits, np.asarray(found.order), axis=0) == np.asarray(found.bits)).all()
+    assert (np.sort(found.order, axis=0) == np.arange(N)[:, None]).all()
+
+
+KINDS = (
+    "normal",
+    "reversed",
+    "constant",
+    "tied",
+    "subnormal",
+    "far outliers",
+    "crowded beside far outliers",
+    "heavy tails",
+    "not finite",
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_sort_of_float32(kind, rng):
+    x = columns(kind, rng)
+    for share in (1.0, 0.7, 0.0):
+        assert_sorted(x, rng.random(x.shape) < share)
+
+
+def test_packed_sort_of_float64(rng, x64):
+    crowded = 1 + rng.random((N, COLUMNS)) * 1e-12
+    crowded[0], crowded[1] = 1e300, -1e300
+    for x in (crowded, rng.standard_cauchy((N, COLUMNS)) ** 9):
+        assert_sorted(x, rng.random(x.shape) < 0.8)
+
+
+def test_packed_sort_of_whole_numbers(rng):
+    x = whole_numbers(rng)
+    for share in (1.0, 0.7):
+        assert_sorted(x, rng.random(x.shape) < share)
+
+
+def test_crowded_columns_need_every_digit(rng):
+    """The test of the slow path tests it: the leading digits and a few exchanges do not sort this column."""
+    x = columns("crowded beside far outliers", rng)
+    bits = np.asarray(_sorting.ordered_bits(jnp.asarray(x))).astype(np.int64)
+    room = 31 - (N - 1).bit_length()
+    excess = bits - bits.min(axis=0)
+    leading = excess >> (int(excess.max()).bit_length() - room)
+    crowd = max(np.unique(leading[:, 0], return_counts=True)[1])
+    assert crowd > 2 * _sorting.EXCHANGES
