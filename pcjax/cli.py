@@ -1,0 +1,138 @@
+"""`pcjax JOB [CONFIG] [--workdir DIR] [--section.field value ...]`."""
+
+import contextlib
+import dataclasses
+import io
+import os
+import pathlib
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+from pcjax._checks import RequestError
+
+if TYPE_CHECKING:
+    from pcjax.config import Config
+
+USAGE = """pcjax transfers the representation of a large teacher model to a lightweight student.
+
+  pcjax distill [CONFIG] [--workdir DIR] [--section.field value ...]   train a student, and its teacher if it has none
+  pcjax teach   [CONFIG] [--workdir DIR] [--section.field value ...]   train the teacher alone
+  pcjax evaluate RUN                                                   a run's table once more
+  pcjax embed RUN                                                      write its features, RUN/features.npz
+
+CONFIG is a Python file that sets `config` (it is run), or the config.json of a run; without one, the digits that come
+with the installation. RUN and DIR are folders; a command that was stopped goes on when it is given again.
+`pcjax distill --help` lists every field.
+"""
+TRAINED = ("distill", "teach")
+LOOKED_AT = ("evaluate", "embed")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command, and exits with what HOUSE promises: 0, 2 for a wrong request, 128 + signal, 1 for the rest."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        print(USAGE)  # noqa: T201
+        return
+    try:
+        _run(given[0], given[1:])
+    except RequestError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def _fail(message: str) -> None:
+    print(f"pcjax: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+    sys.exit(2)
+
+
+def _run(job: str, given: list[str]) -> None:
+    if job == "--version":
+        from pcjax import __version__
+
+        print(__version__)  # noqa: T201
+        return
+    if job not in (*TRAINED, *LOOKED_AT):
+        raise RequestError(f"unknown job {job!r}: expected one of {', '.join((*TRAINED, *LOOKED_AT))}")
+    if job in LOOKED_AT:
+        if given in (["-h"], ["--help"]):
+            print(USAGE)  # noqa: T201
+            return
+        if len(given) != 1 or given[0].startswith("-"):
+            raise RequestError(f"got {' '.join(given) or 'nothing'} for {job}: expected the folder of one run")
+        from pcjax.jobs import evaluate
+        from pcjax.training.display import Display
+
+        (evaluate.evaluate if job == "evaluate" else evaluate.embed)(pathlib.Path(given[0]), Display())
+        return
+    _train(job, given)
+
+
+def _train(job: str, given: list[str]) -> None:
+    from pcjax.training.parallel import join_processes
+
+    join_processes()
+    from pcjax.config import Config, read
+    from pcjax.training.display import Display
+    from pcjax.training.loop import StoppedError
+
+    path = given.pop(0) if given and not given[0].startswith("-") else None
+    config, folder = _overridden(job, read(path) if path else Config(), path, given)
+    # Through JSON once, so that what is stored is exactly what is run, numbers as their fields' types.
+    config = Config.from_json(config.to_json())
+    from pcjax.jobs.distill import distill
+    from pcjax.jobs.teach import teach
+
+    try:
+        (distill if job == "distill" else teach)(config, folder, Display())
+    except StoppedError as stopped:
+        again = "pcjax " + " ".join(sys.argv[1:])
+        print(f"pcjax: {stopped}; to go on: {again}", file=sys.stderr)  # noqa: T201
+        sys.exit(128 + stopped.number)
+
+
+def _overridden(job: str, config: "Config", path: str | None, given: list[str]) -> tuple["Config", pathlib.Path]:
+    """The config with what the command line says instead, and the folder."""
+    import tyro
+
+    from pcjax.config import Config
+
+    name = "digits" if path is None else pathlib.Path(path).stem
+    if path is not None and pathlib.Path(path).name == "config.json":
+        name = pathlib.Path(path).resolve().parent.name
+
+    @dataclasses.dataclass(frozen=True)
+    class Asked:
+        config: Annotated[tyro.conf.AvoidSubcommands[Config], tyro.conf.arg(name="")]
+        workdir: pathlib.Path = pathlib.Path("runs") / name
+        """folder of the run; a new one, or one to go on in"""
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            asked = tyro.cli(
+                Asked,
+                prog=f"pcjax {job} [CONFIG]",
+                args=given,
+                default=Asked(config),
+                config=(tyro.conf.FlagConversionOff,),
+            )
+    except SystemExit as exit_:
+        if exit_.code in (0, None):
+            raise
+        raise RequestError(_one_line(said.getvalue())) from exit_
+    return asked.config, asked.workdir
+
+
+def _one_line(text: str) -> str:
+    """What is said in a box of several lines."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    plain = re.sub(r"[─━│╭╮╰╯┃┏┓┗┛]+", " ", plain)
+    return " ".join(plain.split())

@@ -1,0 +1,303 @@
+"""Everything a job can be told: frozen dataclasses, checked when they are built.
+
+A config file is Python that sets `config = Config(...)`; it is code and is run as such. What a run stores is JSON,
+which is only parsed. `pcjax JOB CONFIG.py --section.field value` overrides single fields.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import pathlib
+import runpy
+import types
+import typing
+from typing import Any, Literal, Self
+
+from pcjax import _checks
+from pcjax._checks import RequestError
+from pcjax.models import MODELS, OPTIONS
+from pcjax.terms import TERMS
+
+
+def _require_at_least(what: str, value: float | None, least: float) -> None:
+    fits = value is None or (math.isfinite(value) and value >= least)
+    _checks.require(fits, f"got {what} {value!r}: expected a number of at least {least}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Ramp:
+    """A number that moves while a model is trained."""
+
+    start: float
+    end: float
+    until: float = 1.0
+    """the share of the training's steps after which `end` is reached"""
+    shape: Literal["linear", "cosine", "geometric"] = "linear"
+
+    def __post_init__(self):
+        _checks.require(0 < self.until <= 1, f"got until {self.until!r}: expected a share of the steps, in (0, 1]")
+        _checks.require_name("shape", self.shape, ("linear", "cosine", "geometric"))
+        geometric = self.shape != "geometric" or (self.start > 0 and self.end > 0)
+        _checks.require(geometric, f"got a geometric ramp from {self.start} to {self.end}: expected positive numbers")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Where the examples come from, and what is done to a training image."""
+
+    source: str = "digits"
+    """digits | tfds:NAME | arrays:PATH"""
+    data_dir: str | None = None
+    """where TFDS keeps its prepared data sets; None: its own default"""
+    image_size: int | None = None
+    """side that images are resized to; needed where they differ in size"""
+    validation: float = 0.1
+    """share of the training examples kept aside; what is chosen is chosen on them"""
+    crop: int = 0
+    """pixels of padding before a random crop back to the image's size"""
+    flip: bool = False
+    """mirror every other image at random"""
+
+    def __post_init__(self):
+        _checks.require_whole("data.crop", self.crop, 0)
+        if self.image_size is not None:
+            _checks.require_whole("data.image_size", self.image_size, 1)
+        share = 0 < self.validation < 1
+        _checks.require(share, f"got data.validation {self.validation!r}: expected a share between 0 and 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """An architecture of pcjax.models; a field that is None is the architecture's own default."""
+
+    name: str = "mlp"
+    features: int | None = None
+    """how many features it gives"""
+    widths: tuple[int, ...] | None = None
+    """of its layers"""
+    width: float | None = None
+    """factor on the number of its channels"""
+
+    def __post_init__(self):
+        _checks.require_name("model", self.name, MODELS)
+        known = OPTIONS.get(self.name, ())
+        for option in self.options():
+            expected = " or ".join(known) or "none, all of it is in its name"
+            _checks.require(option in known, f"got {option} for the model {self.name!r}: its options are {expected}")
+
+    def options(self) -> dict[str, Any]:
+        """What was given, as keyword arguments of the architecture."""
+        given = {"features": self.features, "widths": self.widths, "width": self.width}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """One term of the weighted sum that the student minimises."""
+
+    name: str = "perception_coherence"
+    weight: float | Ramp = 1.0
+    head: Literal["none", "linear", "mlp"] = "none"
+    """a learnt map of the student's features into the teacher's dimension, for this loss alone"""
+    bank: int = 0
+    """how many past examples to rank against beside the batch (perception_coherence)"""
+    arguments: dict[str, bool | int | float | str | Ramp] = dataclasses.field(default_factory=dict)
+    """the loss's own keyword arguments"""
+
+    def __post_init__(self):
+        _checks.require_name("loss", self.name, TERMS)
+        _checks.require_name("head", self.head, ("none", "linear", "mlp"))
+        _checks.require_whole("bank", self.bank, 0)
+        term = TERMS[self.name]
+        if self.bank:
+            _checks.require(term.banked, f"got bank {self.bank} for the loss {self.name}: it takes no references")
+        of_features = self.head == "none" or term.inputs == "features"
+        _checks.require(of_features, f"got head {self.head!r} for the loss {self.name}: it is not about features")
+        for name in self.arguments:
+            _checks.require_name(f"argument of {self.name}", name, term.arguments)
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How a model is trained."""
+
+    epochs: int = 30
+    steps: int | None = None
+    """how many steps, in place of epochs"""
+    batch: int = 256
+    """examples a step, on all devices together"""
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = 1e-3
+    schedule: Literal["cosine", "constant", "steps"] = "cosine"
+    """steps: a tenth after 5/8, 3/4 and 7/8 of the training"""
+    warmup: float = 0.05
+    """share of the steps in which the learning rate rises from 0"""
+    weight_decay: float = 1e-4
+    momentum: float = 0.9
+    """of sgd"""
+    clip: float | None = None
+    """largest norm of the gradient"""
+    seed: int = 0
+    parallel: Literal["pmap", "shard_map"] = "pmap"
+    devices: int | None = None
+    """how many devices of all processes together; None: all there are"""
+    compute: Literal["float32", "bfloat16"] = "float32"
+    """what the models compute in; parameters, statistics, features and losses are float32"""
+    log_every: int = 50
+    save_every: int = 500
+    """steps between checkpoints; each is judged on the validation examples, which decides what counts as best"""
+    keep: int = 2
+    """how many of the latest checkpoints stay, beside the best one"""
+
+    def __post_init__(self):
+        for what in ("epochs", "batch", "log_every", "save_every", "keep"):
+            _checks.require_whole(f"training.{what}", getattr(self, what), 1)
+        for what in ("steps", "devices"):
+            if getattr(self, what) is not None:
+                _checks.require_whole(f"training.{what}", getattr(self, what), 1)
+        _checks.require_whole("training.seed", self.seed, 0)
+        enough = self.batch >= 3
+        _checks.require(enough, f"got training.batch {self.batch}: expected at least 3, one neighbour has no order")
+        _checks.require_positive("training.learning_rate", self.learning_rate)
+        _checks.require_positive("training.clip", self.clip, optional=True)
+        _require_at_least("training.weight_decay", self.weight_decay, 0)
+        for what, names in _choices(type(self)).items():
+            _checks.require_name(f"training.{what}", getattr(self, what), names)
+        for what in ("warmup", "momentum"):
+            share = 0 <= getattr(self, what) < 1
+            _checks.require(share, f"got training.{what} {getattr(self, what)!r}: expected a number in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """The model whose representation is transferred, and where it comes from."""
+
+    model: Model = dataclasses.field(default_factory=lambda: Model("mlp", features=64, widths=(512, 512)))
+    run: str | None = None
+    """folder of a `pcjax teach` run; None: it is trained first, with labels, inside the run's own folder"""
+    features: str | None = None
+    """a .npz with its features (train, validation, test), as `pcjax embed` writes, in place of a model"""
+    live: bool = False
+    """True: sees every augmented image; False: its features of the plain images are computed once"""
+    training: Training = dataclasses.field(default_factory=Training)
+
+    def __post_init__(self):
+        one = self.run is None or self.features is None
+        _checks.require(one, "got both teacher.run and teacher.features: expected one of them")
+        possible = not (self.live and self.features is not None)
+        _checks.require(possible, "got teacher.live with teacher.features: a live teacher needs a model")
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """How a representation is judged."""
+
+    neighbours: int = 10
+    """how many neighbours vote in k-NN, and are compared in coherence"""
+    batch: int = 512
+
+    def __post_init__(self):
+        _checks.require_whole("evaluation.neighbours", self.neighbours, 1)
+        _checks.require_whole("evaluation.batch", self.batch, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All of it. Without arguments: the embedded digits, a minute or two on two cores."""
+
+    data: Data = dataclasses.field(default_factory=Data)
+    teacher: Teacher = dataclasses.field(default_factory=Teacher)
+    student: Model = dataclasses.field(default_factory=lambda: Model("mlp", features=16, widths=(64,)))
+    losses: tuple[Loss, ...] = dataclasses.field(
+        default_factory=lambda: (Loss("perception_coherence", arguments={"temperature": 0.1}),)
+    )
+    training: Training = dataclasses.field(default_factory=lambda: Training(epochs=100))
+    evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
+
+    def __post_init__(self):
+        _checks.require(len(self.losses) > 0, "got no losses: expected at least one")
+        logits = [loss.name for loss in self.losses if TERMS[loss.name].inputs == "logits"]
+        possible = self.teacher.features is None or not logits
+        _checks.require(possible, f"got teacher.features with {', '.join(logits)}: class scores need a model")
+
+    def to_json(self) -> str:
+        """What `from_json` builds an equal one from."""
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The inverse of `to_json`; unknown fields and wrong types are refused by name."""
+        try:
+            return _decode(cls, json.loads(text), "")
+        except json.JSONDecodeError as error:
+            raise RequestError(f"not JSON: {error}") from error
+
+    def digest(self) -> str:
+        """Equal for equal configs, across versions of Python."""
+        return hashlib.blake2b(self.to_json().encode(), digest_size=16).hexdigest()
+
+
+def read(path: str | pathlib.Path) -> Config:
+    """The config of a .py file, which is run, or of a stored .json."""
+    path = pathlib.Path(path)
+    _checks.require(path.is_file(), f"no config {path}: expected a .py file that sets `config`, or a run's config.json")
+    if path.suffix == ".json":
+        return read_stored(path)[1]
+    found = runpy.run_path(str(path)).get("config")
+    _checks.require(isinstance(found, Config), f"{path} sets no `config`: expected config = pcjax.config.Config(...)")
+    return typing.cast(Config, found)
+
+
+def read_stored(path: pathlib.Path) -> tuple[str, Config]:
+    """The job and the config that a run's config.json holds."""
+    try:
+        stored = json.loads(path.read_text())
+        whole = isinstance(stored, dict) and stored.keys() == {"job", "config"} and isinstance(stored["job"], str)
+        _checks.require(whole, "expected a job and its config, as a run stores them")
+        return stored["job"], _decode(Config, stored["config"], "")
+    except (ValueError, RecursionError, OSError) as error:
+        raise RequestError(f"{path}: {error}") from error
+
+
+def _choices(cls: type) -> dict[str, tuple[str, ...]]:
+    """The fields of which only some names are possible."""
+    hints = typing.get_type_hints(cls)
+    return {name: typing.get_args(hint) for name, hint in hints.items() if typing.get_origin(hint) is Literal}
+
+
+def _decode(hint: Any, value: Any, where: str) -> Any:
+    """A value of the type that the hint names, from parsed JSON."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        for option in arguments:
+            try:
+                return _decode(option, value, where)
+            except RequestError as error:
+                if dataclasses.is_dataclass(option) and isinstance(value, dict):
+                    raise error
+    elif dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        hints = typing.get_type_hints(hint)
+        for name in value:
+            _checks.require_name("field", f"{where}{name}", [f"{where}{known}" for known in hints])
+        fields = {name: _decode(hints[name], item, f"{where}{name}.") for name, item in value.items()}
+        try:
+            return hint(**fields)  # pyright: ignore[reportCallIssue]
+        except TypeError as error:
+            raise RequestError(f"{where.rstrip('.')}: {error}") from error
+    elif origin is Literal and value in arguments:
+        return value
+    elif origin is tuple and isinstance(value, list):
+        return tuple(_decode(arguments[0], item, f"{where}{place}.") for place, item in enumerate(value))
+    elif origin is dict and isinstance(value, dict):
+        return {name: _decode(arguments[1], item, f"{where}{name}.") for name, item in value.items()}
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value) if math.isfinite(value) else _refuse(hint, value, where)
+    elif isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    return _refuse(hint, value, where)
+
+
+def _refuse(hint: Any, value: Any, where: str) -> typing.NoReturn:
+    expected = getattr(hint, "__name__", str(hint)) if not typing.get_origin(hint) else str(hint)
+    raise RequestError(f"got {where.rstrip('.')} {value!r}: expected {expected}")

@@ -1,0 +1,199 @@
+"""`pcjax distill`: the main job. A teacher, a student, and what the student is worth before and after."""
+
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pcjax import _checks
+from pcjax._checks import RequestError
+from pcjax.config import Config
+from pcjax.data import Examples
+from pcjax.jobs import judge
+from pcjax.jobs.folder import CHECKPOINTS, RESULT, begin_folder, check_folder, config_of, write_json
+from pcjax.jobs.prepare import (
+    Guide,
+    Loaded,
+    check,
+    load,
+    new_model,
+    output_shapes,
+    plan,
+    promised,
+    rehearse,
+    steps_of,
+    trained,
+    weights,
+)
+from pcjax.jobs.represent import SPLITS, Frozen, represent, represent_all
+from pcjax.jobs.teach import check_teaching, coherence, train_teacher
+from pcjax.models import Output
+from pcjax.training.checkpoint import Checkpoints
+from pcjax.training.display import Display
+
+STUDENT, TEACHER = "student", "teacher"
+
+
+def distill(config: Config, folder: pathlib.Path, display: Display) -> None:
+    """Trains the student in its folder, and the teacher first if there is none."""
+    began = time.perf_counter()
+    check_folder(folder, config, "distill")
+    loaded = load(config)
+    check(config, config.training, config.losses, loaded)
+    shapes = promised(config.student, loaded, config.training)
+    rehearse(config.losses, shapes, _promised_teacher(config, loaded), config.training)
+    begin_folder(folder, config, "distill")
+    display.say(f"data: {_counts(loaded)} from {config.data.source}; the run lies in {folder}")
+    teacher = find_teacher(config, folder, loaded, display)
+    first = new_model(config.student, loaded, config.training, 0)
+    chosen = plan(
+        STUDENT,
+        folder,
+        config,
+        config.student,
+        config.training,
+        config.losses,
+        loaded,
+        first,
+        _guide(config, teacher, loaded),
+        _judge_of(config, teacher, loaded),
+        display,
+    )
+    student = trained(chosen, first, display)
+    results = worth(config, teacher, first, student, loaded)
+    seconds = round(time.perf_counter() - began, 1)
+    steps = steps_of(config.training, len(loaded.examples.train))
+    write_json(folder / RESULT, results | {"seconds": seconds, "steps": steps, "versions": judge.versions()})
+    judge.show(results, display)
+    display.say(f"{seconds} s for {steps} steps and all else; checkpoints, metrics.jsonl and {RESULT} lie in {folder}")
+    display.say(f"next: pcjax evaluate {folder} repeats the table; pcjax embed {folder} writes the features")
+
+
+def _promised_teacher(config: Config, loaded: Loaded) -> Output:
+    """The shapes of what the teacher says of one example, before there is a teacher."""
+    asked = config.teacher
+    if asked.features is not None:
+        stored = _stored_features(pathlib.Path(asked.features), loaded)["train"]
+        features: Any = jax.ShapeDtypeStruct((1, *stored.shape[1:]), jnp.float32)
+        return Output(features, None, {})
+    if asked.run is not None:
+        theirs = config_of(pathlib.Path(asked.run), "teach")[1].teacher
+        return promised(theirs.model, loaded, theirs.training)
+    return check_teaching(config, loaded)
+
+
+class KnownTeacher(NamedTuple):
+    """The teacher's features of every split, and the model, where there is one."""
+
+    features: Mapping[str, np.ndarray]
+    logits: np.ndarray | None  # of the training examples
+    model: Frozen | None
+
+
+def find_teacher(config: Config, folder: pathlib.Path, loaded: Loaded, display: Display) -> KnownTeacher:
+    """The teacher from wherever the config says."""
+    asked = config.teacher
+    if asked.features is not None:
+        return KnownTeacher(_stored_features(pathlib.Path(asked.features), loaded), None, None)
+    if asked.run is not None:
+        model = load_teacher(pathlib.Path(asked.run), config, loaded)
+    else:
+        own = folder / TEACHER
+        own.mkdir(exist_ok=True)
+        model = train_teacher(config, own, loaded, display)
+    said = represent_all(model, loaded.examples, loaded.normalise, config.evaluation.batch)
+    return KnownTeacher({split: one.features for split, one in said.items()}, said["train"].logits, model)
+
+
+def load_teacher(folder: pathlib.Path, config: Config, loaded: Loaded) -> Frozen:
+    """The teacher of a `pcjax teach` run."""
+    theirs = config_of(folder, "teach")[1]
+    like = new_model(theirs.teacher.model, loaded, theirs.teacher.training, 0)
+    return best_of(folder, {"role": TEACHER, "data": loaded.examples.train.fingerprint}, like)
+
+
+def best_of(folder: pathlib.Path, manifest: dict[str, Any], like: Frozen) -> Frozen:
+    """The best checkpoint of a run that has ended."""
+    there = (folder / CHECKPOINTS).is_dir()
+    _checks.require(there, f"no checkpoints in {folder}: run the command that trains it to its end first")
+    checkpoints = Checkpoints(folder / CHECKPOINTS, manifest)
+    try:
+        best = checkpoints.best
+        if best is None:
+            raise RequestError(f"no checkpoints in {folder}: run the command that trains it to its end first")
+        return weights(checkpoints, best, like)
+    finally:
+        checkpoints.close()
+
+
+def worth(config: Config, teacher: KnownTeacher, first: Frozen, student: Frozen, loaded: Loaded) -> dict[str, Any]:
+    """The teacher, the untrained student and the trained one, as result.json has them."""
+    models = ({TEACHER: teacher.model} if teacher.model is not None else {}) | {"untrained": first, STUDENT: student}
+    results = judge.judge_all(models, teacher.features, loaded.examples, loaded.normalise, config.evaluation)
+    if teacher.model is None:
+        found = judge.judge(teacher.features, teacher.features, loaded.examples, config.evaluation)
+        results[TEACHER] = found | {"parameters": 0, "flops": 0}
+    return results
+
+
+def _guide(config: Config, teacher: KnownTeacher, loaded: Loaded) -> Guide:
+    model = teacher.model
+    if config.teacher.live and model is not None:
+
+        def looks(frozen: Any, batch: Mapping[str, jax.Array]) -> Output:
+            parameters, statistics = frozen
+            return model.function.apply(parameters, statistics, batch["image"], train=False)[0]
+
+        return Guide((model.parameters, model.statistics), looks, output_shapes(model, loaded))
+
+    columns = {"teacher": teacher.features["train"]}
+    if teacher.logits is not None:
+        columns["teacher_logits"] = teacher.logits
+
+    def remembers(_: Any, batch: Mapping[str, jax.Array]) -> Output:
+        return Output(batch["teacher"], batch.get("teacher_logits"), {})
+
+    def shape(rows: np.ndarray) -> Any:
+        return jax.ShapeDtypeStruct((1, *rows.shape[1:]), jnp.float32)
+
+    logits = None if teacher.logits is None else shape(teacher.logits)
+    return Guide((), remembers, Output(shape(teacher.features["train"]), logits, {}), columns)
+
+
+def _judge_of(config: Config, teacher: KnownTeacher, loaded: Loaded) -> Any:
+    def judged(student: Frozen) -> Mapping[str, float]:
+        said = represent(student, loaded.examples.validation, loaded.normalise, config.evaluation.batch)
+        k = judge.neighbours(config.evaluation, said.features)
+        found = coherence(said.features, teacher.features["validation"], k)
+        return {"score": found, "coherence": found}
+
+    return judged
+
+
+def _stored_features(path: pathlib.Path, loaded: Loaded) -> dict[str, np.ndarray]:
+    """What `pcjax embed` wrote, if it fits the data."""
+    _checks.require(path.is_file(), f"no file {path} (teacher.features): `pcjax embed RUN` writes one")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {split: np.asarray(file[split], np.float32) for split in SPLITS}
+            fingerprint = str(file["fingerprint"])
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise RequestError(f"cannot read {path} (teacher.features): {error}; `pcjax embed RUN` writes one") from error
+    for split, features in found.items():
+        examples: Examples = getattr(loaded.examples, split)
+        got = f"{path} has {split} features of shape {features.shape} for {len(examples)} examples"
+        _checks.require(features.ndim == 2 and len(features) == len(examples), f"{got}: expected one row per example")
+        _checks.require(bool(np.isfinite(features).all()), f"{path} has {split} features that are not finite")
+    same = fingerprint == loaded.examples.train.fingerprint
+    _checks.require(
+        same, f"{path} is of other data or another split: embed {loaded.examples.source} as it is split here"
+    )
+    return found
+
+
+def _counts(loaded: Loaded) -> str:
+    return ", ".join(f"{len(getattr(loaded.examples, split)):,} {split}" for split in SPLITS)

@@ -1,0 +1,238 @@
+"""What every training job begins with: the data, its batches, a model with its first weights, and the plan."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from pcjax import _checks, data, models
+from pcjax._checks import RequestError
+from pcjax.config import Config, Loss, Model, Training
+from pcjax.data import Dataset, TrainingBatches
+from pcjax.jobs.folder import CHECKPOINTS
+from pcjax.jobs.represent import Frozen
+from pcjax.models import Output
+from pcjax.terms import TERMS
+from pcjax.training import parallel
+from pcjax.training.checkpoint import Checkpoints
+from pcjax.training.display import Display
+from pcjax.training.functional import functional, functional_shapes
+from pcjax.training.loop import Plan, train
+from pcjax.training.objective import objective
+from pcjax.training.state import State, make_optimiser, start
+from pcjax.training.step import AXIS, Batch, make_step, metric_names
+
+TEACHER_SEED = 1  # stream of random numbers for the teacher's first weights; the student's is 0
+
+
+class Loaded(NamedTuple):
+    """The examples, and how their channels are normalised."""
+
+    examples: Dataset
+    normalise: tuple[np.ndarray, np.ndarray]
+
+
+def load(config: Config) -> Loaded:
+    """The data a config asks for."""
+    asked = config.data
+    examples = data.load(
+        asked.source, data_dir=asked.data_dir, validation=asked.validation, image_size=asked.image_size
+    )
+    return Loaded(examples, data.statistics(examples.train))
+
+
+def new_model(
+    model: Model, loaded: Loaded, training: Training, stream: int, make: Callable[..., Any] = functional
+) -> Frozen:
+    """A model with its first weights, which depend on the seed alone."""
+    examples = loaded.examples.train
+    classes = None if examples.classes is None else len(examples.classes)
+    if classes is None and examples.labels is not None and examples.labels.max() >= 0:
+        classes = int(examples.labels.max()) + 1
+    seed = 2 * training.seed + stream
+
+    def build() -> nnx.Module:
+        return models.build(
+            model.name,
+            shape=examples.shape,
+            classes=classes,
+            rngs=nnx.Rngs(seed),
+            dtype=jnp.dtype(training.compute),
+            axis_name=AXIS,
+            **model.options(),
+        )
+
+    return Frozen(*make(build))
+
+
+def promised(model: Model, loaded: Loaded, training: Training) -> Output:
+    """The shapes of what such a model says of one example; nothing is computed."""
+    return output_shapes(new_model(model, loaded, training, 0, functional_shapes), loaded)
+
+
+def output_shapes(model: Frozen, loaded: Loaded) -> Output:
+    """The shapes of what a model says of one example."""
+
+    def output(parameters: Any, statistics: Any, images: Any) -> Output:
+        return model.function.apply(parameters, statistics, images, train=False)[0]
+
+    one = jax.ShapeDtypeStruct((1, *loaded.examples.train.shape), jnp.float32)
+    return jax.eval_shape(output, model.parameters, model.statistics, one)
+
+
+def rehearse(losses: tuple[Loss, ...], student: Output, teacher: Output | None, training: Training) -> None:
+    """Computes the losses' shapes, so that what they refuse is refused before anything is trained."""
+    what, heads = objective(losses, student, teacher, training.seed)
+
+    def rows(one: Any) -> Any:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((training.batch, *x.shape[1:]), x.dtype), one)
+
+    mask = jax.ShapeDtypeStruct((training.batch,), jnp.bool_)
+    batch = {"mask": mask, "label": jax.ShapeDtypeStruct((training.batch,), jnp.int32)}
+    progress = jax.ShapeDtypeStruct((), jnp.float32)
+    seen = None if teacher is None else rows(teacher)
+    jax.eval_shape(
+        lambda student, teacher, batch, heads, progress: what(student, teacher, batch, heads, {}, progress, None),
+        rows(student),
+        seen,
+        batch,
+        heads,
+        progress,
+    )
+
+
+def check(config: Config, training: Training, losses: tuple[Loss, ...], loaded: Loaded) -> None:
+    """What can be refused before anything is computed."""
+    steps_of(training, len(loaded.examples.train))
+    parallel.choose_devices(training.devices, training.batch)
+    for loss in losses:
+        if TERMS[loss.name].labelled and loaded.examples.train.labels is None:
+            raise RequestError(f"the loss {loss.name} needs labels, and {config.data.source} has none: leave it out")
+
+
+def steps_of(training: Training, examples: int) -> int:
+    """How many steps the training takes."""
+    got = f"got training.batch {training.batch} for {examples} training examples"
+    _checks.require(training.batch <= examples, f"{got}: expected at most as many")
+    return training.steps or training.epochs * (examples // training.batch)
+
+
+@dataclasses.dataclass(frozen=True)
+class Guide:
+    """The teacher as the student's training sees it: frozen arrays, a function of them, and columns of the batches."""
+
+    frozen: Any = ()
+    output: Callable[[Any, Batch], Output] | None = None
+    shapes: Output | None = None
+    columns: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+def plan(
+    name: str,
+    folder: pathlib.Path,
+    config: Config,
+    model: Model,
+    training: Training,
+    losses: tuple[Loss, ...],
+    loaded: Loaded,
+    first: Frozen,
+    guide: Guide,
+    judge: Callable[[Frozen], Mapping[str, float]],
+    display: Display,
+) -> Plan:
+    """Everything a training needs, from what was asked for."""
+    train_examples = loaded.examples.train
+    steps = steps_of(training, len(train_examples))
+    devices = parallel.choose_devices(training.devices, training.batch)
+    seen = output_shapes(first, loaded)
+    what, head_parameters = objective(losses, seen, guide.shapes, training.seed)
+    optimiser = make_optimiser(training, steps)
+    batches = data.training_batches(
+        train_examples,
+        batch=training.batch,
+        seed=training.seed,
+        crop=config.data.crop,
+        flip=config.data.flip,
+        normalise=loaded.normalise,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        columns=guide.columns,
+    )
+    banks = {}
+    for place, loss in enumerate(losses):
+        if loss.bank:
+            banks[str(place)] = _first_bank(loss.bank, str(place), what, head_parameters, first, guide, batches)
+    state = start(first.parameters, first.statistics, head_parameters, banks, optimiser, metric_names(what))
+    step = make_step(first.function, guide.output, what, optimiser, steps)
+    mapped = parallel.Mapped(step, devices, training.parallel)
+    manifest = {
+        "role": name,
+        "model": json.loads(json.dumps(dataclasses.asdict(model))),
+        "data": train_examples.fingerprint,
+        "batch": training.batch,
+        "seed": training.seed,
+        "steps": steps,
+        "config": config.digest(),
+    }
+    about = {"devices": len(devices), "processes": jax.process_count(), "jax": jax.__version__}
+    checkpoints = Checkpoints(folder / CHECKPOINTS, manifest, keep=training.keep, say=display.say, about=about)
+
+    def judged(state: State) -> Mapping[str, float]:
+        return judge(first._replace(parameters=host(state.student), statistics=host(state.statistics)))
+
+    return Plan(name, folder, training, steps, mapped, mapped.place(guide.frozen), state, batches, checkpoints, judged)
+
+
+def host(tree: Any) -> Any:
+    """The values on this machine."""
+    return jax.tree.map(np.asarray, jax.device_get(tree))
+
+
+def _first_bank(
+    size: int, key: str, what: Any, heads: Any, first: Frozen, guide: Guide, batches: TrainingBatches
+) -> tuple[jax.Array, jax.Array]:
+    """A bank filled from the training's own first batches, as the models see them before the first step."""
+    output = guide.output
+    if output is None:
+        raise RequestError("a bank holds a teacher's features: expected a teacher")
+
+    @jax.jit
+    def see(batch: Batch) -> tuple[jax.Array, jax.Array]:
+        features = what.seen(key, first.output(batch["image"]).features, heads)
+        return features, output(guide.frozen, batch).features
+
+    if jax.process_count() > 1:
+        raise RequestError("got a loss with a bank in a job of several processes: leave the bank out")
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    state = batches.get_state()
+    while sum(len(one) for one, _ in found) < size:
+        found.append(host(see(next(batches))))
+    batches.set_state(state)
+    student, teacher = (np.concatenate(parts)[:size] for parts in zip(*found, strict=True))
+    return jnp.asarray(student), jnp.asarray(teacher)
+
+
+def trained(chosen: Plan, first: Frozen, display: Display) -> Frozen:
+    """The model as the best checkpoint has it, after training to the end."""
+    try:
+        best = train(chosen, display)
+        return weights(chosen.checkpoints, best, first)
+    finally:
+        chosen.batches.close()
+        chosen.checkpoints.close()
+
+
+def weights(checkpoints: Checkpoints, step: int, like: Frozen) -> Frozen:
+    """The model of a checkpoint."""
+    arrays, _ = checkpoints.arrays(step)
+
+    def pick(part: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: jnp.asarray(arrays[f"{part}/{name.replace('/', '.')}"]) for name in wanted}
+
+    return like._replace(parameters=pick("student", like.parameters), statistics=pick("statistics", like.statistics))

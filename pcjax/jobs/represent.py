@@ -1,0 +1,74 @@
+"""A frozen model, and what it says of a data set."""
+
+import functools
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from pcjax.data import Dataset, Examples, evaluation_batches
+from pcjax.models import Output
+from pcjax.training.functional import Arrays, Functional
+
+SPLITS = ("train", "validation", "test")
+
+
+class Frozen(NamedTuple):
+    """A model that no longer changes."""
+
+    function: Functional
+    parameters: Arrays
+    statistics: Arrays
+
+    def output(self, images: jax.Array) -> Output:
+        """What it says of a batch, in evaluation mode."""
+        return self.function.apply(self.parameters, self.statistics, images, train=False)[0]
+
+    def parameter_count(self) -> int:
+        """How many numbers were learnt."""
+        return sum(int(np.prod(x.shape)) for x in self.parameters.values())
+
+    def flops(self, shape: tuple[int, ...]) -> int:
+        """Floating-point operations for one example, as XLA counts them."""
+        one = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+        cost = _outputs.lower(self.function, self.parameters, self.statistics, one).cost_analysis()
+        return int(dict(cost or {}).get("flops", 0))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _outputs(function: Functional, parameters: Arrays, statistics: Arrays, images: jax.Array) -> Output:
+    return function.apply(parameters, statistics, images, train=False)[0]._replace(maps={})
+
+
+class Said(NamedTuple):
+    """What a model says of all examples of a split."""
+
+    features: np.ndarray
+    logits: np.ndarray | None
+
+
+def represent(model: Frozen, examples: Examples, normalise: tuple[np.ndarray, np.ndarray], batch: int) -> Said:
+    """Features and class scores of all examples, in their order."""
+    devices = jax.local_devices()
+    batch = -(-batch // len(devices)) * len(devices)
+    mesh = Mesh(np.array(devices), ("rows",))
+    parameters, statistics = jax.device_put((model.parameters, model.statistics), NamedSharding(mesh, P()))
+    features, logits = [], []
+    for given in evaluation_batches(examples, batch=batch, normalise=normalise):
+        images = jax.device_put(given["image"], NamedSharding(mesh, P("rows")))
+        output = _outputs(model.function, parameters, statistics, images)
+        features.append(np.asarray(output.features)[given["mask"]])
+        if output.logits is not None:
+            logits.append(np.asarray(output.logits)[given["mask"]])
+    return Said(np.concatenate(features), np.concatenate(logits) if logits else None)
+
+
+def represent_all(
+    model: Frozen, data: Dataset, normalise: tuple[np.ndarray, np.ndarray], batch: int
+) -> Mapping[str, Said]:
+    """The same for every split."""
+    return {split: represent(model, getattr(data, split), normalise, batch) for split in SPLITS}

@@ -1,0 +1,86 @@
+"""`pcjax teach`: trains the teacher alone, with labels."""
+
+import pathlib
+import time
+from collections.abc import Mapping
+
+import numpy as np
+
+from pcjax import metrics
+from pcjax._checks import RequestError
+from pcjax.config import Config, Loss
+from pcjax.jobs import judge
+from pcjax.jobs.folder import RESULT, begin_folder, check_folder, write_json
+from pcjax.jobs.prepare import (
+    TEACHER_SEED,
+    Guide,
+    Loaded,
+    check,
+    load,
+    new_model,
+    plan,
+    promised,
+    rehearse,
+    steps_of,
+    trained,
+)
+from pcjax.jobs.represent import Frozen, represent, represent_all
+from pcjax.models import Output
+from pcjax.training.display import Display
+
+LOSSES = (Loss("cross_entropy"),)
+
+
+def teach(config: Config, folder: pathlib.Path, display: Display) -> None:
+    """Trains the teacher in its folder, and says what it is worth."""
+    began = time.perf_counter()
+    check_folder(folder, config, "teach")
+    loaded = load(config)
+    check_teaching(config, loaded)
+    begin_folder(folder, config, "teach")
+    teacher = train_teacher(config, folder, loaded, display)
+    said = represent_all(teacher, loaded.examples, loaded.normalise, config.evaluation.batch)
+    features = {split: one.features for split, one in said.items()}
+    results = judge.judge_all({"teacher": teacher}, features, loaded.examples, loaded.normalise, config.evaluation)
+    steps = steps_of(config.teacher.training, len(loaded.examples.train))
+    seconds = round(time.perf_counter() - began, 1)
+    write_json(folder / RESULT, results | {"seconds": seconds, "steps": steps, "versions": judge.versions()})
+    judge.show(results, display)
+    display.say(f"{seconds} s; everything lies in {folder}")
+    display.say(f"next: pcjax distill CONFIG --teacher.run {folder}")
+
+
+def check_teaching(config: Config, loaded: Loaded) -> Output:
+    """Refuses what cannot be trained; the shapes of what the teacher will say."""
+    if loaded.examples.train.labels is None or loaded.examples.validation.labels is None:
+        raise RequestError(
+            f"{config.data.source} has no labels to train a teacher with: give --teacher.run or --teacher.features"
+        )
+    asked = config.teacher
+    check(config, asked.training, LOSSES, loaded)
+    shapes = promised(asked.model, loaded, asked.training)
+    rehearse(LOSSES, shapes, None, asked.training)
+    return shapes
+
+
+def train_teacher(config: Config, folder: pathlib.Path, loaded: Loaded, display: Display) -> Frozen:
+    """The teacher, trained to the end in that folder."""
+    asked = config.teacher
+    first = new_model(asked.model, loaded, asked.training, TEACHER_SEED)
+    validation = loaded.examples.validation
+
+    def judged(model: Frozen) -> Mapping[str, float]:
+        said = represent(model, validation, loaded.normalise, config.evaluation.batch)
+        accuracy = float(np.mean(np.argmax(np.asarray(said.logits), axis=1) == validation.labels))
+        return {"score": accuracy, "accuracy": accuracy}
+
+    chosen = plan(
+        "teacher", folder, config, asked.model, asked.training, LOSSES, loaded, first, Guide(), judged, display
+    )
+    return trained(chosen, first, display)
+
+
+def coherence(student: np.ndarray, teacher: np.ndarray, neighbours: int) -> float:
+    """Spearman's degree of coherence, of at most 2,000 examples."""
+    some = slice(None, None, -(-len(student) // 2000))
+    return float(metrics.coherence(student[some], teacher[some], k=neighbours).spearman.value)

@@ -1,0 +1,10 @@
+"""How a student is trained: the state, the step, the devices it is mapped over, the checkpoints, the loop.
+
+functional.py   an NNX module as a pure function of named arrays
+objective.py    the weighted sum of losses that a config asks for
+state.py        what training changes, one pytree, and the optimiser
+step.py         (state, batch) -> (state, metrics) for one device with a named axis
+parallel.py     that function over all devices, by pmap or shard_map
+checkpoint.py   state, place in the data and manifest, saved and restored
+loop.py         the straight line through all of it
+"""

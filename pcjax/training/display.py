@@ -1,0 +1,73 @@
+"""What a person sees while a job runs: a line that moves in a terminal, plain lines elsewhere."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Display:
+    """Only the first of several processes shows anything."""
+
+    def __init__(self, quiet: bool = False):
+        self._console = Console(quiet=quiet or jax.process_index() != 0, highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self._console.print(text, markup=False)
+
+    def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
+        """A small table; the first column names the rows."""
+        table = Table(title=title, title_justify="left")
+        for place, column in enumerate(columns):
+            table.add_column(column, justify="left" if place == 0 else "right")
+        for row in rows:
+            table.add_row(*row)
+        self._console.print(table)
+
+    @contextlib.contextmanager
+    def progress(self, name: str, steps: int, at: int) -> Iterator["ShownProgress"]:
+        """Shows how far a training is, while inside."""
+        if not self._console.is_terminal:
+            yield ShownProgress(self, name, steps, at, None)
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[shown]}"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self._console, refresh_per_second=2) as bar:
+            bar.add_task(name, total=steps, completed=at, shown="")
+            yield ShownProgress(self, name, steps, at, bar)
+
+
+class ShownProgress:
+    """The progress of one training."""
+
+    def __init__(self, display: Display, name: str, steps: int, at: int, bar: Progress | None):
+        self._display, self._name, self._steps, self._bar = display, name, steps, bar
+        self._at, self._since = at, time.perf_counter()
+        self._values: dict[str, float] = {}
+        self._next_line = 0.0
+
+    def show(self, step: int, values: Mapping[str, float]) -> None:
+        """The latest numbers, after that step."""
+        self._values |= values
+        now = time.perf_counter()
+        rate = (step - self._at) / max(now - self._since, 1e-9)
+        wanted = {name: self._values[name] for name in ("loss", "coherence", "accuracy") if name in self._values}
+        shown = "  ".join([f"{rate:.3g} steps/s", *(f"{name} {value:.4f}" for name, value in wanted.items())])
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=step, shown=shown)
+        elif now >= self._next_line or step == self._steps:
+            left = (self._steps - step) / max(rate, 1e-9)
+            self._display.say(f"{self._name}: step {step} of {self._steps}  {shown}  {left:.0f} s left")
+            self._next_line = now + SECONDS_BETWEEN_LINES

@@ -1,0 +1,146 @@
+"""The straight line through a training: batches in, steps taken, metrics written, checkpoints saved."""
+
+import json
+import pathlib
+import signal
+import time
+from collections.abc import Callable, Mapping
+from types import FrameType
+from typing import Any, NamedTuple, Self
+
+import jax
+import numpy as np
+
+from pcjax.config import Training
+from pcjax.data import TrainingBatches
+from pcjax.training.checkpoint import Checkpoints
+from pcjax.training.display import Display
+from pcjax.training.parallel import Mapped
+from pcjax.training.state import State
+
+METRICS = "metrics.jsonl"
+
+
+class StoppedError(Exception):
+    """A signal asked the training to stop, and it did, with everything saved."""
+
+    def __init__(self, number: int, step: int):
+        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}, and saved")
+        self.number, self.step = number, step
+
+
+class StopSignals:
+    """While inside, SIGINT and SIGTERM are noted instead of obeyed; a second one is obeyed."""
+
+    def __init__(self):
+        self.number: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self.number = number
+        self._restore()
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        while self._before:
+            number, handler = self._before.popitem()
+            signal.signal(number, handler)
+
+
+class Plan(NamedTuple):
+    """One training, ready to begin or to go on."""
+
+    name: str
+    folder: pathlib.Path
+    training: Training
+    steps: int
+    mapped: Mapped
+    frozen: Any  # what the step needs beside state and batch
+    state: State  # before the first step
+    batches: TrainingBatches
+    checkpoints: Checkpoints
+    judge: Callable[[State], Mapping[str, float]]  # validation metrics, "score" among them: the higher the better
+
+
+def train(plan: Plan, display: Display) -> int:
+    """Trains to the end, from wherever the last checkpoint left it; returns the best checkpoint's step."""
+    state, at = plan.state, 0
+    restored = plan.checkpoints.restore(state)
+    if restored is not None:
+        state, place, at = restored
+        plan.batches.set_state(place)
+        if 0 < at < plan.steps:
+            display.say(f"{plan.name}: going on after step {at} of {plan.steps}")
+    metrics = _Metrics(plan.folder / METRICS, at)
+    state = plan.mapped.place(state)
+    zeros = plan.mapped.place(plan.state.sums)
+    with StopSignals() as stop, display.progress(plan.name, plan.steps, at) as progress:
+        for step in range(at + 1, plan.steps + 1):
+            state, _ = plan.mapped(plan.frozen, state, plan.mapped.split(next(plan.batches)))
+            last = step == plan.steps
+            if step % plan.training.log_every == 0 or last:
+                means = _means(state)
+                metrics.write(step, means)
+                progress.show(step, means)
+                state = state._replace(sums=zeros)
+            if step % plan.training.save_every == 0 or last:
+                judged = dict(plan.judge(state))
+                metrics.write(step, {f"validation_{name}": value for name, value in judged.items()})
+                progress.show(step, judged)
+                plan.checkpoints.save(step, state, plan.batches.get_state(), judged["score"])
+            if stop.number is not None:
+                plan.checkpoints.save(step, state, plan.batches.get_state())
+                plan.checkpoints.wait()
+                raise StoppedError(stop.number, step)
+    plan.batches.close()
+    plan.checkpoints.wait()
+    return plan.checkpoints.best or plan.steps
+
+
+def _means(state: State) -> dict[str, float]:
+    """What was summed since the last time, by the number of steps that were taken."""
+    sums, skipped = jax.device_get((state.sums, state.skipped))
+    count = float(sums["count"])
+    means = {name: float(total) / max(count, 1) for name, total in sums.items() if name != "count"}
+    return means | ({"skipped": int(skipped)} if skipped else {})
+
+
+class _Metrics:
+    """The file of metrics, one JSON object a line; what lies beyond the step that is gone on from is cut off."""
+
+    def __init__(self, path: pathlib.Path, at: int):
+        self._path = path if jax.process_index() == 0 else None
+        self._last, self._seconds = at, time.perf_counter()
+        if self._path is not None:
+            lines = path.read_text().splitlines() if path.exists() else []
+            kept = [line for line in lines if (found := _step_of(line)) is not None and found <= at]
+            path.write_text("".join(f"{line}\n" for line in kept))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        now = time.perf_counter()
+        if self._path is None:
+            return
+        record = {"step": step, **{name: _finite(value) for name, value in values.items()}}
+        if step > self._last:
+            record["steps_per_second"] = round((step - self._last) / (now - self._seconds), 3)
+            self._last, self._seconds = step, now
+        with self._path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def _step_of(line: str) -> int | None:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return None  # a line that a crash cut short

@@ -1,0 +1,81 @@
+"""A step written for one device, mapped over all of them."""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array
+
+from pcjax import _checks
+from pcjax.training.step import AXIS, Step
+
+
+def join_processes() -> None:
+    """Connects the processes of a job that runs as several; does nothing in a job of one."""
+    # On TPU pods, Slurm and the like JAX finds the others itself; elsewhere these variables say where they are.
+    address = os.environ.get("PCJAX_COORDINATOR")
+    if address is not None:
+        jax.distributed.initialize(
+            address,
+            num_processes=int(os.environ["PCJAX_PROCESSES"]),
+            process_id=int(os.environ["PCJAX_PROCESS"]),
+            initialization_timeout=60,
+        )
+    elif len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1:
+        jax.distributed.initialize()
+
+
+def choose_devices(count: int | None, batch: int) -> list[Any]:
+    """The devices to use, of all processes; each must get the same number of examples."""
+    devices = jax.devices()
+    if count is not None:
+        there = f"got training.devices {count}: expected at most {len(devices)}, that many there are"
+        _checks.require(count <= len(devices), there)
+        whole = jax.process_count() == 1 or count == len(devices)
+        _checks.require(whole, f"got training.devices {count} in a job of several processes: expected all or None")
+        devices = devices[:count]
+    share, rest = divmod(batch, len(devices))
+    if rest:
+        near = max(share, 1) * len(devices)
+        _checks.require(False, f"got training.batch {batch} for {len(devices)} devices: expected a multiple, as {near}")
+    return devices
+
+
+class Mapped:
+    """A step over devices: whole batches in, one state for all of them."""
+
+    def __init__(self, step: Step, devices: list[Any], how: str):
+        self._how = how
+        self._local = [device for device in devices if device.process_index == jax.process_index()]
+        mesh = Mesh(np.array(devices), (AXIS,))
+        self._everywhere, self._split = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
+        if how == "pmap":
+            every = devices if jax.process_count() == 1 else None
+            self._step: Callable[..., Any] = jax.pmap(
+                step, AXIS, in_axes=(None, None, 0), out_axes=(None, None), devices=every
+            )
+        else:
+            mapped = jax.shard_map(step, mesh=mesh, in_specs=(P(), P(), P(AXIS)), out_specs=(P(), P()), check_vma=False)
+            self._step = jax.jit(mapped, donate_argnums=1)
+
+    def place(self, tree: Any) -> Any:
+        """The same values on all devices."""
+        if self._how == "pmap":
+            return tree
+        return jax.tree.map(
+            lambda x: jax.make_array_from_callback(np.shape(x), self._everywhere, np.asarray(x).__getitem__), tree
+        )
+
+    def split(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """The part of a batch that belongs to this process, divided among its devices."""
+        if self._how == "pmap":
+            return {name: x.reshape(len(self._local), -1, *x.shape[1:]) for name, x in batch.items()}
+        return {name: jax.make_array_from_process_local_data(self._split, x) for name, x in batch.items()}
+
+    def __call__(self, frozen: Any, state: Any, batch: Mapping[str, Array]) -> tuple[Any, dict[str, Array]]:
+        """The state after one step, and its metrics."""
+        return self._step(frozen, state, batch)

@@ -1,0 +1,73 @@
+"""What training changes, as one pytree."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+from pcjax.config import Training
+from pcjax.training.functional import Arrays
+
+
+class State(NamedTuple):
+    """Everything a step reads and writes; the teacher, which stays as it is, is not in it."""
+
+    step: Int[Array, ""]
+    student: Arrays
+    statistics: Arrays  # of the student's batch normalisation
+    heads: dict[str, Arrays]  # learnt beside the student, by the place of the loss they belong to
+    banks: dict[str, tuple[Array, Array]]  # (student, teacher) features of past examples, the newest first
+    optimiser: Any
+    sums: dict[str, Array]  # of metrics, and the "count" of steps, since they were last written down
+    skipped: Int[Array, ""]  # steps that were not finite and so not taken
+
+
+def start(
+    student: Arrays,
+    statistics: Arrays,
+    heads: dict[str, Arrays],
+    banks: dict[str, tuple[Array, Array]],
+    optimiser: optax.GradientTransformation,
+    metrics: Iterable[str],
+) -> State:
+    """The state before the first step."""
+    return State(
+        jnp.zeros((), jnp.int32),
+        student,
+        statistics,
+        heads,
+        banks,
+        optimiser.init((student, heads)),
+        {name: jnp.zeros(()) for name in metrics},
+        jnp.zeros((), jnp.int32),
+    )
+
+
+def make_optimiser(training: Training, steps: int) -> optax.GradientTransformation:
+    """The optimiser that a config asks for, its learning rate scheduled over that many steps."""
+    warmup = round(training.warmup * steps)
+    rate, rest = training.learning_rate, max(steps - warmup, 1)
+    after = {
+        "constant": optax.constant_schedule(rate),
+        "cosine": optax.cosine_decay_schedule(rate, rest),
+        "steps": optax.piecewise_constant_schedule(rate, {round(rest * s): 0.1 for s in (0.625, 0.75, 0.875)}),
+    }[training.schedule]
+    schedule = optax.join_schedules([optax.linear_schedule(0.0, rate, max(warmup, 1)), after], [warmup])
+
+    def only_matrices(tree: Any) -> Any:
+        # Biases, and the scales and shifts of normalisations, are not decayed.
+        return jax.tree.map(lambda x: x.ndim > 1, tree)
+
+    if training.optimiser == "adamw":
+        chain: list[optax.GradientTransformation] = [
+            optax.adamw(schedule, weight_decay=training.weight_decay, mask=only_matrices)
+        ]
+    else:
+        decay = optax.add_decayed_weights(training.weight_decay, mask=only_matrices)
+        chain = [decay, optax.sgd(schedule, momentum=training.momentum)]
+    if training.clip is not None:
+        chain.insert(0, optax.clip_by_global_norm(training.clip))
+    return optax.chain(*chain)

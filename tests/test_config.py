@@ -1,0 +1,119 @@
+"""Configs are checked when they are built, stored as JSON, and found again in it."""
+
+import dataclasses
+import json
+import pathlib
+
+import pytest
+
+from pcjax._checks import RequestError
+from pcjax.config import Config, Data, Evaluation, Loss, Model, Ramp, Teacher, Training, read
+from pcjax.terms import TERMS
+
+CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_files_build_and_come_back_from_json(path):
+    config = read(path)
+    assert Config.from_json(config.to_json()) == config
+    docstring = path.read_text().split('"""')[1]
+    for part in ("Purpose:", "Command:", "Expected:", "Cost:"):
+        assert part in docstring
+    assert f"configs/{path.name}" in docstring
+
+
+def test_the_digits_are_the_default():
+    assert read(next(path for path in CONFIGS if path.stem == "digits")) == Config()
+
+
+def test_equal_configs_have_equal_digests_and_others_have_not():
+    assert Config().digest() == Config.from_json(Config().to_json()).digest()
+    assert Config().digest() != dataclasses.replace(Config(), training=Training(seed=1)).digest()
+
+
+def test_ramps_and_tuples_come_back_as_what_they_were():
+    loss = Loss(weight=Ramp(1.0, 0.0), arguments={"temperature": Ramp(0.5, 0.1, shape="geometric"), "power": 2})
+    config = Config(losses=(loss,), student=Model("mlp", widths=(8, 4)))
+    assert Config.from_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Training(batch=2), "got training.batch 2: expected at least 3"),
+        (lambda: Training(epochs=0), "got training.epochs 0"),
+        (lambda: Training(learning_rate=-1.0), "got training.learning_rate -1.0"),
+        (lambda: Training(optimiser="adam"), "unknown training.optimiser 'adam': expected one of 'adamw', 'sgd'"),
+        (lambda: Training(parallel="pjit"), "unknown training.parallel 'pjit'"),
+        (lambda: Training(compute="float16"), "unknown training.compute 'float16'"),
+        (lambda: Training(warmup=1.0), "got training.warmup 1.0"),
+        (lambda: Training(clip=0.0), "got training.clip 0.0"),
+        (lambda: Training(seed=-1), "got training.seed -1"),
+        (lambda: Data(validation=1.0), "got data.validation 1.0"),
+        (lambda: Data(crop=-1), "got data.crop -1"),
+        (lambda: Model("resnet21"), "unknown model 'resnet21': expected one of 'mlp'"),
+        (lambda: Model("resnet20", features=8), "got features for the model 'resnet20': its options are none"),
+        (lambda: Loss("perception"), "unknown loss 'perception': expected one of 'perception_coherence'"),
+        (lambda: Loss(arguments={"temprature": 0.1}), "unknown argument of perception_coherence 'temprature'"),
+        (lambda: Loss("kd", bank=5), "got bank 5 for the loss kd"),
+        (lambda: Loss("kd", head="linear"), "got head 'linear' for the loss kd"),
+        (lambda: Loss(head="conv"), "unknown head 'conv'"),
+        (lambda: Ramp(1.0, 0.0, until=0.0), "got until 0.0"),
+        (lambda: Ramp(1.0, 0.0, shape="geometric"), "got a geometric ramp from 1.0 to 0.0"),
+        (lambda: Teacher(run="a", features="b"), "got both teacher.run and teacher.features"),
+        (lambda: Teacher(features="b", live=True), "got teacher.live with teacher.features"),
+        (lambda: Evaluation(neighbours=0), "got evaluation.neighbours 0"),
+        (lambda: Config(losses=()), "got no losses"),
+        (lambda: Config(losses=(Loss("kd"),), teacher=Teacher(features="b")), "class scores need a model"),
+    ],
+)
+def test_what_cannot_be_is_refused_when_built(build, message):
+    with pytest.raises(RequestError) as caught:
+        build()
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["training"].update(bach=3), "unknown field 'training.bach': expected one of 'training.epochs'"),
+        (lambda c: c["training"].update(batch="many"), "got training.batch 'many': expected int"),
+        (lambda c: c["training"].update(batch=True), "got training.batch True: expected int"),
+        (lambda c: c["training"].update(learning_rate=[]), "got training.learning_rate []: expected float"),
+        (lambda c: c["data"].update(flip=1), "got data.flip 1: expected bool"),
+        (lambda c: c["training"].update(parallel="pjit"), "got training.parallel 'pjit'"),
+        (lambda c: c["student"].update(widths=[8, "x"]), "got student.widths"),
+        (lambda c: c["losses"][0]["arguments"].update(temperature={"start": 1.0}), "missing"),
+        (lambda c: c.update(losses={}), "got losses {}"),
+        (lambda c: c["training"].update(epochs=-1), "got training.epochs -1"),
+    ],
+)
+def test_stored_configs_are_checked_by_field(change, message):
+    stored = json.loads(Config().to_json())
+    change(stored)
+    with pytest.raises(RequestError) as caught:
+        Config.from_json(json.dumps(stored))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[", "[]", "null", '{"job": 3, "config": {}}', "[" * 100_000])
+def test_a_file_that_is_no_config_is_refused(text, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(RequestError, match=r"config\.json"):
+        read(path)
+
+
+def test_a_python_file_must_set_config(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("confg = 3\n")
+    with pytest.raises(RequestError, match="sets no `config`"):
+        read(path)
+    with pytest.raises(RequestError, match="no config"):
+        read(tmp_path / "other.py")
+
+
+def test_every_term_names_its_arguments():
+    for name, term in TERMS.items():
+        assert not {"student", "teacher", "where", "axis_name", "reduce_fn"} & set(term.arguments), name

@@ -1,0 +1,141 @@
+"""A checkpoint comes back as it was saved, or not at all."""
+
+import jax
+import numpy as np
+import pytest
+
+from pcjax._checks import RequestError
+from pcjax.training.checkpoint import Checkpoints, named
+
+MANIFEST = {"role": "student", "seed": 0, "model": {"name": "mlp", "widths": [4, 2]}}
+
+
+def state(step=1):
+    student = {"embed/kernel": np.arange(6, dtype=np.float32).reshape(2, 3) + step, "embed/bias": np.float32(step)}
+    return {"step": np.int32(step), "student": student, "optimiser": (np.zeros(1, np.uint32), [np.ones(2)])}
+
+
+@pytest.fixture
+def said():
+    return []
+
+
+@pytest.fixture
+def opened(tmp_path, said):
+    made = []
+
+    def open_(manifest=MANIFEST, **given):
+        while made:  # as a process ends before the next one begins
+            made.pop().close()
+        made.append(Checkpoints(tmp_path / "checkpoints", manifest, say=said.append, **given))
+        return made[-1]
+
+    yield open_
+    for checkpoints in made:
+        checkpoints.close()
+
+
+def assert_same(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert one.dtype == other.dtype
+        assert np.array_equal(one, other)
+
+
+def steps_in(tmp_path):
+    return sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+
+
+def test_leaves_have_names_of_their_own():
+    assert list(named(state())) == [
+        "optimiser/0",
+        "optimiser/1/0",
+        "step",
+        "student/embed.bias",
+        "student/embed.kernel",
+    ]
+
+
+def test_comes_back_bit_for_bit(opened):
+    opened().save(3, state(3), {"step": 3, "pipeline": {"seed": 0}}, score=0.5)
+    found, place, step = opened().restore(state(0))
+    assert (step, place) == (3, {"step": 3, "pipeline": {"seed": 0}})
+    assert_same(found, state(3))
+
+
+def test_nothing_to_restore(opened):
+    assert opened().restore(state()) is None
+
+
+def test_latest_and_best_are_kept(opened, tmp_path):
+    checkpoints = opened(keep=2)
+    for step, score in enumerate([0.1, 0.9, 0.3, float("nan"), float("inf"), None, 0.2], start=1):
+        checkpoints.save(step, state(step), {}, score)
+    checkpoints.wait()
+    assert (checkpoints.latest, checkpoints.best) == (7, 2)
+    assert steps_in(tmp_path) == [2, 6, 7]
+    assert opened(keep=2).best == 2
+
+
+def files_of(tmp_path, step):
+    return sorted(path for path in (tmp_path / "checkpoints" / str(step)).rglob("*") if path.is_file())
+
+
+def test_a_flipped_bit_is_noticed_and_the_checkpoint_before_is_taken(opened, tmp_path, said):
+    checkpoints = opened()
+    for step in (1, 2):
+        checkpoints.save(step, state(step), {"step": step})
+    checkpoints.close()
+    largest = max(files_of(tmp_path, 2), key=lambda path: path.stat().st_size * (path.parent.name == "d"))
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 16
+    largest.write_bytes(content)
+    found, place, step = opened().restore(state(0))
+    assert (step, place) == (1, {"step": 1})
+    assert_same(found, state(1))
+    assert "checkpoint 2 is unsound" in said[0]
+    assert (tmp_path / "unsound" / "2").is_dir()
+    assert steps_in(tmp_path) == [1]
+
+
+@pytest.mark.parametrize("item", ["state", "data", "manifest"])
+def test_a_missing_item_is_noticed(opened, tmp_path, said, item):
+    checkpoints = opened()
+    for step in (1, 2):
+        checkpoints.save(step, state(step), {})
+    checkpoints.close()
+    for path in files_of(tmp_path, 2):
+        if path.relative_to(tmp_path / "checkpoints" / "2").parts[0] == item:
+            path.unlink()
+    assert opened().restore(state(0))[2] == 1
+    assert "checkpoint 2 is unsound" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 1}, "was made with seed 0, this run has 1"),
+        ({"role": "teacher"}, "was made with role 'student', this run has 'teacher'"),
+        ({"model": {"name": "mlp", "widths": [4, 3]}}, "this run has {'name': 'mlp', 'widths': [4, 3]}"),
+    ],
+)
+def test_a_checkpoint_of_something_else_is_refused_and_stays(opened, tmp_path, change, message):
+    opened().save(1, state(), {})
+    with pytest.raises(RequestError, match="choose another --workdir") as caught:
+        opened(MANIFEST | change).restore(state())
+    assert message in str(caught.value)
+    assert steps_in(tmp_path) == [1]
+
+
+def test_other_shapes_dtypes_and_leaves_are_refused_by_name(opened):
+    opened().save(1, state(), {})
+    for change, message in [
+        (lambda s: s["student"].update({"embed/kernel": np.zeros((3, 2), np.float32)}), "student/embed.kernel"),
+        (lambda s: s.update(step=np.int64(0)), "for step"),
+        (lambda s: s.update(more=np.zeros(1)), "has nothing for more"),
+        (lambda s: s["student"].pop("embed/bias"), "expected nothing"),
+    ]:
+        changed = state()
+        change(changed)
+        with pytest.raises(RequestError, match=message):
+            opened().restore(changed)
