@@ -1,5 +1,6 @@
 """Examples from NumPy's files. Nothing in them is executed, and what is wrong with one is said with its name."""
 
+import math
 import pathlib
 import zipfile
 from typing import Any
@@ -21,30 +22,24 @@ def read(path: str) -> Splits:
     given = pathlib.Path(path).expanduser()
     if given.is_dir():
         files = {part: _only([given / f"{part}.npz", given / f"{part}.npy"], given) for part in PARTS}
-        _checks.require(
-            files["train"] is not None, f"{given}: no train.npz in this folder: expected one, with {_keys()}"
-        )
+        trained = files["train"] is not None
+        _checks.require(trained, f"{given}: no train.npz in this folder: expected one, with {_keys()}")
         members = {part: _members(file) for part, file in files.items() if file is not None}
-        found = {part: _store(members[part], "", files[part]) for part in members}
-        names = files["train"]
-        classes = members["train"].get(CLASSES)
+        found = {part: _store(arrays, "", files[part]) for part, arrays in members.items()}
     else:
         _checks.require(given.is_file(), f"{given}: no such file or folder: expected a .npz or .npy file, or a folder")
         members = {"train": _members(given, prefixes=("", "validation_", "test_"))}
-        found = {"train": _store(members["train"], "", given)}
-        for part in ("validation", "test"):
-            if any(key.startswith(f"{part}_") for key in members["train"]):
-                found[part] = _store(members["train"], f"{part}_", given)
-        names = given
-        classes = members["train"].get(CLASSES)
+        prefixes = {"train": "", "validation": "validation_", "test": "test_"}
+        there = {part: p for part, p in prefixes.items() if any(key.startswith(p) for key in members["train"])}
+        found = {part: _store(members["train"], prefix, given) for part, prefix in ({"train": ""} | there).items()}
+    train = found["train"]
     for part, store in found.items():
-        same = (store.shape, store.dtype) == (found["train"].shape, found["train"].dtype)
+        same = (store.shape, store.dtype) == (train.shape, train.dtype)
         got = f"{given}: {part} examples are {store.dtype} {store.shape}"
-        _checks.require(
-            same, f"{got}, those for training {found['train'].dtype} {found['train'].shape}: make them alike"
-        )
-    known = None if classes is None else _classes(classes, list(found.values()), names)
-    return Splits(found["train"], found.get("validation"), found.get("test"), known)
+        _checks.require(same, f"{got}, those for training {train.dtype} {train.shape}: make them alike")
+    names = members["train"].get(CLASSES)
+    classes = None if names is None else _classes(names, list(found.values()), given)
+    return Splits(train, found.get("validation"), found.get("test"), classes)
 
 
 def _keys() -> str:
@@ -96,13 +91,16 @@ def _mapped(path: pathlib.Path, info: zipfile.ZipInfo) -> np.ndarray:
     """An uncompressed member: a .npy file as it is, after a header of 30 bytes and two fields of given lengths."""
     with path.open("rb") as file:
         file.seek(info.header_offset + 26)
-        file.seek(info.header_offset + 30 + sum(np.frombuffer(file.read(4), "<u2").tolist()))
+        start = info.header_offset + 30 + sum(np.frombuffer(file.read(4), "<u2").tolist())
+        file.seek(start)
         version = np.lib.format.read_magic(file)
         header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
         shape, fortran, dtype = header(file)
         offset = file.tell()
     if dtype.hasobject:
         raise ValueError("Python objects")
+    if offset + math.prod(shape) * dtype.itemsize != start + info.file_size:
+        raise ValueError(f"{info.filename} is not as long as its header says")
     return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, Shaped
@@ -14,6 +14,7 @@ SAMPLES = 1024
 SPLIT_SEED = 0
 
 
+@runtime_checkable
 class Store(Protocol):
     """Where examples lie: arrays in memory or mapped from a file, or records that are decoded when they are read."""
 

@@ -1,5 +1,6 @@
 """Files of NumPy's: what they may hold, and one clear line for every way in which they can be wrong."""
 
+import io
 import re
 import zipfile
 
@@ -76,6 +77,20 @@ def test_large_uncompressed_members_are_mapped(tmp_path, monkeypatch):
         assert not isinstance(other.store.images, np.memmap)
         assert np.array_equal(everything(part), everything(other))
         assert part.fingerprint == other.fingerprint
+
+
+def test_a_mapped_member_is_as_long_as_its_header_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(arrays, "IN_MEMORY", 100)
+    buffer = io.BytesIO()
+    np.save(buffer, FEATURES)
+    with zipfile.ZipFile(tmp_path / "data.npz", "w") as archive:
+        archive.writestr("x.npy", buffer.getvalue()[:-400])
+        archive.writestr("y.npy", buffer.getvalue())
+    with pytest.raises(ValueError, match=r"cannot be read \(x.npy is not as long as its header says\)"):
+        load(f"arrays:{tmp_path / 'data.npz'}")
+    np.savez(tmp_path / "data.npz", x=np.full((30, 9), None))
+    with pytest.raises(ValueError, match="objects are refused"):
+        load(f"arrays:{tmp_path / 'data.npz'}")
 
 
 @pytest.mark.parametrize(

@@ -219,6 +219,7 @@ def test_the_state_of_other_data_is_refused():
             training_batches(whole(other, None), **WHOLE).set_state(state)
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     "state", [None, {}, {"step": 1}, {"step": -1, "pipeline": {}}, {"step": True, "pipeline": {}}, {"step": "1"}, [1]]
 )

@@ -97,7 +97,7 @@ def test_on_disk_and_in_memory_are_the_same_examples(tmp_path, monkeypatch):
 def test_images_of_differing_sizes_are_brought_to_one(kind, size, tmp_path):
     made = [picture(i, given, kind) for i, given in enumerate(SIZES)]
     given = prepared(tmp_path, {"train": [0, 1, 2, 0], "test": [0]}, shape=(None, None, 3), make=lambda i: made[i][1])
-    data = load("tfds:tiny", data_dir=given, image_size=size, validation=0)
+    data = load("tfds:tiny", data_dir=given, image_size=size, validation=0.0)
     assert data.train.shape == (size, size, 3)
     for i, image in enumerate(everything(data.train).astype(np.float64)):
         # The pictures are ramps from 0 to 255; of the longer side's, the middle is what a square leaves.
@@ -127,7 +127,7 @@ def test_grey_colour_and_transparency(tmp_path):
             shape=(8, 6, channels),
             make=lambda i: painted(modes[i], i),
         )
-        images = everything(load("tfds:tiny", data_dir=given, validation=0).train)
+        images = everything(load("tfds:tiny", data_dir=given, validation=0.0).train)
         assert images.shape == (4, 8, 6, channels)
         assert np.array_equal(images[:, 0, 0, 0], [40, 41, 42, 43])
 
@@ -190,14 +190,14 @@ def test_what_is_damaged_is_said(tmp_path):
 
 def test_a_flipped_bit_is_never_read_as_data(tmp_path):
     given = prepared(tmp_path, {"train": [0, 1, 2], "test": [0]})
-    expected = load("tfds:tiny", data_dir=given, validation=0).train
+    expected = load("tfds:tiny", data_dir=given, validation=0.0).train
     (file,) = pathlib.Path(given).rglob("*train.array_record-*")
     content = file.read_bytes()
     said = []
     for where in np.flatnonzero(np.frombuffer(content, np.uint8))[::20].tolist():  # much is padding
         file.write_bytes(content[:where] + bytes([content[where] ^ 16]) + content[where + 1 :])
         try:
-            found = load("tfds:tiny", data_dir=given, validation=0).train
+            found = load("tfds:tiny", data_dir=given, validation=0.0).train
         except ValueError as error:
             said.append(str(error))
         else:
