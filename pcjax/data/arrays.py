@@ -58,7 +58,7 @@ def _members(path: pathlib.Path, prefixes: tuple[str, ...] = ("",)) -> dict[str,
     suffix = path.suffix.lower()
     _checks.require(suffix in (".npy", ".npz"), f"{path}: expected a file named .npz or .npy, written by NumPy")
     if suffix == ".npy":
-        return {IMAGES[0]: _parsed(path, lambda: np.lib.format.open_memmap(path, mode="r"))}
+        return {IMAGES[0]: _parsed(path, lambda: _file(path))}
     expected = {prefix + key for prefix in prefixes for key in (*IMAGES, *LABELS)} | {CLASSES}
     with _parsed(path, lambda: zipfile.ZipFile(path)) as archive:
         names = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
@@ -78,12 +78,19 @@ def _parsed(path: pathlib.Path, read: Any) -> Any:
         raise _checks.RequestError(f"{path}: cannot be read ({reason}): {remedy}") from error
 
 
+def _file(path: pathlib.Path) -> np.ndarray:
+    array = np.lib.format.open_memmap(path, mode="r")
+    if array.offset + array.nbytes != path.stat().st_size:
+        raise ValueError("it is longer than its header says")
+    return array
+
+
 def _member(path: pathlib.Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
     if info.compress_type == zipfile.ZIP_STORED and info.file_size > IN_MEMORY:
         return _mapped(path, info)
     with archive.open(info) as file:
         array = np.lib.format.read_array(file, allow_pickle=False)
-        file.read()  # to the end: only there is the checksum compared
+        file.read()  # to the end, however long the header says it is: only there is the checksum compared
         return array
 
 

@@ -131,6 +131,10 @@ def npz(**members):
     return lambda path: np.savez(path, **members)
 
 
+def compressed(**members):
+    return lambda path: np.savez_compressed(path, **members)
+
+
 def npy(array):
     return lambda path: np.save(path, array, allow_pickle=True)
 
@@ -156,6 +160,18 @@ def flipped(write, where):
     return flipped_write
 
 
+def shortened(write):
+    """The header speaks of fewer examples than there are."""
+
+    def shortened_write(path):
+        write(path)
+        content = path.read_bytes()
+        assert content.count(b"(3000, 6)") == 1
+        path.write_bytes(content.replace(b"(3000, 6)", b"(2000, 6)"))
+
+    return shortened_write
+
+
 def raw_member(content):
     def write(path):
         with zipfile.ZipFile(path, "w") as archive:
@@ -165,6 +181,7 @@ def raw_member(content):
 
 
 WRONG_SHAPE = "expected (n, height, width, channels), (n, height, width) or (n, features)"
+TALL = np.tile(FEATURES, (100, 1))
 nan = FEATURES.copy()
 nan[4, 1] = np.nan
 BAD = {
@@ -179,7 +196,14 @@ BAD = {
     "truncated header": ("x.npy", cut(npy(FEATURES), 0.05), "cannot be read (EOF"),
     "truncated archive": ("x.npz", cut(npz(x=FEATURES), 0.7), "cannot be read (File is not a zip file)"),
     "not an archive": ("x.npz", lambda path: path.write_bytes(b"hello"), "cannot be read (File is not a zip file)"),
+    "one bit flipped in what is compressed": (
+        "x.npz",
+        flipped(compressed(x=IMAGES), 0.5),
+        "cannot be read (",
+    ),
     "one bit flipped": ("x.npz", flipped(npz(x=FEATURES), 0.5), "cannot be read (Bad CRC-32 for file 'x.npy')"),
+    "a shorter header": ("x.npy", shortened(npy(TALL)), "cannot be read (it is longer than its header says)"),
+    "a shorter header within": ("x.npz", shortened(npz(x=TALL)), "cannot be read (Bad CRC-32 for file 'x.npy')"),
     "bad header": ("x.npz", raw_member(b"\x93NUMPY\x01\x00\x10\x00{'descr': '<f4',"), "cannot be read"),
     "huge header": (
         "x.npz",

@@ -49,7 +49,9 @@ def test_what_a_batch_is():
         "mask": ("bool", (BATCH,)),
         "teacher": ("float16", (BATCH, 6)),
     }
-    assert all(rows.flags.c_contiguous for rows in batch.values())
+    for store in (EXAMPLES.store, Arrays(np.asfortranarray(RAW), LABELS)):
+        for batch in steps(1, whole(store, None), **WHOLE) + steps(1, whole(store, None), **PLAIN):
+            assert all(rows.flags.c_contiguous for rows in batch.values())
 
 
 def test_rows_are_those_of_the_index():
