@@ -102,40 +102,45 @@ def _sort_by_network(bits: Int[Array, "n r"]) -> tuple[Int[Array, "n r"], Int[Ar
     beyond = jnp.where(beyond == 0, ~beyond, beyond)
     excess = jnp.where(excluded, beyond, lax.bitcast_convert_type(bits - least, unsigned))
 
-    def sort_digits(excess: Array, order: Array, shift: Array) -> tuple[Array, Array]:
+    def by_digits(excess: Array, shift: Array) -> Array:
         digits = (excess >> shift) & last_digit
         packed = (digits << index_bits) | lax.broadcasted_iota(unsigned, excess.shape, 0)
         padding = ((0, (1 << index_bits) - n), (0, 0))
         packed = jnp.pad(packed, padding, constant_values=jnp.iinfo(bits.dtype).max)
         packed = _network(lax.bitcast_convert_type(packed, bits.dtype))[:n]
-        came_from = (packed & ((1 << index_bits) - 1)).astype(jnp.int32)
-        return in_order(excess, came_from), in_order(order, came_from)
+        return (packed & ((1 << index_bits) - 1)).astype(jnp.int32)
 
     def unsorted(excess: Array) -> Array:
         return jnp.any(excess[1:] < excess[:-1])
 
-    def exchange_neighbours(given: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def exchange(given: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         excess, order, turn = given
-        excess, order = _compare_exchange(excess, order, 0)
-        return *_compare_exchange(excess, order, 1), turn + 1
+        excess, order = _compare_exchange(*_compare_exchange(excess, order, 0), 1)
+        return excess, order, turn + 1
 
-    def sort_once(given: tuple[Array, ...]) -> tuple[Array, ...]:
-        excess, order, shift, turn = given
-        excess, order = sort_digits(excess, order, shift)
-        few = turn + EXCHANGES
-        excess, order, _ = lax.while_loop(
-            lambda now: (turn == 0) & (now[2] < few) & unsorted(now[0]), exchange_neighbours, (excess, order, turn)
+    def sort_next_digits(given: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        excess, order, shift = given
+        came_from = by_digits(excess, jnp.broadcast_to(shift, (r,)))
+        return in_order(excess, came_from), in_order(order, came_from), shift + room
+
+    def put_right(given: tuple[Array, Array]) -> tuple[Array, Array]:
+        excess, order = given
+        # Zeros of the keys carry their device axes, which under shard_map all that a loop carries must share.
+        none = excess[0, 0] & 0
+        few = lax.while_loop(
+            lambda now: (now[2] < EXCHANGES) & unsorted(now[0]), exchange, (excess, order, none.astype(jnp.int32))
         )
-        return excess, order, jnp.where(turn == 0, 0, shift + room).astype(unsigned), turn + 1
+        every_digit = lax.while_loop(
+            lambda now: (now[2] < length) & unsorted(now[0]), sort_next_digits, (few[0], few[1], none)
+        )
+        return every_digit[:2]
 
-    # Zeros of the keys carry their device axes, which under shard_map all that a loop carries must share.
-    zero = (least[0] * 0).astype(jnp.int32)
-    start = (excess, lax.broadcasted_iota(jnp.int32, (n, r), 0) + zero, shift, zero)
-    turns = 1 + -(-length // room)
-    excess, order, _, _ = lax.while_loop(
-        lambda now: (now[3] == 0) | ((now[3] < turns) & unsorted(now[0])), sort_once, start
-    )
-    return in_order(bits, order), order
+    order = by_digits(excess, shift)
+    excess = in_order(excess, order)
+    excess, order = _compare_exchange(*_compare_exchange(excess, order, 0), 1)
+    excess, order = lax.cond(unsorted(excess), put_right, lambda sorted_: sorted_, (excess, order))
+    number = lax.bitcast_convert_type(excess, bits.dtype) + least
+    return jnp.where(excess == beyond, jnp.iinfo(bits.dtype).max - 1, number), order
 
 
 def _sort_by_library(keys: Int[Array, "n r"]) -> tuple[Int[Array, "n r"], Int[Array, "n r"]]:
@@ -207,7 +212,7 @@ def primitives(length: int) -> Primitives:
 
 def cache_rows(length: int) -> int | None:
     """How many rows of this length are best ranked together: what a core's cache holds; None, all at once."""
-    return max(16, 2**17 // length) if jax.default_backend() == "cpu" else None
+    return max(16, 2**16 // length) if jax.default_backend() == "cpu" else None
 
 
 class Sorted(NamedTuple):

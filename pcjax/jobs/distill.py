@@ -2,6 +2,7 @@
 
 import pathlib
 import time
+import zipfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -178,10 +179,10 @@ def _stored_features(path: pathlib.Path, loaded: Loaded) -> dict[str, np.ndarray
     """What `pcjax embed` wrote, if it fits the data."""
     _checks.require(path.is_file(), f"no file {path} (teacher.features): `pcjax embed RUN` writes one")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             found = {split: np.asarray(file[split], np.float32) for split in SPLITS}
             fingerprint = str(file["fingerprint"])
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise RequestError(f"cannot read {path} (teacher.features): {error}; `pcjax embed RUN` writes one") from error
     for split, features in found.items():
         examples: Examples = getattr(loaded.examples, split)

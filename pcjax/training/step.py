@@ -44,7 +44,7 @@ def make_step(
         (loss, aside), gradients = jax.value_and_grad(loss_of, has_aux=True)(trained)
         parts, statistics, features = aside
         gradients, loss, parts = lax.pmean((gradients, loss, parts), AXIS)
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 
         updates, optimiser_state = optimiser.update(gradients, state.optimiser, trained)

@@ -1,0 +1,190 @@
+"""The commands, as a user gives them."""
+
+import json
+import pathlib
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+from pcjax import cli
+
+SMALL = [
+    *("--teacher.model.widths", "24", "--teacher.model.features", "12", "--teacher.training.steps", "6"),
+    *("--student.widths", "8", "--student.features", "4", "--training.steps", "8"),
+    *("--training.batch", "64", "--teacher.training.batch", "64", "--training.devices", "1"),
+    *("--teacher.training.devices", "1", "--training.save-every", "4", "--training.log-every", "2"),
+]
+
+
+def pcjax(capsys, *arguments):
+    """Exit status, what was said, and what was complained about."""
+    try:
+        cli.main([str(argument) for argument in arguments])
+        status = 0
+    except SystemExit as exit_:
+        status = exit_.code or 0
+    said = capsys.readouterr()
+    return status, said.out, said.err
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    cli.main(["distill", *SMALL, "--workdir", str(folder)])
+    return folder
+
+
+def everything_in(folder):
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(files)}
+
+
+def test_distill_writes_what_it_promises(run):
+    assert json.loads((run / "config.json").read_text())["job"] == "distill"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 4, 6, 8, 8]
+    assert all(np.isfinite(line.get("loss", 0)) for line in lines)
+    result = json.loads((run / "result.json").read_text())
+    assert result.keys() == {"teacher", "untrained", "student", "seconds", "steps", "versions"}
+    # One hidden layer without biases, batch-normalised; features and classes with biases.
+    counts = {"teacher": (24, 12), "student": (8, 4)}
+    for name, (hidden, features) in counts.items():
+        parameters = 64 * hidden + 2 * hidden + (hidden + 1) * features + (features + 1) * 10
+        found = result[name]
+        assert found["parameters"] == parameters
+        assert found["flops"] >= 2 * (parameters - 60)
+        assert 0 < found["knn_accuracy"] <= 1
+        assert 0 < found["linear_probe_accuracy"] <= 1
+        assert found["coherence"].keys() == {"footrule", "spearman", "kendall", "neighbours"}
+    assert result["teacher"]["coherence"]["spearman"]["value"] == pytest.approx(1)
+    assert result["student"]["coherence"] != result["untrained"]["coherence"]
+    assert result["steps"] == 8
+
+
+def test_evaluate_repeats_the_table(run, capsys, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    before = json.loads((copy / "result.json").read_text())
+    status, said, _ = pcjax(capsys, "evaluate", copy)
+    assert status == 0
+    assert "student after" in said
+    after = json.loads((copy / "result.json").read_text())
+    assert after == before
+
+
+def test_the_same_command_again_only_repeats_the_table(run, capsys):
+    before = everything_in(run / "checkpoints"), (run / "metrics.jsonl").read_text()
+    status, said, _ = pcjax(capsys, "distill", *SMALL, "--workdir", run)
+    assert status == 0
+    assert "steps/s" not in said
+    assert (everything_in(run / "checkpoints"), (run / "metrics.jsonl").read_text()) == before
+
+
+def test_a_stored_config_starts_an_equal_run(run, capsys, tmp_path):
+    status, _, _ = pcjax(capsys, "distill", run / "config.json", "--workdir", tmp_path / "again")
+    assert status == 0
+    one, other = (json.loads((folder / "result.json").read_text()) for folder in (run, tmp_path / "again"))
+    assert one["student"] == other["student"]
+
+
+def test_features_and_runs_serve_as_teachers(run, capsys, tmp_path):
+    assert pcjax(capsys, "teach", *SMALL, "--workdir", tmp_path / "teacher")[0] == 0
+    result = json.loads((tmp_path / "teacher" / "result.json").read_text())
+    assert result["teacher"] == json.loads((run / "result.json").read_text())["teacher"]
+    assert pcjax(capsys, "embed", tmp_path / "teacher")[0] == 0
+    features = tmp_path / "teacher" / "features.npz"
+    with np.load(features) as stored:
+        assert {name: stored[name].shape for name in ("train", "validation", "test")} == {
+            "train": (1294, 12),
+            "validation": (144, 12),
+            "test": (359, 12),
+        }
+    expected = json.loads((run / "result.json").read_text())["student"]
+    for given in (["--teacher.run", tmp_path / "teacher"], ["--teacher.features", features]):
+        folder = tmp_path / given[0].strip("-")
+        status, _, complaint = pcjax(capsys, "distill", *SMALL, *given, "--workdir", folder)
+        assert status == 0, complaint
+        assert not (folder / "teacher").exists()
+        assert json.loads((folder / "result.json").read_text())["student"] == expected
+
+
+LABELLESS = "arrays:{tmp}/plain.npy"
+REFUSED = {
+    "unknown job": (["distil"], "unknown job 'distil': expected one of distill, teach, evaluate, embed"),
+    "unknown field": (["distill", "--training.bach", "3"], "--training.bach"),
+    "wrong type": (["distill", "--training.batch", "many"], "--training.batch: invalid literal for int()"),
+    "unknown loss": (["distill", "--losses.0.name", "nope"], "unknown loss 'nope': expected one of"),
+    "unknown model": (["distill", "--student.name", "resnet7"], "unknown model 'resnet7': expected one of"),
+    "unknown data": (["distill", "--data.source", "mnist"], "unknown source 'mnist': expected"),
+    "unknown config": (["distill", "{tmp}/none.py"], "none.py: expected a .py file that sets `config`"),
+    "small batch": (["distill", "--training.batch", "2"], "got training.batch 2: expected at least 3"),
+    "large batch": (["distill", "--training.batch", "4096"], "got training.batch 4096 for 1294 training examples"),
+    "batch by devices": (
+        ["distill", "--training.batch", "30"],
+        "got training.batch 30 for 8 devices: expected a multiple",
+    ),
+    "more devices": (["distill", "--training.devices", "64"], "got training.devices 64: expected at most 8"),
+    "no file": (["distill", "--data.source", "arrays:{tmp}/none.npz"], "none.npz: no such file"),
+    "corrupt file": (["distill", "--data.source", "arrays:{tmp}/corrupt.npz"], "corrupt.npz"),
+    "no labels": (["distill", "--data.source", LABELLESS], "has no labels to train a teacher with"),
+    "no tfds": (["distill", "--data.source", "tfds:cifar100", "--data.data-dir", "{tmp}"], "cifar100"),
+    "dimensions": (["distill", "{tmp}/frame.py", *SMALL], "student in the teacher's dimension"),
+    "no such teacher": (["distill", "--teacher.run", "{tmp}/none"], "none: expected the --workdir of an earlier"),
+    "no such features": (["distill", "--teacher.features", "{tmp}/none.npz"], "none.npz (teacher.features)"),
+    "corrupt features": (["distill", "--teacher.features", "{tmp}/corrupt.npz"], "cannot read"),
+    "not a run": (["evaluate", "{tmp}"], "expected the --workdir of an earlier pcjax command"),
+    "no run": (["evaluate"], "got nothing for evaluate: expected the folder of one run"),
+    "a file for a folder": (["distill", "--workdir", "{tmp}/corrupt.npz"], "which is a file: choose a folder"),
+    "a folder in use": (["distill", "--workdir", "{tmp}"], "is neither empty nor a run's folder"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_done_is_said_in_a_line(name, tmp_path, capsys):
+    (tmp_path / "corrupt.npz").write_bytes(b"PK\x03\x04 this is not an archive")
+    np.save(tmp_path / "plain.npy", np.zeros((600, 8, 8, 1), np.float32))
+    (tmp_path / "frame.py").write_text(
+        "from pcjax.config import Config, Loss\n"
+        'config = Config(losses=(Loss(arguments={"temperature": 0.1, "frame": "teacher"}),))\n'
+    )
+    given, message = REFUSED[name]
+    arguments = [argument.format(tmp=tmp_path) for argument in given]
+    if given[0] == "distill" and "--workdir" not in given:
+        arguments += ["--workdir", str(tmp_path / "new")]
+    before = everything_in(tmp_path)
+    status, said, complaint = pcjax(capsys, *arguments)
+    assert status == 2
+    assert message in complaint
+    assert complaint.count("\n") == 1
+    assert "Traceback" not in said + complaint
+    assert everything_in(tmp_path) == before
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_of_another_config_is_left_alone(run, capsys):
+    before = everything_in(run)
+    status, _, complaint = pcjax(capsys, "distill", *SMALL, "--training.seed", "3", "--workdir", run)
+    assert status == 2
+    assert "holds a run with training.seed 0, asked for now is 3: choose another --workdir" in complaint
+    status, _, complaint = pcjax(capsys, "teach", *SMALL, "--workdir", run)
+    assert status == 2
+    assert "holds a run of `pcjax distill`, not of teach" in complaint
+    assert everything_in(run) == before
+
+
+def test_help_and_version(capsys):
+    for arguments in ([], ["--help"], ["evaluate", "--help"]):
+        status, said, _ = pcjax(capsys, *arguments)
+        assert status == 0
+        assert "pcjax distill [CONFIG]" in said
+    status, said, _ = pcjax(capsys, "distill", "--help")
+    assert status == 0
+    assert "--training.batch" in said
+    assert pcjax(capsys, "--version")[0] == 0
+
+
+def test_the_command_is_installed():
+    script = pathlib.Path(sys.executable).with_name("pcjax")
+    assert script.exists()
