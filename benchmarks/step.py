@@ -7,7 +7,6 @@ of medians and the ratio to the mean squared error's step, and writes step.json 
 """
 
 import argparse
-import itertools
 import json
 import pathlib
 from collections.abc import Callable
@@ -22,44 +21,7 @@ from flax import nnx
 import pcjax
 from benchmarks.ranking import environment
 from benchmarks.timing import interleaved, spread, timed
-
-
-class Block(nnx.Module):
-    """Two 3 x 3 convolutions and a shortcut, which a 1 x 1 convolution adapts where the shape changes."""
-
-    def __init__(self, inputs: int, outputs: int, strides: int, rngs: nnx.Rngs):
-        self.first = nnx.Conv(inputs, outputs, (3, 3), strides=strides, use_bias=False, rngs=rngs)
-        self.first_norm = nnx.BatchNorm(outputs, rngs=rngs)
-        self.second = nnx.Conv(outputs, outputs, (3, 3), use_bias=False, rngs=rngs)
-        self.second_norm = nnx.BatchNorm(outputs, rngs=rngs)
-        self.shortcut = None
-        if strides > 1:
-            self.shortcut = nnx.Conv(inputs, outputs, (1, 1), strides=strides, use_bias=False, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Images (n, h, w, c) to images."""
-        y = nnx.relu(self.first_norm(self.first(x)))
-        return nnx.relu(self.second_norm(self.second(y)) + (x if self.shortcut is None else self.shortcut(x)))
-
-
-class ResNet20(nnx.Module):
-    """The CIFAR network of He et al. (2016), up to its 64 pooled features."""
-
-    def __init__(self, rngs: nnx.Rngs):
-        self.stem = nnx.Conv(3, 16, (3, 3), use_bias=False, rngs=rngs)
-        self.norm = nnx.BatchNorm(16, rngs=rngs)
-        widths = [16, 16, 16, 16, 32, 32, 32, 64, 64, 64]
-        self.blocks = nnx.List(
-            Block(inputs, outputs, 1 if inputs == outputs else 2, rngs)
-            for inputs, outputs in itertools.pairwise(widths)
-        )
-
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """Images (n, 32, 32, 3) to features (n, 64)."""
-        x = nnx.relu(self.norm(self.stem(images)))
-        for block in self.blocks:
-            x = block(x)
-        return jnp.mean(x, axis=(1, 2))
+from pcjax import models
 
 
 LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
@@ -73,12 +35,12 @@ def prepare(name: str, batch: int) -> Callable[[], float]:
     random = np.random.default_rng(0)
     images = jnp.asarray(random.normal(size=(batch, 32, 32, 3)), jnp.float32)
     teacher = jnp.asarray(random.normal(size=(batch, 64)), jnp.float32)
-    student = ResNet20(nnx.Rngs(0))
+    student = models.build("resnet20", shape=(32, 32, 3), classes=None, rngs=nnx.Rngs(0))
     optimiser = nnx.Optimizer(student, optax.sgd(1e-3, momentum=0.9), wrt=nnx.Param)
 
     @nnx.jit
-    def step(student: ResNet20, optimiser: nnx.Optimizer, images: jax.Array, teacher: jax.Array) -> jax.Array:
-        loss, gradients = nnx.value_and_grad(lambda student: LOSSES[name](student(images), teacher))(student)
+    def step(student: Any, optimiser: nnx.Optimizer, images: jax.Array, teacher: jax.Array) -> jax.Array:
+        loss, gradients = nnx.value_and_grad(lambda student: LOSSES[name](student(images).features, teacher))(student)
         optimiser.update(student, gradients)
         return loss
 

@@ -98,6 +98,6 @@ def show(results: Mapping[str, Any], display: Display) -> None:
         cells = []
         for name in names:
             found = results[name]["coherence"][degree]
-            cells.append(f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})")
+            cells.append(f"{found['value']:.3f} ± {(found['high'] - found['low']) / 2:.3f}")
         rows.append([f"coherence: {degree}", *cells])
     display.table("on the test examples (95 % intervals)", ["", *(titles[name] for name in names)], rows)

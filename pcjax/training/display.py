@@ -56,13 +56,17 @@ class ShownProgress:
         self._display, self._name, self._steps, self._bar = display, name, steps, bar
         self._at, self._since = at, time.perf_counter()
         self._values: dict[str, float] = {}
+        self._rate = 0.0  # of the steps since the last look: compiling the first step does not count for ever
         self._next_line = 0.0
 
     def show(self, step: int, values: Mapping[str, float]) -> None:
         """The latest numbers, after that step."""
         self._values |= values
         now = time.perf_counter()
-        rate = (step - self._at) / max(now - self._since, 1e-9)
+        if step > self._at:
+            self._rate = (step - self._at) / max(now - self._since, 1e-9)
+            self._at, self._since = step, now
+        rate = self._rate
         wanted = {name: self._values[name] for name in ("loss", "coherence", "accuracy") if name in self._values}
         shown = "  ".join([f"{rate:.3g} steps/s", *(f"{name} {value:.4f}" for name, value in wanted.items())])
         if self._bar is not None:

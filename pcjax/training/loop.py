@@ -80,7 +80,7 @@ def train(plan: Plan, display: Display) -> int:
             display.say(f"{plan.name}: going on after step {at} of {plan.steps}")
     metrics = _Metrics(plan.folder / METRICS, at)
     state = plan.mapped.place(state)
-    zeros = plan.mapped.place(plan.state.sums)
+    zeros = jax.device_get(plan.state.sums)
     with StopSignals() as stop, display.progress(plan.name, plan.steps, at) as progress:
         for step in range(at + 1, plan.steps + 1):
             state, _ = plan.mapped(plan.frozen, state, plan.mapped.split(next(plan.batches)))
@@ -89,7 +89,7 @@ def train(plan: Plan, display: Display) -> int:
                 means = _means(state)
                 metrics.write(step, means)
                 progress.show(step, means)
-                state = state._replace(sums=zeros)
+                state = state._replace(sums=plan.mapped.place(zeros))
             if step % plan.training.save_every == 0 or last:
                 judged = dict(plan.judge(state))
                 metrics.write(step, {f"validation_{name}": value for name, value in judged.items()})

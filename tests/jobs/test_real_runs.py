@@ -1,0 +1,153 @@
+"""Whole runs of the installed command: stopped by signals, over processes, on real data, and a newcomer's first."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from pcjax.training.checkpoint import Checkpoints
+
+pytestmark = pytest.mark.slow
+
+PCJAX = str(pathlib.Path(sys.executable).with_name("pcjax"))
+ROOT = pathlib.Path(__file__).parents[2]
+REAL = ROOT.parent / "shared" / "tfds"
+SMALL = [
+    *("--teacher.model.widths", "24", "--teacher.model.features", "12", "--teacher.training.steps", "6"),
+    *("--teacher.training.batch", "64", "--teacher.training.optimiser", "sgd"),
+    *("--student.name", "cnn", "--student.widths", "4", "6", "--student.features", "4"),
+    *("--training.batch", "64", "--training.optimiser", "sgd", "--training.learning-rate", "0.05"),
+    *("--training.log-every", "2"),
+]
+
+
+def environment(**given):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_", "PCJAX_"))}
+    return kept | {"JAX_PLATFORMS": "cpu"} | {name: str(value) for name, value in given.items()}
+
+
+def start(*arguments, env=None, cwd=None):
+    command = [PCJAX, *map(str, arguments)]
+    return subprocess.Popen(
+        command, env=env or environment(), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(process, timeout=300):
+    try:
+        said, complaint = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return process.returncode, said, complaint
+
+
+def pcjax(*arguments, **given):
+    status, said, complaint = finish(start(*arguments, **given))
+    assert status == 0, complaint
+    return said
+
+
+def arrays(folder, step):
+    checkpoints = Checkpoints(folder / "checkpoints", {})
+    found, _ = checkpoints.arrays(step)
+    checkpoints.close()
+    return found
+
+
+@pytest.mark.parametrize("how", ["pmap", "shard_map"])
+def test_two_processes_with_two_devices_train_as_one_with_four(how, tmp_path):
+    asked = ["distill", *SMALL, "--training.steps", "20", "--training.save-every", "10", "--training.parallel", how]
+    pcjax(*asked, "--workdir", tmp_path / "one", env=environment(JAX_NUM_CPU_DEVICES=4))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    several = {"PCJAX_COORDINATOR": f"localhost:{port}", "PCJAX_PROCESSES": 2, "JAX_NUM_CPU_DEVICES": 2}
+    processes = [
+        start(*asked, "--workdir", tmp_path / "two", env=environment(PCJAX_PROCESS=i, **several)) for i in range(2)
+    ]
+    for status, _, complaint in map(finish, processes):
+        assert status == 0, complaint
+    one, two = arrays(tmp_path / "one", 20), arrays(tmp_path / "two", 20)
+    assert one.keys() == two.keys()
+    for name, expected in one.items():
+        assert np.abs(two[name].astype(float) - expected).max() <= 1e-5 * max(np.abs(expected).max(), 1), name
+
+
+def losses(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "steps_per_second"} for line in lines]
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_the_same_command_goes_on(number, expected, tmp_path):
+    steps = 3000
+    asked = ["distill", *SMALL, "--training.steps", steps, "--training.save-every", "1000"]
+    process = start(*asked, "--workdir", tmp_path / "run", env=environment(JAX_NUM_CPU_DEVICES=1))
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "run" / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    while not losses(tmp_path / "run") and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(number)
+    status, _, complaint = finish(process)
+    assert status == expected
+    assert complaint.count("\n") == 1
+    stopped = int(complaint.split("after step ")[1].split(",")[0])
+    assert 0 < stopped < steps
+    assert "to go on: pcjax distill" in complaint
+    said = pcjax(*asked, "--workdir", tmp_path / "run", env=environment(JAX_NUM_CPU_DEVICES=1))
+    assert f"going on after step {stopped} of {steps}" in said
+    pcjax(*asked, "--workdir", tmp_path / "whole", env=environment(JAX_NUM_CPU_DEVICES=1))
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    found, expected_arrays = arrays(tmp_path / "run", steps), arrays(tmp_path / "whole", steps)
+    for name, array in expected_arrays.items():
+        assert np.array_equal(found[name], array), name
+
+
+def test_what_a_newcomer_runs(tmp_path):
+    """`pcjax distill` in an empty folder: the student's k-NN accuracy against the teacher's, on two cores in 150 s."""
+    pcjax("distill", cwd=tmp_path)
+    result = json.loads((tmp_path / "runs" / "digits" / "result.json").read_text())
+    teacher, student, untrained = (result[name] for name in ("teacher", "student", "untrained"))
+    assert student["knn_accuracy"] >= 0.95 * teacher["knn_accuracy"]
+    assert student["knn_accuracy"] >= untrained["knn_accuracy"] + 0.05
+    assert student["parameters"] <= teacher["parameters"] / 10
+    assert student["coherence"]["spearman"]["low"] > untrained["coherence"]["spearman"]["high"] + 0.2
+    assert result["seconds"] <= 150
+
+
+@pytest.mark.parametrize(
+    ("config", "small"),
+    [
+        ("fashion_mnist", ["--training.batch", "64", "--teacher.training.batch", "64"]),
+        (
+            "cifar100_resnet56_resnet20",
+            ["--teacher.model.name", "resnet8", "--student.name", "resnet8", "--training.batch", "32"],
+        ),
+    ],
+)
+def test_real_images_from_end_to_end(config, small, tmp_path):
+    if not REAL.is_dir():
+        pytest.skip(f"no prepared data sets in {REAL}")
+    asked = ["distill", ROOT / "configs" / f"{config}.py", *small, "--data.data-dir", REAL]
+    asked += ["--teacher.training.steps", "3", "--training.steps", "4", "--training.save-every", "2"]
+    pcjax(*asked, "--workdir", tmp_path / "run", env=environment(JAX_NUM_CPU_DEVICES=1))
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert 0 < result["student"]["knn_accuracy"] < 1
+    assert (tmp_path / "run" / "teacher" / "metrics.jsonl").exists()
+
+
+def test_the_pod_config_shrinks_to_a_laptop(tmp_path):
+    """The command that the config's docstring tells to try first."""
+    text = (ROOT / "configs" / "imagenet_pod.py").read_text()
+    small = text.split("on a CPU: ")[1].split("Expected:")[0].split()
+    pcjax("distill", ROOT / "configs" / "imagenet_pod.py", *small, "--workdir", tmp_path / "run")
+    assert (tmp_path / "run" / "result.json").exists()
