@@ -23,7 +23,6 @@ from benchmarks.ranking import environment
 from benchmarks.timing import interleaved, spread, timed
 from pcjax import models
 
-
 LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "mean squared error": lambda student, teacher: jnp.mean((student - teacher) ** 2),
     "pcjax laplace": lambda student, teacher: pcjax.losses.perception_coherence(student, teacher, temperature=0.1),
