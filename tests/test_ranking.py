@@ -13,6 +13,11 @@ from pcjax.ranking import METHODS, hard_rank, soft_rank, soft_rank_columns
 
 methods = pytest.mark.parametrize("method", METHODS)
 machines = pytest.mark.parametrize("machine", [_sorting.CPU, _sorting.ACCELERATOR], ids=["cpu", "accelerator"])
+cpu_quickly = pytest.mark.parametrize(
+    "machine",
+    [_sorting.CPU, pytest.param(_sorting.ACCELERATOR, marks=pytest.mark.slow)],
+    ids=["cpu", "accelerator"],
+)
 TEMPERATURES = (1e-6, 1e-2, 0.1, 1.0, 10.0, 1e4)
 
 GOLDEN = [
@@ -40,11 +45,11 @@ def rows_with_ties(rng):
     return {
         "none": rng.normal(size=(5, 23)),
         "some": rng.integers(0, 6, size=(5, 23)).astype(float),
-        "all": np.full((2, 9), 3.0),
-        "zeros of both signs": np.array([[0.0, -0.0, 1.0, -1.0, 0.0]]),
+        "all": np.full((1, 6), 3.0),
+        "zeros of both signs": np.array([[0.0, -0.0, 1.0, -1.0, 0.0, -0.0]]),
         "infinities": np.array([[np.inf, 1.0, -np.inf, np.inf, 0.0, -np.inf]]),
         "huge and tiny": np.array([[1e38, -1e38, 1e-37, -1e-37, 0.0, 1e38]]),
-        "not a number": np.array([[1.0, np.nan, 2.0], [2.0, 1.0, 1.0]]),
+        "not a number": np.array([[1.0, np.nan, 2.0, 3.0, 3.0, 0.0]]),
         "one": np.array([[4.0]]),
         "sorted": np.arange(64.0)[None],
         "reversed": np.arange(65.0)[None, ::-1],
@@ -137,6 +142,7 @@ def test_becomes_the_hard_rank_as_the_temperature_goes_to_0(method, rng, x64):
             assert np.abs(found - scipy.stats.rankdata(x, axis=-1)).max() < 1e-6, name
 
 
+@pytest.mark.slow
 @methods
 def test_half_precision_is_ranked_in_float32(method, rng):
     x = jnp.asarray(rng.normal(size=200), jnp.bfloat16)
@@ -219,7 +225,7 @@ def test_permutation_translation_and_reversal(method, rng, x64):
 
 
 @methods
-@machines
+@cpu_quickly
 def test_masked_equals_subset(method, machine, rng, x64, monkeypatch):
     on(machine, monkeypatch)
     x, g = rng.normal(size=(3, 20)), rng.normal(size=(3, 20))
@@ -252,6 +258,7 @@ def test_axes_batches_and_temperatures_per_row(method, rng, x64):
     assert np.allclose(one_by_one, expected, atol=1e-8)
 
 
+@pytest.mark.slow
 @methods
 def test_memory_is_linear_in_the_row(method):
     n = 4096

@@ -82,6 +82,7 @@ def test_the_same_command_again_only_repeats_the_table(run, capsys):
     assert (everything_in(run / "checkpoints"), (run / "metrics.jsonl").read_text()) == before
 
 
+@pytest.mark.slow
 def test_a_stored_config_starts_an_equal_run(run, capsys, tmp_path):
     status, _, _ = pcjax(capsys, "distill", run / "config.json", "--workdir", tmp_path / "again")
     assert status == 0

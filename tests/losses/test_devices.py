@@ -122,10 +122,17 @@ def test_eight_devices_equal_one(way, dtype, masked, rng, x64):
     assert_same(WAYS[way](*given), expected, dtype)
 
 
+QUICK = ("chunks, batch scale", "teacher's frame")
+
+
 @pytest.mark.parametrize(
     ("name", "way"),
-    [(name, "pmap") for name in VARIANTS if name != "default"]
-    + [(name, "shard_map") for name in ("permutahedron", "chunks, batch scale", "teacher's frame")],
+    [(name, "pmap") for name in QUICK]
+    + [
+        pytest.param(name, way, marks=pytest.mark.slow)
+        for name, way in [(name, "pmap") for name in VARIANTS if name not in ("default", *QUICK)]
+        + [(name, "shard_map") for name in ("permutahedron", "chunks, batch scale", "teacher's frame")]
+    ],
 )
 def test_eight_devices_equal_one_in_every_variant(way, name, rng, x64):
     given = problem(rng, np.float64, masked=True, references=True)
@@ -139,7 +146,7 @@ def test_a_sum_in_place_of_the_mean_is_caught(way, rng, x64):
         assert_same(WAYS[way](*given, reduction=lax.psum), one_device(*given), np.float64)
 
 
-@pytest.mark.parametrize("way", ["pmap", "shard_map"])
+@pytest.mark.parametrize("way", ["pmap", pytest.param("shard_map", marks=pytest.mark.slow)])
 def test_a_stopped_gradient_on_the_gathered_features_is_caught(way, rng, x64, monkeypatch):
     given = problem(rng, np.float64, masked=False, references=False)
     expected = one_device(*given)

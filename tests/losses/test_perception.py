@@ -168,6 +168,7 @@ def test_references_are_points_without_gradient(name, rng, x64):
     assert_matches_brute_force(found, student, teacher, name, anchors=6)
 
 
+@pytest.mark.slow
 def test_references_of_chunks_masks_and_none_at_all(rng, x64):
     student, teacher = pair(rng)
     more = student[6:], teacher[6:]
@@ -198,7 +199,7 @@ def test_no_gradient_reaches_the_teacher_or_the_references(frame, rng):
     assert all((g == 0).all() for g in fixed)
 
 
-@pytest.mark.parametrize("scale", ["row", "batch"])
+@pytest.mark.parametrize("scale", ["row", pytest.param("batch", marks=pytest.mark.slow)])
 def test_chunked_equals_unchunked_in_float32(scale, rng):
     student, teacher = pair(rng, n=100, student=32, teacher=64, dtype=np.float32)
 
@@ -340,9 +341,14 @@ def gradient_of(dissimilarity, ranking, scale):
 
 @pytest.mark.parametrize(
     ("dissimilarity", "ranking", "scale", "dtype"),
-    [(name, "laplace", scale, jnp.float32) for name in DISSIMILARITIES for scale in ("row", "batch")]
-    + [(name, "laplace", "row", jnp.bfloat16) for name in ("euclidean", "cosine")]
-    + [("euclidean", ranking, "row", dtype) for ranking in METHODS for dtype in (jnp.float32, jnp.bfloat16)],
+    [(name, "laplace", "row", jnp.float32) for name in DISSIMILARITIES]
+    + [("euclidean", "permutahedron", "row", jnp.bfloat16), ("euclidean", "logistic", "row", jnp.float32)]
+    + [
+        pytest.param(*given, marks=pytest.mark.slow)
+        for given in [(name, "laplace", "batch", jnp.float32) for name in DISSIMILARITIES]
+        + [(name, "laplace", "row", jnp.bfloat16) for name in ("euclidean", "cosine")]
+        + [("euclidean", "permutahedron", "row", jnp.float32), ("euclidean", "logistic", "row", jnp.bfloat16)]
+    ],
 )
 def test_gradients_are_finite_on_degenerate_features(dissimilarity, ranking, scale, dtype, rng):
     three = {"three": lambda x: x[:3]} if dissimilarity == "euclidean" else {}
@@ -403,7 +409,7 @@ def test_nothing_of_a_callers_function_is_kept(rng):
     assert before != loss(weighted) == loss(fresh)
 
 
-@pytest.mark.parametrize("chunk_size", [None, 4])
+@pytest.mark.parametrize("chunk_size", [None, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_dissimilarity_may_close_over_what_is_learnt(chunk_size, rng, x64):
     student, teacher = pair(rng)
 
@@ -451,6 +457,7 @@ def test_what_is_not_a_number_shows(broken, rng):
         assert np.isnan(loss)
 
 
+@pytest.mark.slow
 def test_mixed_dtypes_under_x64(rng, x64):
     student, teacher = pair(rng, dtype=np.float32)
     where = np.arange(10) < 8
@@ -466,6 +473,7 @@ def test_mixed_dtypes_under_x64(rng, x64):
             assert gradient.dtype == np.float32
 
 
+@pytest.mark.slow
 def test_all_of_a_large_request_stays_small():
     # With every part at once and the pairwise rank: still blocks of anchors, never pairs of pairs.
     features = jax.ShapeDtypeStruct((2048, 16), jnp.float32)
@@ -491,6 +499,7 @@ def test_an_asymmetric_dissimilarity_is_seen_from_the_anchor(rng, x64):
     assert np.allclose(found, np.abs(ranks[0] - ranks[1]).mean(axis=1) / 9, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_under_vmap(rng):
     students, teachers = (np.stack(x) for x in zip(*(pair(rng, dtype=np.float32) for _ in range(3)), strict=True))
     for chunk_size in (None, 4):

@@ -113,6 +113,7 @@ def test_the_jackknife_of_neighbours_by_leaving_points_out():
     assert 0.3 * jackknife**0.5 < half <= jackknife**0.5
 
 
+@pytest.mark.slow
 def test_drawn_anchors_and_pairs_estimate_the_whole(monkeypatch):
     student, teacher = related(300, 0.5, 0)
     whole = coherence(student, teacher)

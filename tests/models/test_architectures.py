@@ -143,6 +143,7 @@ MAPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAPS)
 def test_shapes_and_dtypes_of_what_large_models_return(name):
     module, shape = abstract(name, dtype=jnp.bfloat16)
