@@ -1,3 +1,4 @@
+import os
 import pathlib
 
 import jax
@@ -5,6 +6,16 @@ import numpy as np
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+def pytest_configure(config):
+    """The quick tests compile much and compute little: they do without the compiler's optimisations.
+
+    The slow tests have them, and so has everything where PCJAX_TESTS_OPTIMISED is set.
+    """
+    quick = config.option.markexpr.startswith("not slow")
+    if quick and "PCJAX_TESTS_OPTIMISED" not in os.environ:
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 
 
 @pytest.fixture
