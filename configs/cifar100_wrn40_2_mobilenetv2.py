@@ -1,4 +1,4 @@
-"""CIFAR-100: wrn40_2's representation for mobilenetv2, the pair and recipe of RepDistiller's table.
+"""CIFAR-100: wrn40_2's representation for mobilenetv2, with the recipe of RepDistiller's tables.
 
 Purpose: a comparison that others have published numbers for.
 Command: tfds build cifar100  (once; needs `pip install tensorflow`)

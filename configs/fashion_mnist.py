@@ -3,7 +3,7 @@
 Purpose: real images at a size that a laptop trains in minutes.
 Command: tfds build fashion_mnist  (once; needs `pip install tensorflow`)
          pcjax distill configs/fashion_mnist.py
-Expected: see the table in docs/training.md.
+Expected: not measured yet beyond a few steps.
 Cost: two CPU cores, a few minutes an epoch; a GPU, a minute in all.
 """
 

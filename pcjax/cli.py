@@ -6,6 +6,7 @@ import io
 import os
 import pathlib
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -93,7 +94,7 @@ def _train(job: str, given: list[str]) -> None:
     try:
         (distill if job == "distill" else teach)(config, folder, Display())
     except StoppedError as stopped:
-        again = "pcjax " + " ".join(sys.argv[1:])
+        again = "pcjax " + shlex.join(sys.argv[1:])
         print(f"pcjax: {stopped}; to go on: {again}", file=sys.stderr)  # noqa: T201
         sys.exit(128 + stopped.number)
 
@@ -107,6 +108,8 @@ def _overridden(job: str, config: "Config", path: str | None, given: list[str]) 
     name = "digits" if path is None else pathlib.Path(path).stem
     if path is not None and pathlib.Path(path).name == "config.json":
         name = pathlib.Path(path).resolve().parent.name
+
+    name += "-teacher" if job == "teach" else ""
 
     @dataclasses.dataclass(frozen=True)
     class Asked:

@@ -12,7 +12,7 @@ import pathlib
 import runpy
 import types
 import typing
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pcjax import _checks
 from pcjax._checks import RequestError
@@ -116,6 +116,9 @@ class Loss:
         _checks.require(of_features, f"got head {self.head!r} for the loss {self.name}: it is not about features")
         for name in self.arguments:
             _checks.require_name(f"argument of {self.name}", name, term.arguments)
+        for name in term.required:
+            given = f"got no {name} among the arguments of {self.name}"
+            _checks.require(name in self.arguments, f"{given}: it has no default, give one")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +152,8 @@ class Training:
     """steps between checkpoints; each is judged on the validation examples, which decides what counts as best"""
     keep: int = 2
     """how many of the latest checkpoints stay, beside the best one"""
+    tensorboard: bool = False
+    """write metrics for TensorBoard too; needs `pip install "pcjax[tensorboard]"`"""
 
     def __post_init__(self):
         for what in ("epochs", "batch", "log_every", "save_every", "keep"):
@@ -180,7 +185,7 @@ class Teacher:
     """a .npz with its features (train, validation, test), as `pcjax embed` writes, in place of a model"""
     live: bool = False
     """True: sees every augmented image; False: its features of the plain images are computed once"""
-    training: Training = dataclasses.field(default_factory=Training)
+    training: Training = dataclasses.field(default_factory=lambda: Training(save_every=50))
 
     def __post_init__(self):
         one = self.run is None or self.features is None
@@ -212,7 +217,7 @@ class Config:
     losses: tuple[Loss, ...] = dataclasses.field(
         default_factory=lambda: (Loss("perception_coherence", arguments={"temperature": 0.1}),)
     )
-    training: Training = dataclasses.field(default_factory=lambda: Training(epochs=100))
+    training: Training = dataclasses.field(default_factory=lambda: Training(epochs=100, save_every=100))
     evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
 
     def __post_init__(self):
@@ -226,7 +231,7 @@ class Config:
         return json.dumps(dataclasses.asdict(self), indent=1)
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
+    def from_json(cls, text: str) -> "Config":
         """The inverse of `to_json`; unknown fields and wrong types are refused by name."""
         try:
             return _decode(cls, json.loads(text), "")
@@ -244,7 +249,12 @@ def read(path: str | pathlib.Path) -> Config:
     _checks.require(path.is_file(), f"no config {path}: expected a .py file that sets `config`, or a run's config.json")
     if path.suffix == ".json":
         return read_stored(path)[1]
-    found = runpy.run_path(str(path)).get("config")
+    try:
+        found = runpy.run_path(str(path)).get("config")
+    except RequestError as error:
+        raise RequestError(f"{path}: {error}") from error
+    except Exception as error:  # whatever the code of a config raises
+        raise RequestError(f"{path}: {type(error).__name__}: {error}") from error
     _checks.require(isinstance(found, Config), f"{path} sets no `config`: expected config = pcjax.config.Config(...)")
     return typing.cast(Config, found)
 

@@ -20,6 +20,7 @@ class Term(NamedTuple):
     function: Callable[..., Array]
     inputs: Literal["features", "logits", "labels"]
     arguments: tuple[str, ...]  # that a config may set
+    required: tuple[str, ...] = ()  # those among them that have no default
     labelled: bool = False
     banked: bool = False
 
@@ -27,7 +28,8 @@ class Term(NamedTuple):
 def _term(function: Callable[..., Array], inputs: Literal["features", "logits", "labels"]) -> Term:
     takes: Any = inspect.signature(function).parameters
     arguments = tuple(name for name in takes if name not in _GIVEN)
-    return Term(function, inputs, arguments, "labels" in takes, "references" in takes)
+    required = tuple(name for name in arguments if takes[name].default is inspect.Parameter.empty)
+    return Term(function, inputs, arguments, required, "labels" in takes, "references" in takes)
 
 
 def cross_entropy(

@@ -56,9 +56,10 @@ def test_ramps_and_tuples_come_back_as_what_they_were():
         (lambda: Model("resnet20", features=8), "got features for the model 'resnet20': its options are none"),
         (lambda: Loss("perception"), "unknown loss 'perception': expected one of 'perception_coherence'"),
         (lambda: Loss(arguments={"temprature": 0.1}), "unknown argument of perception_coherence 'temprature'"),
+        (lambda: Loss(), "got no temperature among the arguments of perception_coherence"),
         (lambda: Loss("kd", bank=5), "got bank 5 for the loss kd"),
         (lambda: Loss("kd", head="linear"), "got head 'linear' for the loss kd"),
-        (lambda: Loss(head="conv"), "unknown head 'conv'"),
+        (lambda: Loss(head="conv", arguments={"temperature": 0.1}), "unknown head 'conv'"),
         (lambda: Ramp(1.0, 0.0, until=0.0), "got until 0.0"),
         (lambda: Ramp(1.0, 0.0, shape="geometric"), "got a geometric ramp from 1.0 to 0.0"),
         (lambda: Teacher(run="a", features="b"), "got both teacher.run and teacher.features"),
@@ -102,6 +103,14 @@ def test_a_file_that_is_no_config_is_refused(text, tmp_path):
     path = tmp_path / "config.json"
     path.write_text(text)
     with pytest.raises(RequestError, match=r"config\.json"):
+        read(path)
+
+
+@pytest.mark.parametrize("line", ["def f(", "1 / 0", "from pcjax.config import Training; Training(bach=3)"])
+def test_a_python_file_that_fails_is_refused_in_a_line(line, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(line)
+    with pytest.raises(RequestError, match=r"mine\.py: \w+Error: "):
         read(path)
 
 

@@ -15,7 +15,7 @@ from pcjax._checks import RequestError
 from pcjax.config import Config
 from pcjax.data import Examples
 from pcjax.jobs import judge
-from pcjax.jobs.folder import CHECKPOINTS, RESULT, begin_folder, check_folder, config_of, write_json
+from pcjax.jobs.folder import CHECKPOINTS, RESULT, begin_folder, check_folder, config_of, seconds_of, write_json
 from pcjax.jobs.prepare import (
     Guide,
     Loaded,
@@ -68,6 +68,7 @@ def distill(config: Config, folder: pathlib.Path, display: Display) -> None:
     results = worth(config, teacher, first, student, loaded)
     seconds = round(time.perf_counter() - began, 1)
     steps = steps_of(config.training, len(loaded.examples.train))
+    seconds = seconds_of(folder, seconds)
     write_json(folder / RESULT, results | {"seconds": seconds, "steps": steps, "versions": judge.versions()})
     judge.show(results, display)
     display.say(f"{seconds} s for {steps} steps and all else; checkpoints, metrics.jsonl and {RESULT} lie in {folder}")
@@ -95,13 +96,16 @@ class KnownTeacher(NamedTuple):
     model: Frozen | None
 
 
-def find_teacher(config: Config, folder: pathlib.Path, loaded: Loaded, display: Display) -> KnownTeacher:
-    """The teacher from wherever the config says."""
+def find_teacher(config: Config, folder: pathlib.Path, loaded: Loaded, display: Display | None) -> KnownTeacher:
+    """The teacher from wherever the config says; trained here if it must be and there is a display to say so."""
     asked = config.teacher
     if asked.features is not None:
         return KnownTeacher(_stored_features(pathlib.Path(asked.features), loaded), None, None)
     if asked.run is not None:
         model = load_teacher(pathlib.Path(asked.run), config, loaded)
+    elif display is None:
+        like = new_model(asked.model, loaded, asked.training, 0)
+        model = best_of(folder / TEACHER, {"role": TEACHER, "data": loaded.examples.train.fingerprint}, like)
     else:
         own = folder / TEACHER
         own.mkdir(exist_ok=True)
@@ -113,6 +117,8 @@ def find_teacher(config: Config, folder: pathlib.Path, loaded: Loaded, display: 
 def load_teacher(folder: pathlib.Path, config: Config, loaded: Loaded) -> Frozen:
     """The teacher of a `pcjax teach` run."""
     theirs = config_of(folder, "teach")[1]
+    ended = (folder / RESULT).is_file()
+    _checks.require(ended, f"the teacher in {folder} (teacher.run) is not trained to its end: `pcjax teach` goes on")
     like = new_model(theirs.teacher.model, loaded, theirs.teacher.training, 0)
     return best_of(folder, {"role": TEACHER, "data": loaded.examples.train.fingerprint}, like)
 

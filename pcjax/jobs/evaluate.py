@@ -5,6 +5,7 @@ import pathlib
 
 import numpy as np
 
+from pcjax import _checks
 from pcjax._checks import RequestError
 from pcjax.config import Config
 from pcjax.jobs import judge
@@ -27,9 +28,13 @@ def evaluate(folder: pathlib.Path, display: Display) -> None:
         features = {split: one.features for split, one in said.items()}
         results = judge.judge_all({TEACHER: model}, features, loaded.examples, loaded.normalise, config.evaluation)
     else:
-        results = worth(config, find_teacher(config, folder, loaded, display), first, model, loaded)
+        results = worth(config, find_teacher(config, folder, loaded, None), first, model, loaded)
     stored = folder / RESULT
-    before = json.loads(stored.read_text()) if stored.is_file() else {}
+    _checks.require(stored.is_file(), f"no {RESULT} in {folder}: run the command that trains it to its end first")
+    try:
+        before = dict(json.loads(stored.read_text()))
+    except ValueError as error:
+        raise RequestError(f"{stored} is damaged ({error}): delete it, and give the run's command again") from error
     write_json(stored, before | results | {"versions": judge.versions()})
     judge.show(results, display)
 

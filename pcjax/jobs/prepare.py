@@ -1,6 +1,7 @@
 """What every training job begins with: the data, its batches, a model with its first weights, and the plan."""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Mapping
@@ -20,7 +21,7 @@ from pcjax.jobs.represent import Frozen
 from pcjax.models import Output
 from pcjax.terms import TERMS
 from pcjax.training import parallel
-from pcjax.training.checkpoint import Checkpoints
+from pcjax.training.checkpoint import Checkpoints, digest
 from pcjax.training.display import Display
 from pcjax.training.functional import functional, functional_shapes
 from pcjax.training.loop import Plan, train
@@ -28,6 +29,7 @@ from pcjax.training.objective import objective
 from pcjax.training.state import State, make_optimiser, start
 from pcjax.training.step import AXIS, Batch, make_step, metric_names
 
+LEAST = 4  # examples that coherence can be estimated from
 TEACHER_SEED = 1  # stream of random numbers for the teacher's first weights; the student's is 0
 
 
@@ -97,18 +99,33 @@ def rehearse(losses: tuple[Loss, ...], student: Output, teacher: Output | None, 
     batch = {"mask": mask, "label": jax.ShapeDtypeStruct((training.batch,), jnp.int32)}
     progress = jax.ShapeDtypeStruct((), jnp.float32)
     seen = None if teacher is None else rows(teacher)
-    jax.eval_shape(
-        lambda student, teacher, batch, heads, progress: what(student, teacher, batch, heads, {}, progress, None),
-        rows(student),
-        seen,
-        batch,
-        heads,
-        progress,
-    )
+    banks = {}
+    for place, loss in enumerate(losses):
+        if loss.bank and teacher is not None:
+            size = teacher.features.shape[1] if loss.head != "none" else student.features.shape[1]
+            shapes = (loss.bank, size), (loss.bank, teacher.features.shape[1])
+            banks[str(place)] = tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
+
+    def total(student: Any, teacher: Any, batch: Any, heads: Any, banks: Any, progress: Any) -> Any:
+        return what(student, teacher, batch, heads, banks, progress, None)
+
+    try:
+        jax.eval_shape(total, rows(student), seen, batch, heads, banks, progress)
+    except (TypeError, ValueError) as error:
+        names = ", ".join(what.names())
+        raise RequestError(f"the losses ({names}) cannot be computed as asked: {str(error).splitlines()[0]}") from error
 
 
 def check(config: Config, training: Training, losses: tuple[Loss, ...], loaded: Loaded) -> None:
     """What can be refused before anything is computed."""
+    for split, examples in (("validation", loaded.examples.validation), ("test", loaded.examples.test)):
+        few = f"got {len(examples)} {split} examples from {config.data.source}"
+        _checks.require(len(examples) >= LEAST, f"{few}: expected at least {LEAST}, give more or hold out more")
+    shape = loaded.examples.train.shape
+    got = f"got data.crop {config.data.crop} and data.flip {config.data.flip} for examples of shape {shape}"
+    _checks.require(len(shape) == 3 or not (config.data.crop or config.data.flip), f"{got}: only images have them")
+    alone = jax.process_count() == 1 or not any(loss.bank for loss in losses)
+    _checks.require(alone, "got a loss with a bank in a job of several processes: leave the bank out")
     steps_of(training, len(loaded.examples.train))
     parallel.choose_devices(training.devices, training.batch)
     for loss in losses:
@@ -179,6 +196,7 @@ def plan(
         "seed": training.seed,
         "steps": steps,
         "config": config.digest(),
+        "teacher": _guide_digest(guide),
     }
     about = {"devices": len(devices), "processes": jax.process_count(), "jax": jax.__version__}
     checkpoints = Checkpoints(folder / CHECKPOINTS, manifest, keep=training.keep, say=display.say, about=about)
@@ -187,6 +205,12 @@ def plan(
         return judge(first._replace(parameters=host(state.student), statistics=host(state.statistics)))
 
     return Plan(name, folder, training, steps, mapped, mapped.place(guide.frozen), state, batches, checkpoints, judged)
+
+
+def _guide_digest(guide: Guide) -> str:
+    """Of what the teacher says or is, so that a training never goes on with another one."""
+    leaves = [*jax.tree.leaves(host(guide.frozen)), *(guide.columns[name] for name in sorted(guide.columns))]
+    return hashlib.blake2b("".join(map(digest, leaves)).encode(), digest_size=16).hexdigest()
 
 
 def host(tree: Any) -> Any:
@@ -207,8 +231,6 @@ def _first_bank(
         features = what.seen(key, first.output(batch["image"]).features, heads)
         return features, output(guide.frozen, batch).features
 
-    if jax.process_count() > 1:
-        raise RequestError("got a loss with a bank in a job of several processes: leave the bank out")
     found: list[tuple[np.ndarray, np.ndarray]] = []
     state = batches.get_state()
     while sum(len(one) for one, _ in found) < size:
@@ -230,7 +252,13 @@ def trained(chosen: Plan, first: Frozen, display: Display) -> Frozen:
 
 def weights(checkpoints: Checkpoints, step: int, like: Frozen) -> Frozen:
     """The model of a checkpoint."""
-    arrays, _ = checkpoints.arrays(step)
+    try:
+        arrays, _ = checkpoints.arrays(step)
+    except RequestError:
+        raise
+    except Exception as error:  # whatever a damaged file makes its readers raise
+        where = f"checkpoint {step} in {checkpoints.folder}"
+        raise RequestError(f"{where} cannot be read ({error}): move it away, and the next best is taken") from error
 
     def pick(part: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
         return {name: jnp.asarray(arrays[f"{part}/{name.replace('/', '.')}"]) for name in wanted}

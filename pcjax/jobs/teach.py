@@ -10,7 +10,7 @@ from pcjax import metrics
 from pcjax._checks import RequestError
 from pcjax.config import Config, Loss
 from pcjax.jobs import judge
-from pcjax.jobs.folder import RESULT, begin_folder, check_folder, write_json
+from pcjax.jobs.folder import RESULT, begin_folder, check_folder, seconds_of, write_json
 from pcjax.jobs.prepare import (
     TEACHER_SEED,
     Guide,
@@ -44,6 +44,7 @@ def teach(config: Config, folder: pathlib.Path, display: Display) -> None:
     results = judge.judge_all({"teacher": teacher}, features, loaded.examples, loaded.normalise, config.evaluation)
     steps = steps_of(config.teacher.training, len(loaded.examples.train))
     seconds = round(time.perf_counter() - began, 1)
+    seconds = seconds_of(folder, seconds)
     write_json(folder / RESULT, results | {"seconds": seconds, "steps": steps, "versions": judge.versions()})
     judge.show(results, display)
     display.say(f"{seconds} s; everything lies in {folder}")

@@ -67,7 +67,9 @@ class ShownProgress:
             self._rate = (step - self._at) / max(now - self._since, 1e-9)
             self._at, self._since = step, now
         rate = self._rate
-        wanted = {name: self._values[name] for name in ("loss", "coherence", "accuracy") if name in self._values}
+        wanted = {
+            name: self._values[name] for name in ("loss", "coherence", "accuracy", "skipped") if name in self._values
+        }
         shown = "  ".join([f"{rate:.3g} steps/s", *(f"{name} {value:.4f}" for name, value in wanted.items())])
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, shown=shown)

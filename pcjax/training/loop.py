@@ -1,16 +1,20 @@
 """The straight line through a training: batches in, steps taken, metrics written, checkpoints saved."""
 
+import importlib
 import json
+import math
 import pathlib
 import signal
 import time
 from collections.abc import Callable, Mapping
 from types import FrameType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
+from pcjax._checks import RequestError
 from pcjax.config import Training
 from pcjax.data import TrainingBatches
 from pcjax.training.checkpoint import Checkpoints
@@ -40,7 +44,7 @@ class StopSignals:
         self.number = number
         self._restore()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "StopSignals":
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._note)
         return self
@@ -78,7 +82,7 @@ def train(plan: Plan, display: Display) -> int:
         plan.batches.set_state(place)
         if 0 < at < plan.steps:
             display.say(f"{plan.name}: going on after step {at} of {plan.steps}")
-    metrics = _Metrics(plan.folder / METRICS, at)
+    metrics = _Metrics(plan.folder / METRICS, at, plan.training.tensorboard)
     state = plan.mapped.place(state)
     zeros = jax.device_get(plan.state.sums)
     with StopSignals() as stop, display.progress(plan.name, plan.steps, at) as progress:
@@ -95,33 +99,45 @@ def train(plan: Plan, display: Display) -> int:
                 metrics.write(step, {f"validation_{name}": value for name, value in judged.items()})
                 progress.show(step, judged)
                 plan.checkpoints.save(step, state, plan.batches.get_state(), judged["score"])
-            if stop.number is not None:
+            number = _agreed(stop.number)
+            if number is not None:
                 plan.checkpoints.save(step, state, plan.batches.get_state())
                 plan.checkpoints.wait()
-                raise StoppedError(stop.number, step)
+                raise StoppedError(number, step)
     plan.batches.close()
     plan.checkpoints.wait()
     return plan.checkpoints.best or plan.steps
+
+
+def _agreed(number: int | None) -> int | None:
+    """The signal that any process was given: all must stop after the same step, or they would wait for each other."""
+    if jax.process_count() == 1:
+        return number
+    given = multihost_utils.process_allgather(np.int32(number or 0))
+    return int(np.max(given)) or None
 
 
 def _means(state: State) -> dict[str, float]:
     """What was summed since the last time, by the number of steps that were taken."""
     sums, skipped = jax.device_get((state.sums, state.skipped))
     count = float(sums["count"])
-    means = {name: float(total) / max(count, 1) for name, total in sums.items() if name != "count"}
+    means = {name: float(total) / count if count else math.nan for name, total in sums.items() if name != "count"}
     return means | ({"skipped": int(skipped)} if skipped else {})
 
 
 class _Metrics:
     """The file of metrics, one JSON object a line; what lies beyond the step that is gone on from is cut off."""
 
-    def __init__(self, path: pathlib.Path, at: int):
+    def __init__(self, path: pathlib.Path, at: int, tensorboard: bool = False):
+        self._board = _board(path.with_name("tensorboard"), at) if tensorboard and jax.process_index() == 0 else None
         self._path = path if jax.process_index() == 0 else None
         self._last, self._seconds = at, time.perf_counter()
         if self._path is not None:
             lines = path.read_text().splitlines() if path.exists() else []
             kept = [line for line in lines if (found := _step_of(line)) is not None and found <= at]
-            path.write_text("".join(f"{line}\n" for line in kept))
+            unfinished = path.with_name(path.name + ".unfinished")
+            unfinished.write_text("".join(f"{line}\n" for line in kept))
+            unfinished.replace(path)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         now = time.perf_counter()
@@ -133,6 +149,22 @@ class _Metrics:
             self._last, self._seconds = step, now
         with self._path.open("a") as file:
             file.write(json.dumps(record) + "\n")
+        if self._board is not None:
+            for name, value in record.items():
+                if name != "step" and value is not None:
+                    self._board.add_scalar(name, value, step)
+            self._board.flush()
+
+
+def _board(folder: pathlib.Path, at: int) -> Any:
+    """A writer of TensorBoard's files, in which what lies beyond the step that is gone on from does not count."""
+    try:
+        writer = importlib.import_module("tensorboardX").SummaryWriter
+    except ImportError as error:
+        raise RequestError(
+            'training.tensorboard needs tensorboardX: `pip install "pcjax[tensorboard]"`, or leave it out'
+        ) from error
+    return writer(str(folder), purge_step=at + 1)
 
 
 def _finite(value: float) -> float | None:

@@ -16,16 +16,17 @@ from pcjax.training.step import AXIS, Step
 
 def join_processes() -> None:
     """Connects the processes of a job that runs as several; does nothing in a job of one."""
-    # On TPU pods, Slurm and the like JAX finds the others itself; elsewhere these variables say where they are.
+    # On TPU pods and under Slurm JAX finds the others itself; elsewhere these variables say where they are.
     address = os.environ.get("PCJAX_COORDINATOR")
     if address is not None:
-        jax.distributed.initialize(
-            address,
-            num_processes=int(os.environ["PCJAX_PROCESSES"]),
-            process_id=int(os.environ["PCJAX_PROCESS"]),
-            initialization_timeout=60,
-        )
-    elif len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1:
+        count, index = (os.environ.get(name, "") for name in ("PCJAX_PROCESSES", "PCJAX_PROCESS"))
+        whole = count.isdecimal() and index.isdecimal() and int(index) < int(count)
+        got = f"got PCJAX_COORDINATOR with PCJAX_PROCESSES={count!r} and PCJAX_PROCESS={index!r}"
+        _checks.require(whole, f"{got}: expected how many processes there are and which this is, from 0")
+        jax.distributed.initialize(address, num_processes=int(count), process_id=int(index), initialization_timeout=60)
+    elif len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1 or (
+        os.environ.get("SLURM_NTASKS", "1") != "1" and "SLURM_STEP_NODELIST" in os.environ
+    ):
         jax.distributed.initialize()
 
 

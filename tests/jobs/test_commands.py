@@ -132,6 +132,9 @@ REFUSED = {
     "no labels": (["distill", "--data.source", LABELLESS], "has no labels to train a teacher with"),
     "no tfds": (["distill", "--data.source", "tfds:cifar100", "--data.data-dir", "{tmp}"], "cifar100"),
     "dimensions": (["distill", "{tmp}/frame.py", *SMALL], "student in the teacher's dimension"),
+    "too few held out": (["distill", "--data.validation", "0.001"], "got 1 validation examples from digits: expected"),
+    "no temperature": (["distill", "{tmp}/bare.py"], "got no temperature among the arguments of perception_coherence"),
+    "wrong argument": (["distill", "{tmp}/wrong.py"], "the losses (cross_entropy) cannot be computed as asked"),
     "no such teacher": (["distill", "--teacher.run", "{tmp}/none"], "none: expected the --workdir of an earlier"),
     "no such features": (["distill", "--teacher.features", "{tmp}/none.npz"], "none.npz (teacher.features)"),
     "corrupt features": (["distill", "--teacher.features", "{tmp}/corrupt.npz"], "cannot read"),
@@ -150,6 +153,10 @@ def test_what_cannot_be_done_is_said_in_a_line(name, tmp_path, capsys):
         "from pcjax.config import Config, Loss\n"
         'config = Config(losses=(Loss(arguments={"temperature": 0.1, "frame": "teacher"}),))\n'
     )
+    head = "from pcjax.config import Config, Loss\n"
+    (tmp_path / "bare.py").write_text(f"{head}config = Config(losses=(Loss(),))\n")
+    wrong = 'Loss("cross_entropy", arguments={"label_smoothing": "x"})'
+    (tmp_path / "wrong.py").write_text(f"{head}config = Config(losses=({wrong},))\n")
     given, message = REFUSED[name]
     arguments = [argument.format(tmp=tmp_path) for argument in given]
     if given[0] == "distill" and "--workdir" not in given:
