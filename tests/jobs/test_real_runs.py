@@ -40,6 +40,14 @@ def start(*arguments, env=None, cwd=None):
     )
 
 
+def start_two(*arguments):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    several = {"PCJAX_COORDINATOR": f"localhost:{port}", "PCJAX_PROCESSES": 2, "JAX_NUM_CPU_DEVICES": 2}
+    return [start(*arguments, env=environment(PCJAX_PROCESS=i, **several)) for i in range(2)]
+
+
 def finish(process, timeout=300):
     try:
         said, complaint = process.communicate(timeout=timeout)
@@ -66,14 +74,7 @@ def arrays(folder, step):
 def test_two_processes_with_two_devices_train_as_one_with_four(how, tmp_path):
     asked = ["distill", *SMALL, "--training.steps", "20", "--training.save-every", "10", "--training.parallel", how]
     pcjax(*asked, "--workdir", tmp_path / "one", env=environment(JAX_NUM_CPU_DEVICES=4))
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    several = {"PCJAX_COORDINATOR": f"localhost:{port}", "PCJAX_PROCESSES": 2, "JAX_NUM_CPU_DEVICES": 2}
-    processes = [
-        start(*asked, "--workdir", tmp_path / "two", env=environment(PCJAX_PROCESS=i, **several)) for i in range(2)
-    ]
-    for status, _, complaint in map(finish, processes):
+    for status, _, complaint in map(finish, start_two(*asked, "--workdir", tmp_path / "two")):
         assert status == 0, complaint
     one, two = arrays(tmp_path / "one", 20), arrays(tmp_path / "two", 20)
     assert one.keys() == two.keys()
@@ -110,6 +111,23 @@ def test_a_signal_saves_and_the_same_command_goes_on(number, expected, tmp_path)
     found, expected_arrays = arrays(tmp_path / "run", steps), arrays(tmp_path / "whole", steps)
     for name, array in expected_arrays.items():
         assert np.array_equal(found[name], array), name
+
+
+def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(tmp_path):
+    asked = ["distill", *SMALL, "--training.steps", "100000", "--training.save-every", "50000"]
+    processes = start_two(*asked, "--workdir", tmp_path / "run")
+    deadline = time.monotonic() + 200
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while not (metrics.exists() and losses(tmp_path / "run")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    processes[1].send_signal(signal.SIGTERM)
+    ends = [finish(process, timeout=60) for process in processes]
+    stopped = set()
+    for status, _, complaint in ends:
+        assert status == 143, complaint
+        stopped.add(complaint.split("after step ")[1].split(",")[0])
+    assert len(stopped) == 1
+    assert (tmp_path / "run" / "checkpoints" / stopped.pop()).is_dir()
 
 
 def test_what_a_newcomer_runs(tmp_path):
