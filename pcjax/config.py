@@ -20,7 +20,7 @@ from pcjax.models import MODELS, OPTIONS
 from pcjax.terms import TERMS
 
 
-def _require_at_least(what: str, value: float | None, least: float) -> None:
+def _require_at_least(what: str, value: int | float | None, least: int | float) -> None:
     fits = value is None or (math.isfinite(value) and value >= least)
     _checks.require(fits, f"got {what} {value!r}: expected a number of at least {least}")
 
