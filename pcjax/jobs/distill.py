@@ -17,6 +17,8 @@ from pcjax.data import Examples
 from pcjax.jobs import judge
 from pcjax.jobs.folder import CHECKPOINTS, RESULT, begin_folder, check_folder, config_of, seconds_of, write_json
 from pcjax.jobs.prepare import (
+    STUDENT_SEED,
+    TEACHER_SEED,
     Guide,
     Loaded,
     check,
@@ -50,7 +52,7 @@ def distill(config: Config, folder: pathlib.Path, display: Display) -> None:
     begin_folder(folder, config, "distill")
     display.say(f"data: {_counts(loaded)} from {config.data.source}; the run lies in {folder}")
     teacher = find_teacher(config, folder, loaded, display)
-    first = new_model(config.student, loaded, config.training, 0)
+    first = new_model(config.student, loaded, config.training, STUDENT_SEED)
     chosen = plan(
         STUDENT,
         folder,
@@ -104,7 +106,7 @@ def find_teacher(config: Config, folder: pathlib.Path, loaded: Loaded, display: 
     if asked.run is not None:
         model = load_teacher(pathlib.Path(asked.run), config, loaded)
     elif display is None:
-        like = new_model(asked.model, loaded, asked.training, 0)
+        like = new_model(asked.model, loaded, asked.training, TEACHER_SEED)
         model = best_of(folder / TEACHER, {"role": TEACHER, "data": loaded.examples.train.fingerprint}, like)
     else:
         own = folder / TEACHER
@@ -119,7 +121,7 @@ def load_teacher(folder: pathlib.Path, config: Config, loaded: Loaded) -> Frozen
     theirs = config_of(folder, "teach")[1]
     ended = (folder / RESULT).is_file()
     _checks.require(ended, f"the teacher in {folder} (teacher.run) is not trained to its end: `pcjax teach` goes on")
-    like = new_model(theirs.teacher.model, loaded, theirs.teacher.training, 0)
+    like = new_model(theirs.teacher.model, loaded, theirs.teacher.training, TEACHER_SEED)
     return best_of(folder, {"role": TEACHER, "data": loaded.examples.train.fingerprint}, like)
 
 

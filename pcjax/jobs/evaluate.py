@@ -11,7 +11,7 @@ from pcjax.config import Config
 from pcjax.jobs import judge
 from pcjax.jobs.distill import STUDENT, TEACHER, best_of, find_teacher, worth
 from pcjax.jobs.folder import RESULT, config_of, write_json
-from pcjax.jobs.prepare import Loaded, load, new_model
+from pcjax.jobs.prepare import STUDENT_SEED, TEACHER_SEED, Loaded, load, new_model
 from pcjax.jobs.represent import Frozen, represent_all
 from pcjax.training.display import Display
 
@@ -63,10 +63,9 @@ def embed(folder: pathlib.Path, display: Display) -> None:
 
 def _models(job: str, config: Config, folder: pathlib.Path, loaded: Loaded) -> tuple[Frozen, Frozen]:
     """The run's model, and the same with its first weights."""
-    role = TEACHER if job == "teach" else STUDENT
-    asked = (
-        (config.teacher.model, config.teacher.training, 1) if job == "teach" else (config.student, config.training, 0)
-    )
-    first = new_model(asked[0], loaded, asked[1], asked[2])
+    if job == "teach":
+        role, first = TEACHER, new_model(config.teacher.model, loaded, config.teacher.training, TEACHER_SEED)
+    else:
+        role, first = STUDENT, new_model(config.student, loaded, config.training, STUDENT_SEED)
     manifest = {"role": role, "data": loaded.examples.train.fingerprint, "config": config.digest()}
     return best_of(folder, manifest, first), first

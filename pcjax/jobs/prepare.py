@@ -30,7 +30,7 @@ from pcjax.training.state import State, make_optimiser, start
 from pcjax.training.step import AXIS, Batch, make_step, metric_names
 
 LEAST = 4  # examples that coherence can be estimated from
-TEACHER_SEED = 1  # stream of random numbers for the teacher's first weights; the student's is 0
+STUDENT_SEED, TEACHER_SEED = 0, 1  # streams of random numbers for first weights
 
 
 class Loaded(NamedTuple):
@@ -75,7 +75,7 @@ def new_model(
 
 def promised(model: Model, loaded: Loaded, training: Training) -> Output:
     """The shapes of what such a model says of one example; nothing is computed."""
-    return output_shapes(new_model(model, loaded, training, 0, functional_shapes), loaded)
+    return output_shapes(new_model(model, loaded, training, STUDENT_SEED, functional_shapes), loaded)
 
 
 def output_shapes(model: Frozen, loaded: Loaded) -> Output:
