@@ -98,27 +98,52 @@ class Loss:
 
     name: str = "perception_coherence"
     weight: float | Ramp = 1.0
-    head: Literal["none", "linear", "mlp"] = "none"
-    """a learnt map of the student's features into the teacher's dimension, for this loss alone"""
+    head: Literal["none", "linear", "mlp", "orthogonal", "conv", "variational"] = "none"
+    """a learnt map of the student's features or maps into the teacher's dimension, for this loss alone"""
     bank: int = 0
-    """how many past examples to rank against beside the batch (perception_coherence)"""
+    """how many past examples are remembered, for the losses that compare with more than the batch"""
+    maps: tuple[str, str] | None = None
+    """the student's and the teacher's maps that are compared, as ("stage2", "stage3"); None: the last of both or, of
+    losses that take either, the features"""
     arguments: dict[str, bool | int | float | str | Ramp] = dataclasses.field(default_factory=dict)
     """the loss's own keyword arguments"""
 
     def __post_init__(self):
         _checks.require_name("loss", self.name, TERMS)
-        _checks.require_name("head", self.head, ("none", "linear", "mlp"))
+        _checks.require_name("head", self.head, _choices(Loss)["head"])
         _checks.require_whole("bank", self.bank, 0)
         term = TERMS[self.name]
+        sized = term.memory is not None and term.memory.sized
         if self.bank:
-            _checks.require(term.banked, f"got bank {self.bank} for the loss {self.name}: it takes no references")
-        of_features = self.head == "none" or term.inputs == "features"
-        _checks.require(of_features, f"got head {self.head!r} for the loss {self.name}: it is not about features")
+            _checks.require(sized, f"got bank {self.bank} for the loss {self.name}: it has none, leave it out")
+        elif term.memory is not None and sized:
+            missing = f"the loss {self.name} compares with past examples: give a bank, of 1024 or more"
+            _checks.require(not term.memory.required, missing)
+        if self.maps is not None:
+            got = f"got maps {self.maps!r} for the loss {self.name}"
+            _checks.require("maps" in term.kinds, f"{got}: it compares {term.kinds[0]}, leave them out")
+            _checks.require(len(self.maps) == 2, f"{got}: expected two names, the student's and the teacher's")
+        self._check_head()
         for name in self.arguments:
             _checks.require_name(f"argument of {self.name}", name, term.arguments)
         for name in term.required:
             given = f"got no {name} among the arguments of {self.name}"
             _checks.require(name in self.arguments, f"{given}: it has no default, give one")
+
+    @property
+    def kind(self) -> str:
+        """What of the models' output is compared: features, maps, logits or labels."""
+        return TERMS[self.name].kind(self.maps is not None)
+
+    def _check_head(self) -> None:
+        wanted, got = TERMS[self.name].head, f"got head {self.head!r} for the loss {self.name}"
+        if wanted is not None:
+            _checks.require(self.head == wanted, f"{got}: it needs the head {wanted!r}")
+            return
+        possible = {"features": ("none", "linear", "mlp", "orthogonal"), "maps": ("none", "linear", "mlp", "conv")}
+        listed = possible.get(self.kind, ("none",))
+        expected = " or ".join(map(repr, listed))
+        _checks.require(self.head in listed, f"{got}, which compares {self.kind}: expected {expected}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,6 +232,21 @@ class Evaluation:
         _checks.require_whole("evaluation.batch", self.batch, 1)
 
 
+def check_losses(losses: tuple[Loss, ...], teacher: Teacher) -> None:
+    """Refuses losses that cannot be summed up, or not with that teacher."""
+    logits = [loss.name for loss in losses if loss.kind == "logits" or TERMS[loss.name].classifier]
+    possible = teacher.features is None or not logits
+    _checks.require(possible, f"got teacher.features with {', '.join(logits)}: class scores need a model")
+    for loss in losses:
+        seen = f"the loss {loss.name} compares maps, which only a teacher that sees every image gives"
+        _checks.require(teacher.live or loss.kind != "maps", f"{seen}: set teacher.live")
+    if losses and not any(TERMS[loss.name].alone for loss in losses):
+        names = " and ".join(sorted({loss.name for loss in losses}))
+        why = "a student that maps everything to one point has none to pay"
+        remedy = "add one that keeps examples apart, such as kd, cross_entropy or perception_coherence"
+        raise RequestError(f"got {names} as the only loss, and {why}: {remedy}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """All of it. Without arguments: the embedded digits, a minute or two on two cores."""
@@ -222,9 +262,7 @@ class Config:
 
     def __post_init__(self):
         _checks.require(len(self.losses) > 0, "got no losses: expected at least one")
-        logits = [loss.name for loss in self.losses if TERMS[loss.name].inputs == "logits"]
-        possible = self.teacher.features is None or not logits
-        _checks.require(possible, f"got teacher.features with {', '.join(logits)}: class scores need a model")
+        check_losses(self.losses, self.teacher)
 
     def to_json(self) -> str:
         """What `from_json` builds an equal one from."""

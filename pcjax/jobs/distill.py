@@ -22,6 +22,7 @@ from pcjax.jobs.prepare import (
     Guide,
     Loaded,
     check,
+    classifier_of,
     load,
     new_model,
     output_shapes,
@@ -48,7 +49,7 @@ def distill(config: Config, folder: pathlib.Path, display: Display) -> None:
     loaded = load(config)
     check(config, config.training, config.losses, loaded)
     shapes = promised(config.student, loaded, config.training)
-    rehearse(config.losses, shapes, _promised_teacher(config, loaded), config.training)
+    rehearse(config.losses, shapes, _promised_teacher(config, loaded), config.training, loaded)
     begin_folder(folder, config, "distill")
     display.say(f"data: {_counts(loaded)} from {config.data.source}; the run lies in {folder}")
     teacher = find_teacher(config, folder, loaded, display)
@@ -157,7 +158,7 @@ def _guide(config: Config, teacher: KnownTeacher, loaded: Loaded) -> Guide:
             parameters, statistics = frozen
             return model.function.apply(parameters, statistics, batch["image"], train=False)[0]
 
-        return Guide((model.parameters, model.statistics), looks, output_shapes(model, loaded))
+        return Guide((model.parameters, model.statistics), looks, output_shapes(model, loaded), classifier_of(model))
 
     columns = {"teacher": teacher.features["train"]}
     if teacher.logits is not None:
@@ -170,7 +171,8 @@ def _guide(config: Config, teacher: KnownTeacher, loaded: Loaded) -> Guide:
         return jax.ShapeDtypeStruct((1, *rows.shape[1:]), jnp.float32)
 
     logits = None if teacher.logits is None else shape(teacher.logits)
-    return Guide((), remembers, Output(shape(teacher.features["train"]), logits, {}), columns)
+    classifier = {} if model is None else classifier_of(model)
+    return Guide((), remembers, Output(shape(teacher.features["train"]), logits, {}), classifier, columns)
 
 
 def _judge_of(config: Config, teacher: KnownTeacher, loaded: Loaded) -> Any:

@@ -15,19 +15,19 @@ from flax import nnx
 from pcjax import _checks, data, models
 from pcjax._checks import RequestError
 from pcjax.config import Config, Loss, Model, Training
-from pcjax.data import Dataset, TrainingBatches
+from pcjax.data import Dataset
 from pcjax.jobs.folder import CHECKPOINTS
 from pcjax.jobs.represent import Frozen
 from pcjax.models import Output
-from pcjax.terms import TERMS
+from pcjax.terms import CLASSIFIER, TERMS, needs_labels
 from pcjax.training import parallel
 from pcjax.training.checkpoint import Checkpoints, digest
 from pcjax.training.display import Display
 from pcjax.training.functional import functional, functional_shapes
 from pcjax.training.loop import Plan, train
-from pcjax.training.objective import objective
+from pcjax.training.objective import Moment, objective, with_memories
 from pcjax.training.state import State, make_optimiser, start
-from pcjax.training.step import AXIS, Batch, make_step, metric_names
+from pcjax.training.step import AXIS, Batch, Fixed, make_step, metric_names
 
 LEAST = 4  # examples that coherence can be estimated from
 STUDENT_SEED, TEACHER_SEED = 0, 1  # streams of random numbers for first weights
@@ -88,29 +88,31 @@ def output_shapes(model: Frozen, loaded: Loaded) -> Output:
     return jax.eval_shape(output, model.parameters, model.statistics, one)
 
 
-def rehearse(losses: tuple[Loss, ...], student: Output, teacher: Output | None, training: Training) -> None:
+def rehearse(
+    losses: tuple[Loss, ...], student: Output, teacher: Output | None, training: Training, loaded: Loaded
+) -> None:
     """Computes the losses' shapes, so that what they refuse is refused before anything is trained."""
-    what, heads = objective(losses, student, teacher, training.seed)
+    examples = loaded.examples.train
+    what, kept = objective(losses, student, teacher, training.seed)
+    kept = with_memories(kept, what, student, teacher, len(examples), examples.labels)
 
     def rows(one: Any) -> Any:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct((training.batch, *x.shape[1:]), x.dtype), one)
 
-    mask = jax.ShapeDtypeStruct((training.batch,), jnp.bool_)
-    batch = {"mask": mask, "label": jax.ShapeDtypeStruct((training.batch,), jnp.int32)}
-    progress = jax.ShapeDtypeStruct((), jnp.float32)
-    seen = None if teacher is None else rows(teacher)
-    banks = {}
-    for place, loss in enumerate(losses):
-        if loss.bank and teacher is not None:
-            size = teacher.features.shape[1] if loss.head != "none" else student.features.shape[1]
-            shapes = (loss.bank, size), (loss.bank, teacher.features.shape[1])
-            banks[str(place)] = tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
+    whole = jax.ShapeDtypeStruct((training.batch,), jnp.int32)
+    batch = {"mask": jax.ShapeDtypeStruct((training.batch,), jnp.bool_), "label": whole, "index": whole}
+    step, progress = (jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.int32, jnp.float32))
+    seen, classifier = None if teacher is None else rows(teacher), {}
+    if any(TERMS[loss.name].classifier for loss in losses) and teacher is not None and teacher.logits is not None:
+        (width,), (classes,) = teacher.features.shape[1:], teacher.logits.shape[1:]
+        shapes = {"kernel": (width, classes), "bias": (classes,)}
+        classifier = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
 
-    def total(student: Any, teacher: Any, batch: Any, heads: Any, banks: Any, progress: Any) -> Any:
-        return what(student, teacher, batch, heads, banks, progress, None)
+    def total(student: Any, teacher: Any, classifier: Any, batch: Any, step: Any, progress: Any, kept: Any) -> Any:
+        return what(Moment(student, teacher, classifier, batch, step, progress, None), kept)
 
     try:
-        jax.eval_shape(total, rows(student), seen, batch, heads, banks, progress)
+        jax.eval_shape(total, rows(student), seen, classifier, batch, step, progress, kept)
     except (TypeError, ValueError) as error:
         names = ", ".join(what.names())
         raise RequestError(f"the losses ({names}) cannot be computed as asked: {str(error).splitlines()[0]}") from error
@@ -124,12 +126,10 @@ def check(config: Config, training: Training, losses: tuple[Loss, ...], loaded: 
     shape = loaded.examples.train.shape
     got = f"got data.crop {config.data.crop} and data.flip {config.data.flip} for examples of shape {shape}"
     _checks.require(len(shape) == 3 or not (config.data.crop or config.data.flip), f"{got}: only images have them")
-    alone = jax.process_count() == 1 or not any(loss.bank for loss in losses)
-    _checks.require(alone, "got a loss with a bank in a job of several processes: leave the bank out")
     steps_of(training, len(loaded.examples.train))
     parallel.choose_devices(training.devices, training.batch)
     for loss in losses:
-        if TERMS[loss.name].labelled and loaded.examples.train.labels is None:
+        if needs_labels(TERMS[loss.name], loss.arguments) and loaded.examples.train.labels is None:
             raise RequestError(f"the loss {loss.name} needs labels, and {config.data.source} has none: leave it out")
 
 
@@ -142,11 +142,15 @@ def steps_of(training: Training, examples: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Guide:
-    """The teacher as the student's training sees it: frozen arrays, a function of them, and columns of the batches."""
+    """The teacher as the student's training sees it: frozen arrays, a function of them, and columns of the batches.
+
+    Its classifier, kernel and bias, is for the losses that read with it.
+    """
 
     frozen: Any = ()
     output: Callable[[Any, Batch], Output] | None = None
     shapes: Output | None = None
+    classifier: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     columns: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
@@ -168,7 +172,10 @@ def plan(
     steps = steps_of(training, len(train_examples))
     devices = parallel.choose_devices(training.devices, training.batch)
     seen = output_shapes(first, loaded)
-    what, head_parameters = objective(losses, seen, guide.shapes, training.seed)
+    what, kept = objective(losses, seen, guide.shapes, training.seed, AXIS)
+    kept = with_memories(kept, what, seen, guide.shapes, len(train_examples), train_examples.labels)
+    read = any(TERMS[loss.name].classifier for loss in losses)
+    fixed = Fixed(guide.frozen, guide.classifier if read else {})
     optimiser = make_optimiser(training, steps)
     batches = data.training_batches(
         train_examples,
@@ -181,11 +188,7 @@ def plan(
         process_count=jax.process_count(),
         columns=guide.columns,
     )
-    banks = {}
-    for place, loss in enumerate(losses):
-        if loss.bank:
-            banks[str(place)] = _first_bank(loss.bank, str(place), what, head_parameters, first, guide, batches)
-    state = start(first.parameters, first.statistics, head_parameters, banks, optimiser, metric_names(what))
+    state = start(first.parameters, first.statistics, kept, optimiser, metric_names(what))
     step = make_step(first.function, guide.output, what, optimiser, steps)
     mapped = parallel.Mapped(step, devices, training.parallel)
     manifest = {
@@ -204,7 +207,7 @@ def plan(
     def judged(state: State) -> Mapping[str, float]:
         return judge(first._replace(parameters=host(state.student), statistics=host(state.statistics)))
 
-    return Plan(name, folder, training, steps, mapped, mapped.place(guide.frozen), state, batches, checkpoints, judged)
+    return Plan(name, folder, training, steps, mapped, mapped.place(fixed), state, batches, checkpoints, judged)
 
 
 def _guide_digest(guide: Guide) -> str:
@@ -213,31 +216,15 @@ def _guide_digest(guide: Guide) -> str:
     return hashlib.blake2b("".join(map(digest, leaves)).encode(), digest_size=16).hexdigest()
 
 
+def classifier_of(model: Frozen) -> dict[str, Any]:
+    """The last layer of a model of ours that has one."""
+    found = {name: model.parameters.get(f"classify/{name}") for name in CLASSIFIER}
+    return {name: array for name, array in found.items() if array is not None}
+
+
 def host(tree: Any) -> Any:
     """The values on this machine."""
     return jax.tree.map(np.asarray, jax.device_get(tree))
-
-
-def _first_bank(
-    size: int, key: str, what: Any, heads: Any, first: Frozen, guide: Guide, batches: TrainingBatches
-) -> tuple[jax.Array, jax.Array]:
-    """A bank filled from the training's own first batches, as the models see them before the first step."""
-    output = guide.output
-    if output is None:
-        raise RequestError("a bank holds a teacher's features: expected a teacher")
-
-    @jax.jit
-    def see(batch: Batch) -> tuple[jax.Array, jax.Array]:
-        features = what.seen(key, first.output(batch["image"]).features, heads)
-        return features, output(guide.frozen, batch).features
-
-    found: list[tuple[np.ndarray, np.ndarray]] = []
-    state = batches.get_state()
-    while sum(len(one) for one, _ in found) < size:
-        found.append(host(see(next(batches))))
-    batches.set_state(state)
-    student, teacher = (np.concatenate(parts)[:size] for parts in zip(*found, strict=True))
-    return jnp.asarray(student), jnp.asarray(teacher)
 
 
 def trained(chosen: Plan, first: Frozen, display: Display) -> Frozen:

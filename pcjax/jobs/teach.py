@@ -60,7 +60,7 @@ def check_teaching(config: Config, loaded: Loaded) -> Output:
     asked = config.teacher
     check(config, asked.training, LOSSES, loaded)
     shapes = promised(asked.model, loaded, asked.training)
-    rehearse(LOSSES, shapes, None, asked.training)
+    rehearse(LOSSES, shapes, None, asked.training, loaded)
     return shapes
 
 

@@ -9,7 +9,7 @@ from pcjax.losses.feature import (
     procrustes,
     variational_information,
 )
-from pcjax.losses.logits import dist, dkd, kd, shared_classifier, simkd
+from pcjax.losses.logits import cross_entropy, dist, dkd, kd, shared_classifier, simkd
 from pcjax.losses.maps import attention_transfer, neuron_selectivity
 from pcjax.losses.memory import Queue, empty_queue, enqueue, valid
 from pcjax.losses.noise_contrastive import CRDMemory, crd, crd_memory, crd_update
@@ -35,6 +35,7 @@ __all__ = [
     "crd",
     "crd_memory",
     "crd_update",
+    "cross_entropy",
     "darkrank_hard",
     "darkrank_soft",
     "dist",

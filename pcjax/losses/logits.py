@@ -120,6 +120,46 @@ def dkd(
     return batch.reduced(temperature**2 * values)
 
 
+def cross_entropy(
+    student: ArrayLike,
+    *,
+    labels: ArrayLike,
+    label_smoothing: ArrayLike = 0.0,
+    where: ArrayLike | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+    reduce_fn: Callable[..., Array] | None = jnp.mean,
+) -> Float[Array, "..."]:
+    r"""The negative log-likelihood of the true classes: what the other losses on class scores are added to.
+
+    With p = softmax(z), y the label, C classes and a the smoothing, mean_i -[(1 - a) log p_iy + a/C sum_c log p_ic].
+    There is no teacher in it.
+
+    Args:
+      student: (n, classes) scores.
+      labels: (n,) true classes as integers; examples with label -1 do not count.
+      label_smoothing: a, the share of the target that all classes get alike; from 0 to 1.
+      where: (n,), True for the examples that count.
+      axis_name: mapped axis over which the batch is split, see `perception_coherence`.
+      reduce_fn: jnp.mean, jnp.sum, another function of the per-example values, or None for those, shape (n,).
+
+    Returns:
+      The reduced loss; 0 if everything is masked.
+
+    >>> import pcjax
+    >>> print(f"{pcjax.losses.cross_entropy([[0.0, 0.0]], labels=[1]):.4f}")  # log 2
+    0.6931
+    """
+    smoothing = require_number("label_smoothing", label_smoothing, zero=True)
+    at_most_one = isinstance(label_smoothing, Tracer) or bool(np.asarray(label_smoothing) <= 1)
+    _checks.require(at_most_one, f"got label_smoothing {label_smoothing!r}: expected a number from 0 to 1")
+    labels, where = _labelled(labels, where, student)
+    batch = Batch.of(student, student, where=where, axis_name=axis_name, reduce_fn=reduce_fn)
+    log_p = jax.nn.log_softmax(batch.student)
+    target = labels[:, None] == jnp.arange(log_p.shape[1])
+    true = jnp.sum(jnp.where(target, log_p, 0), axis=1)
+    return batch.reduced(-((1 - smoothing) * true + smoothing * jnp.mean(log_p, axis=1)))
+
+
 def _labelled(labels: ArrayLike, where: ArrayLike | None, student: ArrayLike) -> tuple[Array, Array]:
     """The labels, and the mask without the examples that have none."""
     _checks.require_features("student", student)

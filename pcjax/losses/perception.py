@@ -37,7 +37,7 @@ def perception_coherence(
     power: int | float = 1,
     weighting: str | Callable[[Array], Array] = "uniform",
     where: ArrayLike | None = None,
-    references: tuple[ArrayLike, ArrayLike] | None = None,
+    references: tuple[ArrayLike, ...] | None = None,
     axis_name: str | tuple[str, ...] | None = None,
     chunk_size: int | None = None,
     reduce_fn: Callable[..., Array] | None = jnp.mean,
@@ -76,7 +76,7 @@ def perception_coherence(
         each anchor; or a function of the teacher's ranks (1, 2, ...; shape (anchors, points)) giving w.
       where: (n,), True for the examples that count. The others are dropped as anchors, from ranks and from means.
       references: (student points, teacher points), more points to be ranked against beside the batch, such as a
-        memory of past features. They get no gradient.
+        memory of past features; as a third a mask, (m,), True for the points that count. They get no gradient.
       axis_name: mapped axis (or axes) over which the batch is split. Every device ranks its anchors against the
         points of all of them (the references are each device's own: give all the same), and `jax.lax.pmean` over that
         axis, of the mean or sum and of each device's gradients, gives those of the whole batch. Under
@@ -141,27 +141,34 @@ def perception_coherence(
         None if chunk_size is None else min(int(chunk_size), n),
         not any(callable(given) for given in (dissimilarity, teacher_dissimilarity, weighting)),
     )
-    arrays = [_checks.at_least_float32(x) for x in (student, teacher, *(references or ()))]
+    more, present = (references or ())[:2], (references or ())[2:]
+    arrays = [_checks.at_least_float32(x) for x in (student, teacher, *more)]
     dtype = jnp.result_type(*arrays)
     student, teacher, *more = (x.astype(dtype) for x in arrays)
     mask = None if where is None else jnp.asarray(where, bool)
+    given = _References(*more, *(jnp.asarray(x, bool) for x in present)) if more else None
     # What a function of the caller's closes over may change from call to call: nothing of it may be kept compiled.
     evaluate = _compiled_loss if request.named and reduce_fn in (None, jnp.mean, jnp.sum) else _loss
-    return evaluate(request, reduce_fn, student, teacher, temperature, teacher_temperature, mask, tuple(more))
+    return evaluate(request, reduce_fn, student, teacher, temperature, teacher_temperature, mask, given)
 
 
 def _check_references(references: Any, shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> int:
     if references is None:
         return 0
-    pair = isinstance(references, (tuple, list)) and len(references) == 2
-    _checks.require(pair, f"got references {type(references).__name__}: expected (student points, teacher points)")
-    for name, points, shape in zip(("student", "teacher"), references, shapes, strict=True):
+    pair = isinstance(references, (tuple, list)) and len(references) in (2, 3)
+    expected = "expected (student points, teacher points), and a mask if not all of them count"
+    _checks.require(pair, f"got references {type(references).__name__}: {expected}")
+    for name, points, shape in zip(("student", "teacher"), references[:2], shapes, strict=True):
         _checks.require_features(f"the {name}'s references", points)
         got = f"got references {np.shape(points)} for the {name} {shape}"
         _checks.require(np.shape(points)[1] == shape[1], f"{got}: expected as many features")
     counts = np.shape(references[0])[0], np.shape(references[1])[0]
     got = f"got {counts[0]} references for the student and {counts[1]} for the teacher"
     _checks.require(counts[0] == counts[1], f"{got}: expected the same examples in both")
+    for mask in references[2:]:
+        _checks.require_mask(mask)
+        got = f"got a mask of shape {np.shape(mask)} for {counts[0]} references"
+        _checks.require(np.shape(mask) == counts[:1], f"{got}: expected {counts[:1]}")
     return counts[0]
 
 
@@ -196,6 +203,14 @@ class _Request:
     named: bool  # no function among the above is the caller's
 
 
+class _References(NamedTuple):
+    """More points to be ranked against."""
+
+    student: Float[Array, "m ds"]
+    teacher: Float[Array, "m dt"]
+    valid: Bool[Array, "m"] | None = None
+
+
 class _Anchors(NamedTuple):
     """What belongs to the examples the world is seen from: one row each, split into blocks."""
 
@@ -228,7 +243,7 @@ def _loss(
     temperature: ArrayLike,
     teacher_temperature: ArrayLike | None,
     mask: Bool[Array, "n"] | None,
-    references: tuple[Array, ...],
+    references: _References | None,
 ) -> Array:
     # Zeros of the features carry their device axes, which under shard_map all that a gradient flows to must share.
     zero = jnp.zeros_like(jnp.sum(student)) + jnp.zeros_like(jnp.sum(teacher))
@@ -242,11 +257,15 @@ def _loss(
     if axis_name is not None:
         gather = functools.partial(lax.all_gather, axis_name=axis_name, axis=0, tiled=True)
         points, teacher_points, valid = jax.tree.map(gather, (student, teacher, mask))
-    if references:
-        more, teacher_more = (lax.stop_gradient(r) for r in references)
+    if references is not None:
+        more, teacher_more, present = lax.stop_gradient(references)
+        if present is not None:
+            more, teacher_more = (_without_masked(x, present, None) for x in (more, teacher_more))
+        if valid is not None or present is not None:
+            flags = zip((valid, present), (points, more), strict=True)
+            valid = jnp.concatenate([jnp.ones(len(x), bool) if flag is None else flag for flag, x in flags])
         points = jnp.concatenate([points, more])
         teacher_points = jnp.concatenate([teacher_points, teacher_more])
-        valid = None if valid is None else jnp.concatenate([valid, jnp.ones(more.shape[0], bool)])
     first = 0 if axis_name is None else lax.axis_index(axis_name) * n
     anchors = _Anchors(teacher, first + jnp.arange(n) if own else jnp.full((n,), -1))
 

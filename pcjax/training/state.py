@@ -10,6 +10,7 @@ from jaxtyping import Array, Int
 
 from pcjax.config import Training
 from pcjax.training.functional import Arrays
+from pcjax.training.objective import Kept
 
 
 class State(NamedTuple):
@@ -19,7 +20,8 @@ class State(NamedTuple):
     student: Arrays
     statistics: Arrays  # of the student's batch normalisation
     heads: dict[str, Arrays]  # learnt beside the student, by the place of the loss they belong to
-    banks: dict[str, tuple[Array, Array]]  # (student, teacher) features of past examples, the newest first
+    head_statistics: dict[str, Arrays]  # of their batch normalisation
+    memories: dict[str, Any]  # what losses remember of past examples, by their places
     optimiser: Any
     sums: dict[str, Array]  # of metrics, and the "count" of steps, since they were last written down
     skipped: Int[Array, ""]  # steps that were not finite and so not taken
@@ -28,8 +30,7 @@ class State(NamedTuple):
 def start(
     student: Arrays,
     statistics: Arrays,
-    heads: dict[str, Arrays],
-    banks: dict[str, tuple[Array, Array]],
+    kept: Kept,
     optimiser: optax.GradientTransformation,
     metrics: Iterable[str],
 ) -> State:
@@ -38,9 +39,8 @@ def start(
         jnp.zeros((), jnp.int32),
         student,
         statistics,
-        heads,
-        banks,
-        optimiser.init((student, heads)),
+        *kept,
+        optimiser.init((student, kept.heads)),
         {name: jnp.zeros(()) for name in metrics},
         jnp.zeros((), jnp.int32),
     )

@@ -1,7 +1,7 @@
 """One step of training, written for one device of a named axis."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +11,19 @@ from jaxtyping import Array
 
 from pcjax.models import Output
 from pcjax.training.functional import Functional
-from pcjax.training.objective import Objective, enqueue
+from pcjax.training.objective import Kept, Moment, Objective
 from pcjax.training.state import State
 
 AXIS = "batch"
 Batch = Mapping[str, Array]
 Step = Callable[[Any, State, Batch], tuple[State, dict[str, Array]]]
+
+
+class Fixed(NamedTuple):
+    """What a step needs that no step changes: of the teacher, and its classifier for the losses that read with it."""
+
+    teacher: Any = ()
+    classifier: Mapping[str, Any] = {}
 
 
 def make_step(
@@ -26,43 +33,42 @@ def make_step(
     optimiser: optax.GradientTransformation,
     steps: int,
 ) -> Step:
-    """(frozen, state, batch) -> (state, metrics), the teacher being a function of what is frozen and the batch.
+    """(fixed, state, batch) -> (state, metrics), the teacher being a function of what is fixed and the batch.
 
     A step whose loss or gradient is not finite is not taken: the state stays as it is, and `skipped` counts it.
     """
 
-    def step(frozen: Any, state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
-        seen = None if teacher is None else lax.stop_gradient(teacher(frozen, batch))
-        progress = state.step / steps
+    def step(fixed: Fixed, state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
+        seen = None if teacher is None else lax.stop_gradient(teacher(fixed.teacher, batch))
 
         def loss_of(trained: tuple[Any, Any]) -> tuple[Array, Any]:
             output, statistics = student.apply(trained[0], state.statistics, batch["image"], train=True)
-            total, parts = objective(output, seen, batch, trained[1], state.banks, progress, AXIS)
-            return total, (parts, statistics, output.features)
+            moment = Moment(output, seen, fixed.classifier, batch, state.step, state.step / steps, AXIS)
+            total, parts, kept = objective(moment, Kept(trained[1], state.head_statistics, state.memories))
+            return total, (parts, statistics, kept)
 
         trained = (state.student, state.heads)
         (loss, aside), gradients = jax.value_and_grad(loss_of, has_aux=True)(trained)
-        parts, statistics, features = aside
+        parts, statistics, kept = aside
         gradients, loss, parts = lax.pmean((gradients, loss, parts), AXIS)
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 
         updates, optimiser_state = optimiser.update(gradients, state.optimiser, trained)
         new_student, new_heads = cast(tuple[Any, Any], optax.apply_updates(trained, updates))
-        banks = {
-            key: enqueue(bank, objective.seen(key, features, state.heads), seen.features, AXIS)
-            for key, bank in state.banks.items()
-            if seen is not None
-        }
-        changed = (new_student, statistics, new_heads, banks, optimiser_state)
-        kept = (state.student, state.statistics, state.heads, state.banks, state.optimiser)
-        student_now, statistics, heads, banks, optimiser_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), changed, kept
+        taken = state._replace(
+            student=new_student,
+            statistics=statistics,
+            heads=new_heads,
+            head_statistics=kept.statistics,
+            memories=kept.memories,
+            optimiser=optimiser_state,
         )
+        taken = jax.tree.map(lambda new, old: jnp.where(finite, new, old), taken, state)
         metrics = {"loss": loss, **parts, "gradient_norm": norm, "count": jnp.ones(())}
         sums = {name: total + jnp.where(finite, metrics[name], 0) for name, total in state.sums.items()}
         skipped = state.skipped + jnp.where(finite, 0, 1)
-        taken = State(state.step + 1, student_now, statistics, heads, banks, optimiser_state, sums, skipped)
+        taken = taken._replace(step=state.step + 1, sums=sums, skipped=skipped)
         return taken, metrics
 
     return step

@@ -96,6 +96,37 @@ def test_decoupled(rng, x64):
     assert np.allclose(target + doubt * rest, kd_values(student, teacher, 3.0), atol=1e-12)
 
 
+def test_the_true_class(rng, x64):
+    student, _ = pair(rng)
+    labels = np.array([0, -1, 3, 2, -1, 4, 1])
+    kept = labels >= 0
+    log_p = np.log(softmax(student, 1.0))
+    expected = -log_p[np.arange(N), labels]
+    values = evaluate_alone(student, labels=labels, reduce_fn=None)
+    assert np.allclose(values[kept], expected[kept], atol=1e-12)
+    assert not values[~kept].any()
+    smooth = 0.7 * expected - 0.3 * log_p.mean(axis=1)
+    assert np.allclose(evaluate_alone(student, labels=labels, label_smoothing=0.3), smooth[kept].mean(), atol=1e-12)
+
+
+def test_the_true_class_by_hand():
+    # 3 : 1 for the first class.
+    scores = [[math.log(3), 0.0]]
+    assert np.allclose(evaluate_alone(scores, labels=np.array([1])), math.log(4))
+    assert np.allclose(
+        evaluate_alone(scores, labels=np.array([1]), label_smoothing=0.5), 0.75 * math.log(4) + 0.25 * math.log(4 / 3)
+    )
+
+
+def cross_entropy(student, teacher, **given):
+    """Called as the others are."""
+    return losses.cross_entropy(student, **{"labels": LABELS, **given})
+
+
+def evaluate_alone(scores, **given):
+    return jit(functools.partial(losses.cross_entropy, **given))(np.asarray(scores, float))
+
+
 def test_examples_without_a_label_do_not_count(rng, x64):
     student, teacher = pair(rng)
     labels = np.array([0, -1, 3, 2, -1, 4, 1])
@@ -176,6 +207,10 @@ REFUSED = [
     (DKD, {"alpha": -1.0}, "got alpha -1.0: expected a positive, finite number"),
     (DKD, {"student": X[:, :1], "teacher": X[:, :1]}, "got scores of 1 class: expected at least 2"),
     (DKD, {"where": np.arange(4)}, "got where of dtype int64: expected booleans"),
+    (cross_entropy, {"labels": LABELS[:3]}, "got labels of shape (3,): expected (4,), one class per example"),
+    (cross_entropy, {"labels": LABELS + 3}, "got label 3 for 3 classes: expected 0 to 2, or -1 for no label"),
+    (cross_entropy, {"label_smoothing": -0.1}, "got label_smoothing -0.1: expected a positive, finite number"),
+    (cross_entropy, {"label_smoothing": 1.5}, "got label_smoothing 1.5: expected a number from 0 to 1"),
     (losses.dist, {"reduce_fn": None}, "got reduce_fn None, but a correlation over examples has no value per example"),
     (
         SHARED,

@@ -52,6 +52,20 @@ def test_pairs_stay_pairs_and_serve_as_references(rng):
     assert np.isfinite(full)
 
 
+def test_a_queue_with_places_left_serves_as_references(rng):
+    student, more = rng.normal(size=(2, 4, 3)).astype(np.float32)
+    teacher, more_teacher = student[:, ::-1] ** 2, more[:, ::-1] ** 2
+
+    @jit
+    def loss(references):
+        return perception_coherence(student, teacher, temperature=0.1, references=references)
+
+    queue = put(empty_queue(6, (3, 3)), (more, more_teacher))
+    assert np.isclose(loss((*queue.points, valid(queue))), loss((more, more_teacher)), rtol=1e-6)
+    empty = empty_queue(6, (3, 3))
+    assert np.isclose(loss((*empty.points, valid(empty))), loss(None), rtol=1e-6)
+
+
 def test_no_gradient_and_the_queues_own_dtype(rng):
     def total(x):
         return jnp.sum(enqueue(empty_queue(4, 2, jnp.bfloat16), x).points.astype(jnp.float32))

@@ -179,6 +179,16 @@ def test_references_of_chunks_masks_and_none_at_all(rng, x64):
     expected = compiled("default")(student[:4], teacher[:4], None, more)
     assert np.allclose(found["mean"], expected["mean"], atol=1e-12)
     assert np.allclose(found["gradient"][:4], expected["gradient"], atol=1e-12)
+    # A third array says which of the references there are, whatever the others hold.
+    places = np.array([2, 0, 5, 3])
+    padded = [np.full((6, x.shape[1]), np.nan) for x in more]
+    for x, points in zip(padded, more, strict=True):
+        x[places] = points
+    for mask in (None, where):
+        found = compiled("default")(student[:6], teacher[:6], mask, (*padded, np.isin(np.arange(6), places)))
+        expected = compiled("default")(student[:6], teacher[:6], mask, more)
+        assert np.allclose(found["mean"], expected["mean"], atol=1e-12)
+        assert np.allclose(found["gradient"], expected["gradient"], atol=1e-12)
     none = compiled("default")(student, teacher, None, (student[:0], teacher[:0]))
     assert np.allclose(none["gradient"], compiled("default")(student, teacher)["gradient"], atol=1e-12)
 

@@ -15,9 +15,9 @@ from pcjax.training import loop, parallel
 from pcjax.training.checkpoint import Checkpoints, named
 from pcjax.training.display import Display
 from pcjax.training.functional import functional
-from pcjax.training.objective import objective
+from pcjax.training.objective import objective, with_memories
 from pcjax.training.state import make_optimiser, start
-from pcjax.training.step import AXIS, make_step, metric_names
+from pcjax.training.step import AXIS, Fixed, make_step, metric_names
 
 STEPS, BATCH, BANK = 20, 32, 12
 TRAINING = Training(optimiser="sgd", learning_rate=0.05, clip=1.0, batch=BATCH, log_every=3, save_every=7, warmup=0.1)
@@ -59,12 +59,11 @@ def problem():
         return teacher.apply(*frozen, batch["image"], train=False)[0]
 
     shapes = jax.eval_shape(looks, frozen, {"image": jax.ShapeDtypeStruct((1, 8, 8, 1), np.float32)})
-    what, heads = objective(LOSSES, shapes, shapes, seed=0)
+    what, kept = objective(LOSSES, shapes, shapes, 0, AXIS)
+    kept = with_memories(kept, what, shapes, shapes, examples=0, labels=None)
     optimiser = make_optimiser(TRAINING, STEPS)
-    rng = np.random.default_rng(0)
-    bank = tuple(rng.normal(size=(BANK, 6)).astype(np.float32) for _ in range(2))
-    state = start(parameters, statistics, heads, {"0": bank}, optimiser, metric_names(what))
-    return Problem(make_step(student, looks, what, optimiser, STEPS), state, tuple(frozen))
+    state = start(parameters, statistics, kept, optimiser, metric_names(what))
+    return Problem(make_step(student, looks, what, optimiser, STEPS), state, Fixed(tuple(frozen)))
 
 
 def batches_of(examples):
@@ -106,7 +105,7 @@ def test_the_training_trains(whole, problem):
     assert int(state.step) == STEPS
     assert int(state.skipped) == 0
     for name, before in named(problem.state).items():
-        if name.startswith(("student/", "statistics/", "heads/", "banks/")):
+        if name.startswith(("student/", "statistics/", "heads/", "memories/")):
             assert not np.array_equal(before, named(state)[name]), name
 
 
@@ -117,7 +116,7 @@ def test_a_step_that_is_not_finite_is_not_taken(one_device, problem, examples):
     after, metrics = one_device(one_device.place(problem.frozen), state, one_device.split(batch))
     assert np.isnan(metrics["loss"])
     assert (int(after.step), int(after.skipped)) == (1, 1)
-    for part in ("student", "statistics", "heads", "banks", "optimiser", "sums"):
+    for part in ("student", "statistics", "heads", "memories", "optimiser", "sums"):
         for one, other in zip(
             jax.tree.leaves(getattr(after, part)), jax.tree.leaves(getattr(problem.state, part)), strict=True
         ):

@@ -1,0 +1,169 @@
+"""Whatever loss a config names trains: over however many devices, and gone on with from a checkpoint."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from pcjax import data, losses, models
+from pcjax.config import Loss, Training
+from pcjax.jobs.prepare import classifier_of
+from pcjax.jobs.represent import Frozen
+from pcjax.terms import TERMS
+from pcjax.training import parallel
+from pcjax.training.checkpoint import Checkpoints, named
+from pcjax.training.functional import functional
+from pcjax.training.objective import HEADS, objective, with_memories
+from pcjax.training.state import make_optimiser, start
+from pcjax.training.step import AXIS, Fixed, make_step, metric_names
+
+STEPS, BATCH, BANK = 3, 16, 20
+TRAINING = Training(optimiser="sgd", learning_rate=0.05, clip=1.0, batch=BATCH, warmup=0.0)
+STAGES = ("stage1", "stage1")
+# How a loss has to be asked for, where its name alone does not do; the student has fewer features than the teacher.
+ASKED = {
+    "perception_coherence": Loss(arguments={"temperature": 0.2}),
+    "perception_coherence with a bank": Loss(bank=BANK, arguments={"temperature": 0.2}),
+    "spearman": Loss("spearman", arguments={"temperature": 0.2}),
+    "info_nce": Loss("info_nce", head="linear"),
+    "info_nce with a queue": Loss("info_nce", head="mlp", bank=BANK),
+    "relational_representation": Loss("relational_representation", head="linear", bank=BANK),
+    "similarity_kl": Loss("similarity_kl", bank=BANK),
+    "crd": Loss("crd", head="linear", arguments={"negatives": 6}),
+    "crd of other classes": Loss(
+        "crd", head="linear", arguments={"negatives": 6, "class_aware": True, "momentum": 0.2}
+    ),
+    "hint": Loss("hint", head="linear"),
+    "hint of maps": Loss("hint", head="conv", maps=STAGES),
+    "variational_information": Loss("variational_information", head="variational"),
+    "variational_information of maps": Loss("variational_information", head="variational", maps=STAGES),
+    "embed_distill": Loss("embed_distill", head="linear"),
+    "orthogonal_projection": Loss("orthogonal_projection", head="orthogonal"),
+    "shared_classifier": Loss("shared_classifier", head="linear"),
+    "simkd": Loss("simkd", head="mlp"),
+    "simkd of maps": Loss("simkd", head="conv", maps=STAGES),
+}
+CASES = {name: Loss(name) for name in TERMS if name not in ASKED} | ASKED
+# Together, since compiling takes the time: what differs from loss to loss is looked at for each.
+GROUPS = [[*CASES][first::6] for first in range(6)]
+
+
+def test_there_is_a_case_for_every_loss_and_a_term_for_every_function():
+    assert {loss.name for loss in CASES.values()} == set(TERMS)
+    helpers = {"crd_memory", "crd_update", "empty_queue", "enqueue", "valid"}
+    assert set(TERMS) == {name for name in losses.__all__ if name[0].islower()} - helpers - {"bingo", "proto2proto"}
+
+
+def test_every_head_is_among_the_cases():
+    assert {loss.head for loss in CASES.values()} == {"none", *HEADS}
+
+
+@functools.cache
+def examples():
+    return data.load("digits").train
+
+
+@functools.cache
+def batches():
+    made = data.training_batches(examples(), batch=BATCH, seed=0, normalise=data.statistics(examples()))
+    found = [next(made) for _ in range(STEPS)]
+    made.close()
+    return found
+
+
+@functools.cache
+def model(seed, width, features, axis_name=None):
+    given = {"shape": (8, 8, 1), "classes": 10, "features": features, "widths": (width,), "axis_name": axis_name}
+    return Frozen(*functional(lambda: models.build("cnn", rngs=nnx.Rngs(seed), **given)))
+
+
+def shapes(frozen):
+    one = jax.ShapeDtypeStruct((1, 8, 8, 1), np.float32)
+    return jax.eval_shape(lambda x: frozen.output(x), one)
+
+
+@functools.cache
+def problem(group):
+    """A step, the state before the first, what stays as it is, and the losses' names in the metrics."""
+    student, teacher = model(0, 3, 5, AXIS), model(1, 4, 6)
+
+    def looks(frozen, batch):
+        return teacher.function.apply(*frozen, batch["image"], train=False)[0]
+
+    seen = shapes(model(0, 3, 5)), shapes(teacher)
+    what, kept = objective(tuple(CASES[name] for name in GROUPS[group]), *seen, 0, AXIS)
+    kept = with_memories(kept, what, *seen, len(examples()), examples().labels)
+    optimiser = make_optimiser(TRAINING, STEPS)
+    state = start(student.parameters, student.statistics, kept, optimiser, metric_names(what))
+    fixed = Fixed((teacher.parameters, teacher.statistics), classifier_of(teacher))
+    return make_step(student.function, looks, what, optimiser, STEPS), state, fixed, what.names()
+
+
+def run(mapped, state, fixed, given):
+    """The states after each step, and the metrics."""
+    state, fixed, states, values = mapped.place(state), mapped.place(fixed), [], []
+    for batch in given:
+        state, metrics = mapped(fixed, state, mapped.split(batch))
+        states.append(jax.device_get(state))
+        values.append({name: float(value) for name, value in metrics.items()})
+    return states, values
+
+
+@functools.cache
+def on_one_device(group):
+    step, state, fixed, _ = problem(group)
+    mapped = parallel.Mapped(step, jax.devices()[:1], "pmap")
+    return mapped, *run(mapped, state, fixed, batches())
+
+
+every_group = pytest.mark.parametrize("group", range(len(GROUPS)))
+
+
+@every_group
+def test_they_train(group):
+    _, states, values = on_one_device(group)
+    _, state, _, names = problem(group)
+    assert int(states[-1].skipped) == 0
+    for case, name in zip(GROUPS[group], names, strict=True):
+        # An empty queue has nothing to compare with: from the second step on there is a loss.
+        assert all(np.isfinite(step[name]) for step in values), case
+        assert all(step[name] != 0 for step in values[1:]), case
+    before, after = named(state), named(states[-1])
+    # Of a memory, which classes the examples are of; and a classifier, where no loss looks at scores.
+    fixed = ["classes/order", "classes/first", "classes/size"]
+    if not any(CASES[case].kind in ("logits", "labels") for case in GROUPS[group]):
+        fixed += ["classify.kernel", "classify.bias"]
+    for key, array in before.items():
+        if key.startswith(("student/", "statistics/", "heads/", "head_statistics/", "memories/")):
+            assert key.endswith(tuple(fixed)) or not np.array_equal(array, after[key]), key
+
+
+@every_group
+def test_eight_devices_train_as_one(group):
+    step, state, fixed, names = problem(group)
+    _, expected_states, expected = on_one_device(group)
+    states, values = run(parallel.Mapped(step, jax.devices(), "pmap"), state, fixed, batches())
+    for one, other in zip(values, expected, strict=True):
+        for name in ("loss", *names):
+            assert np.isclose(one[name], other[name], rtol=1e-5, atol=1e-6), name
+    for key, array in named(expected_states[-1]).items():
+        found = named(states[-1])[key].astype(float)
+        # What is nearly cancelled in a gradient shows in its length, and by far not in the parameters.
+        tolerance = 1e-4 if key == "sums/gradient_norm" else 1e-5
+        assert np.abs(found - array).max() <= tolerance * max(np.abs(array).max(), 1), key
+
+
+@every_group
+def test_gone_on_with_from_a_checkpoint_they_were_never_stopped(group, tmp_path):
+    mapped, states, values = on_one_device(group)
+    _, state, fixed, _ = problem(group)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", {}, say=pytest.fail)
+    checkpoints.save(2, states[1], {})
+    restored, _, _ = checkpoints.restore(state)
+    checkpoints.close()
+    again, value = run(mapped, restored, fixed, batches()[2:])
+    assert value == values[2:]
+    for key, array in named(states[2]).items():
+        assert np.array_equal(named(again[0])[key], array), key
