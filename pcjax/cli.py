@@ -1,7 +1,9 @@
 """`pcjax JOB [CONFIG] [--workdir DIR] [--section.field value ...]`."""
 
+import argparse
 import contextlib
 import dataclasses
+import importlib
 import io
 import os
 import pathlib
@@ -21,6 +23,8 @@ USAGE = """pcjax transfers the representation of a large teacher model to a ligh
 
   pcjax distill [CONFIG] [--workdir DIR] [--section.field value ...]   train a student, and its teacher if it has none
   pcjax teach   [CONFIG] [--workdir DIR] [--section.field value ...]   train the teacher alone
+  pcjax compare [CONFIG] --losses a,b,c [--seeds N] [...]              students of several losses, side by side
+  pcjax tune    [CONFIG] --losses a,b,c [--trials N] [...]             each loss's settings, chosen on validation
   pcjax evaluate RUN                                                   a run's table once more
   pcjax embed RUN                                                      write its features, RUN/features.npz
 
@@ -28,7 +32,7 @@ CONFIG is a Python file that sets `config` (it is run), or the config.json of a 
 with the installation. RUN and DIR are folders; a command that was stopped goes on when it is given again.
 `pcjax distill --help` lists every field.
 """
-TRAINED = ("distill", "teach")
+TRAINED = ("distill", "teach", "compare", "tune")
 LOOKED_AT = ("evaluate", "embed")
 
 
@@ -85,18 +89,38 @@ def _train(job: str, given: list[str]) -> None:
     from pcjax.training.loop import StoppedError
 
     path = given.pop(0) if given and not given[0].startswith("-") else None
-    config, folder = _overridden(job, read(path) if path else Config(), path, given)
+    config = read(path) if path else Config()
+    if job in ("compare", "tune"):
+        config = _compared(config, given)
+    config, folder = _overridden(job, config, path, given)
     # Through JSON once, so that what is stored is exactly what is run, numbers as their fields' types.
     config = Config.from_json(config.to_json())
-    from pcjax.jobs.distill import distill
-    from pcjax.jobs.teach import teach
-
+    run = getattr(importlib.import_module(f"pcjax.jobs.{job}"), job)
     try:
-        (distill if job == "distill" else teach)(config, folder, Display())
+        run(config, folder, Display())
     except StoppedError as stopped:
         again = "pcjax " + shlex.join(sys.argv[1:])
         print(f"pcjax: {stopped}; to go on: {again}", file=sys.stderr)  # noqa: T201
         sys.exit(128 + stopped.number)
+
+
+def _compared(config: "Config", given: list[str]) -> "Config":
+    """The config with the contenders, seeds and trials that the command line names, which are taken out of it."""
+    from pcjax.jobs.recipes import contenders
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--losses")
+    parser.add_argument("--seeds", type=int)
+    parser.add_argument("--trials", type=int)
+    try:
+        asked, given[:] = parser.parse_known_args(given)
+    except argparse.ArgumentError as error:
+        raise RequestError(str(error)) from error
+    there = config.comparison
+    if asked.losses is not None:
+        there = dataclasses.replace(there, contenders=contenders(asked.losses.split(","), there.contenders))
+    numbers = {name: n for name in ("seeds", "trials") if (n := getattr(asked, name)) is not None}
+    return dataclasses.replace(config, comparison=dataclasses.replace(there, **numbers))
 
 
 def _overridden(job: str, config: "Config", path: str | None, given: list[str]) -> tuple["Config", pathlib.Path]:
@@ -109,7 +133,7 @@ def _overridden(job: str, config: "Config", path: str | None, given: list[str]) 
     if path is not None and pathlib.Path(path).name == "config.json":
         name = pathlib.Path(path).resolve().parent.name
 
-    name += "-teacher" if job == "teach" else ""
+    name += {"teach": "-teacher", "compare": "-compared", "tune": "-tuning"}.get(job, "")
 
     @dataclasses.dataclass(frozen=True)
     class Asked:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import pathlib
+import re
 import runpy
 import types
 import typing
@@ -17,7 +18,7 @@ from typing import Any, Literal
 from pcjax import _checks
 from pcjax._checks import RequestError
 from pcjax.models import MODELS, OPTIONS
-from pcjax.terms import TERMS
+from pcjax.terms import TERMS, needs_labels
 
 
 def _require_at_least(what: str, value: int | float | None, least: int | float) -> None:
@@ -177,6 +178,8 @@ class Training:
     """steps between checkpoints; each is judged on the validation examples, which decides what counts as best"""
     keep: int = 2
     """how many of the latest checkpoints stay, beside the best one"""
+    choose: Literal["best", "last"] = "best"
+    """which checkpoint the trained model is taken from: the best on the validation examples, or the last one"""
     tensorboard: bool = False
     """write metrics for TensorBoard too; needs `pip install "pcjax[tensorboard]"`"""
 
@@ -248,6 +251,43 @@ def check_losses(losses: tuple[Loss, ...], teacher: Teacher) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
+class Contender:
+    """What one of the students that are compared minimises, in place of `losses`."""
+
+    name: str
+    losses: tuple[Loss, ...]
+
+    def __post_init__(self):
+        plain = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", self.name) is not None
+        expected = "expected letters, digits and _ . + -, it names a folder"
+        _checks.require(plain and len(self.name) <= 80, f"got a contender named {self.name!r}: {expected}")
+        _checks.require(len(self.losses) > 0, f"got no losses for the contender {self.name}: expected at least one")
+
+    def labelled(self) -> bool:
+        """Whether it sees the labels of its examples."""
+        return any(needs_labels(TERMS[loss.name], loss.arguments) for loss in self.losses)
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What `pcjax compare` sets side by side."""
+
+    contenders: tuple[Contender, ...] = ()
+    """empty: those that --losses names, as pcjax.jobs.recipes has them"""
+    seeds: int = 3
+    """every contender is trained from so many first weights, the same ones for all"""
+    trials: int = 8
+    """how many settings of each contender `pcjax tune` tries"""
+
+    def __post_init__(self):
+        _checks.require_whole("comparison.seeds", self.seeds, 1)
+        _checks.require_whole("comparison.trials", self.trials, 1)
+        names = [contender.name for contender in self.contenders]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        _checks.require(not twice, f"got two contenders named {', '.join(twice)}: expected every name once")
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """All of it. Without arguments: the embedded digits, a minute or two on two cores."""
 
@@ -259,6 +299,7 @@ class Config:
     )
     training: Training = dataclasses.field(default_factory=lambda: Training(epochs=100, save_every=100))
     evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
+    comparison: Comparison = dataclasses.field(default_factory=Comparison)
 
     def __post_init__(self):
         _checks.require(len(self.losses) > 0, "got no losses: expected at least one")

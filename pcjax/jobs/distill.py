@@ -12,7 +12,7 @@ import numpy as np
 
 from pcjax import _checks
 from pcjax._checks import RequestError
-from pcjax.config import Config
+from pcjax.config import Config, Training
 from pcjax.data import Examples
 from pcjax.jobs import judge
 from pcjax.jobs.folder import CHECKPOINTS, RESULT, begin_folder, check_folder, config_of, seconds_of, write_json
@@ -38,6 +38,7 @@ from pcjax.jobs.teach import check_teaching, coherence, train_teacher
 from pcjax.models import Output
 from pcjax.training.checkpoint import Checkpoints
 from pcjax.training.display import Display
+from pcjax.training.loop import Plan
 
 STUDENT, TEACHER = "student", "teacher"
 
@@ -47,14 +48,34 @@ def distill(config: Config, folder: pathlib.Path, display: Display) -> None:
     began = time.perf_counter()
     check_folder(folder, config, "distill")
     loaded = load(config)
-    check(config, config.training, config.losses, loaded)
-    shapes = promised(config.student, loaded, config.training)
-    rehearse(config.losses, shapes, _promised_teacher(config, loaded), config.training, loaded)
+    check_distilling(config, loaded)
     begin_folder(folder, config, "distill")
     display.say(f"data: {_counts(loaded)} from {config.data.source}; the run lies in {folder}")
     teacher = find_teacher(config, folder, loaded, display)
     first = new_model(config.student, loaded, config.training, STUDENT_SEED)
-    chosen = plan(
+    student = trained(plan_student(config, folder, loaded, teacher, first, display), first, display)
+    results = worth(config, teacher, first, student, loaded)
+    seconds = round(time.perf_counter() - began, 1)
+    steps = steps_of(config.training, len(loaded.examples.train))
+    seconds = seconds_of(folder, seconds)
+    write_json(folder / RESULT, results | {"seconds": seconds, "steps": steps, "versions": judge.versions()})
+    judge.show(results, display)
+    display.say(f"{seconds} s for {steps} steps and all else; checkpoints, metrics.jsonl and {RESULT} lie in {folder}")
+    display.say(f"next: pcjax evaluate {folder} repeats the table; pcjax embed {folder} writes the features")
+
+
+def check_distilling(config: Config, loaded: Loaded) -> None:
+    """Refuses what cannot be trained, before anything is."""
+    check(config, config.training, config.losses, loaded)
+    shapes = promised(config.student, loaded, config.training)
+    rehearse(config.losses, shapes, _promised_teacher(config, loaded), config.training, loaded)
+
+
+def plan_student(
+    config: Config, folder: pathlib.Path, loaded: Loaded, teacher: "KnownTeacher", first: Frozen, display: Display
+) -> Plan:
+    """The student's training under that teacher."""
+    return plan(
         STUDENT,
         folder,
         config,
@@ -67,15 +88,6 @@ def distill(config: Config, folder: pathlib.Path, display: Display) -> None:
         _judge_of(config, teacher, loaded),
         display,
     )
-    student = trained(chosen, first, display)
-    results = worth(config, teacher, first, student, loaded)
-    seconds = round(time.perf_counter() - began, 1)
-    steps = steps_of(config.training, len(loaded.examples.train))
-    seconds = seconds_of(folder, seconds)
-    write_json(folder / RESULT, results | {"seconds": seconds, "steps": steps, "versions": judge.versions()})
-    judge.show(results, display)
-    display.say(f"{seconds} s for {steps} steps and all else; checkpoints, metrics.jsonl and {RESULT} lie in {folder}")
-    display.say(f"next: pcjax evaluate {folder} repeats the table; pcjax embed {folder} writes the features")
 
 
 def _promised_teacher(config: Config, loaded: Loaded) -> Output:
@@ -108,7 +120,9 @@ def find_teacher(config: Config, folder: pathlib.Path, loaded: Loaded, display: 
         model = load_teacher(pathlib.Path(asked.run), config, loaded)
     elif display is None:
         like = new_model(asked.model, loaded, asked.training, TEACHER_SEED)
-        model = best_of(folder / TEACHER, {"role": TEACHER, "data": loaded.examples.train.fingerprint}, like)
+        model = trained_model(
+            folder / TEACHER, {"role": TEACHER, "data": loaded.examples.train.fingerprint}, like, asked.training
+        )
     else:
         own = folder / TEACHER
         own.mkdir(exist_ok=True)
@@ -123,19 +137,20 @@ def load_teacher(folder: pathlib.Path, config: Config, loaded: Loaded) -> Frozen
     ended = (folder / RESULT).is_file()
     _checks.require(ended, f"the teacher in {folder} (teacher.run) is not trained to its end: `pcjax teach` goes on")
     like = new_model(theirs.teacher.model, loaded, theirs.teacher.training, TEACHER_SEED)
-    return best_of(folder, {"role": TEACHER, "data": loaded.examples.train.fingerprint}, like)
+    manifest = {"role": TEACHER, "data": loaded.examples.train.fingerprint}
+    return trained_model(folder, manifest, like, theirs.teacher.training)
 
 
-def best_of(folder: pathlib.Path, manifest: dict[str, Any], like: Frozen) -> Frozen:
-    """The best checkpoint of a run that has ended."""
+def trained_model(folder: pathlib.Path, manifest: dict[str, Any], like: Frozen, training: Training) -> Frozen:
+    """The model of a run that has ended, from the checkpoint that its training chooses."""
     there = (folder / CHECKPOINTS).is_dir()
     _checks.require(there, f"no checkpoints in {folder}: run the command that trains it to its end first")
     checkpoints = Checkpoints(folder / CHECKPOINTS, manifest)
     try:
-        best = checkpoints.best
-        if best is None:
+        step = checkpoints.chosen(training.choose)
+        if step is None:
             raise RequestError(f"no checkpoints in {folder}: run the command that trains it to its end first")
-        return weights(checkpoints, best, like)
+        return weights(checkpoints, step, like)
     finally:
         checkpoints.close()
 

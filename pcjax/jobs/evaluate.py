@@ -9,7 +9,7 @@ from pcjax import _checks
 from pcjax._checks import RequestError
 from pcjax.config import Config
 from pcjax.jobs import judge
-from pcjax.jobs.distill import STUDENT, TEACHER, best_of, find_teacher, worth
+from pcjax.jobs.distill import STUDENT, TEACHER, find_teacher, trained_model, worth
 from pcjax.jobs.folder import RESULT, config_of, write_json
 from pcjax.jobs.prepare import STUDENT_SEED, TEACHER_SEED, Loaded, load, new_model
 from pcjax.jobs.represent import Frozen, represent_all
@@ -64,8 +64,10 @@ def embed(folder: pathlib.Path, display: Display) -> None:
 def _models(job: str, config: Config, folder: pathlib.Path, loaded: Loaded) -> tuple[Frozen, Frozen]:
     """The run's model, and the same with its first weights."""
     if job == "teach":
-        role, first = TEACHER, new_model(config.teacher.model, loaded, config.teacher.training, TEACHER_SEED)
+        role, training = TEACHER, config.teacher.training
+        first = new_model(config.teacher.model, loaded, training, TEACHER_SEED)
     else:
-        role, first = STUDENT, new_model(config.student, loaded, config.training, STUDENT_SEED)
+        role, training = STUDENT, config.training
+        first = new_model(config.student, loaded, training, STUDENT_SEED)
     manifest = {"role": role, "data": loaded.examples.train.fingerprint, "config": config.digest()}
-    return best_of(folder, manifest, first), first
+    return trained_model(folder, manifest, first, training), first

@@ -9,12 +9,16 @@ import numpy as np
 from pcjax import metrics
 from pcjax._checks import RequestError
 from pcjax.config import Evaluation
-from pcjax.data import Dataset
-from pcjax.jobs.represent import Frozen, Said, represent_all
+from pcjax.data import Dataset, Examples
+from pcjax.jobs.represent import SPLITS, Frozen, Said, represent_all
 from pcjax.training.display import Display
 
 PROBED = 50_000  # at most so many examples are given to the linear probe, and to coherence a fifth of it
 DEGREES = ("footrule", "spearman", "kendall", "neighbours")
+
+
+class NotFiniteError(RequestError):
+    """A model that diverged: there is nothing to judge."""
 
 
 def judge(
@@ -22,8 +26,8 @@ def judge(
 ) -> dict[str, Any]:
     """k-NN and linear-probe accuracy on the test examples, and coherence with the teacher there."""
     found: dict[str, Any] = {"knn_accuracy": None, "linear_probe_accuracy": None}
-    labels = {split: getattr(data, split).labels for split in ("train", "validation", "test")}
-    if all(known is not None and np.all(known >= 0) for known in labels.values()):
+    labels = {split: known for split in SPLITS if (known := known_labels(getattr(data, split))) is not None}
+    if len(labels) == len(SPLITS):
         k = min(asked.neighbours, len(features["train"]))
         found["knn_accuracy"] = float(
             metrics.knn_accuracy(features["test"], labels["test"], features["train"], labels["train"], k=k)
@@ -49,6 +53,12 @@ def judge(
     return found
 
 
+def known_labels(examples: Examples) -> np.ndarray | None:
+    """The examples' classes, if every one has a class."""
+    labels = examples.labels
+    return labels if labels is not None and np.all(labels >= 0) else None
+
+
 def neighbours(asked: Evaluation, features: np.ndarray) -> int:
     """How many neighbours there are to compare, at most as many as asked for."""
     return max(1, min(asked.neighbours, len(features) - 2))
@@ -67,7 +77,7 @@ def judge_all(
         said: Mapping[str, Said] = represent_all(model, data, normalise, asked.batch)
         features = {split: one.features for split, one in said.items()}
         if not all(np.all(np.isfinite(one)) for one in features.values()):
-            raise RequestError(f"the {name}'s features are not finite: lower the learning rate, or give a clip")
+            raise NotFiniteError(f"the {name}'s features are not finite: lower the learning rate, or give a clip")
         results[name] = judge(features, teacher, data, asked) | {
             "parameters": model.parameter_count(),
             "flops": model.flops(data.train.shape),

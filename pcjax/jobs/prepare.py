@@ -228,10 +228,10 @@ def host(tree: Any) -> Any:
 
 
 def trained(chosen: Plan, first: Frozen, display: Display) -> Frozen:
-    """The model as the best checkpoint has it, after training to the end."""
+    """The model after training to the end, from the checkpoint that its training chooses."""
     try:
-        best = train(chosen, display)
-        return weights(chosen.checkpoints, best, first)
+        train(chosen, display)
+        return weights(chosen.checkpoints, chosen.checkpoints.chosen(chosen.training.choose) or chosen.steps, first)
     finally:
         chosen.batches.close()
         chosen.checkpoints.close()

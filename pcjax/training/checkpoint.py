@@ -9,7 +9,7 @@ import json
 import logging
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -93,6 +93,10 @@ class Checkpoints:
         """The step of the highest score; the newest, if none has one."""
         scored = {step: score for step in self._manager.all_steps() if (score := self._score(step)) is not None}
         return max(scored, key=lambda step: (scored[step], step)) if scored else self.latest
+
+    def chosen(self, which: Literal["best", "last"]) -> int | None:
+        """The step that a trained model is taken from."""
+        return self.best if which == "best" else self.latest
 
     def _score(self, step: int) -> float | None:
         try:

@@ -26,7 +26,7 @@ class Display:
         """A small table; the first column names the rows."""
         table = Table(title=title, title_justify="left")
         for place, column in enumerate(columns):
-            table.add_column(column, justify="left" if place == 0 else "right")
+            table.add_column(column, justify="left" if place == 0 else "right", no_wrap=place == 0)
         for row in rows:
             table.add_row(*row)
         self._console.print(table)

@@ -73,8 +73,8 @@ class Plan(NamedTuple):
     judge: Callable[[State], Mapping[str, float]]  # validation metrics, "score" among them: the higher the better
 
 
-def train(plan: Plan, display: Display) -> int:
-    """Trains to the end, from wherever the last checkpoint left it; returns the best checkpoint's step."""
+def train(plan: Plan, display: Display) -> None:
+    """Trains to the end, from wherever the last checkpoint left it."""
     state, at = plan.state, 0
     restored = plan.checkpoints.restore(state)
     if restored is not None:
@@ -106,7 +106,6 @@ def train(plan: Plan, display: Display) -> int:
                 raise StoppedError(number, step)
     plan.batches.close()
     plan.checkpoints.wait()
-    return plan.checkpoints.best or plan.steps
 
 
 def _agreed(number: int | None) -> int | None:

@@ -1,7 +1,7 @@
 """A step written for one device, mapped over all of them."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -56,9 +56,7 @@ class Mapped:
         self._everywhere, self._split = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
         if how == "pmap":
             every = devices if jax.process_count() == 1 else None
-            self._step: Callable[..., Any] = jax.pmap(
-                step, AXIS, in_axes=(None, None, 0), out_axes=(None, None), devices=every
-            )
+            self._step: Any = jax.pmap(step, AXIS, in_axes=(None, None, 0), out_axes=(None, None), devices=every)
         else:
             mapped = jax.shard_map(step, mesh=mesh, in_specs=(P(), P(), P(AXIS)), out_specs=(P(), P()), check_vma=False)
             self._step = jax.jit(mapped, donate_argnums=1)
@@ -76,6 +74,11 @@ class Mapped:
         if self._how == "pmap":
             return {name: x.reshape(len(self._local), -1, *x.shape[1:]) for name, x in batch.items()}
         return {name: jax.make_array_from_process_local_data(self._split, x) for name, x in batch.items()}
+
+    def temporary_bytes(self, frozen: Any, state: Any, batch: Mapping[str, Array]) -> int | None:
+        """How much memory a step takes on each device beside what it is given and returns; compiles it anew."""
+        found = self._step.lower(frozen, state, batch).compile().memory_analysis()
+        return None if found is None else int(found.temp_size_in_bytes)
 
     def __call__(self, frozen: Any, state: Any, batch: Mapping[str, Array]) -> tuple[Any, dict[str, Array]]:
         """The state after one step, and its metrics."""

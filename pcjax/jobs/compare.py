@@ -1,0 +1,143 @@
+"""`pcjax compare`: every loss from the same first weights, in the same order of the data, for the same number of steps.
+
+One after the other every contender trains a student from every seed, in a run's folder of its own. What is finished is
+not done again, what was stopped goes on, and seeds or contenders can be added to a comparison that has ended.
+"""
+
+import dataclasses
+import json
+import pathlib
+import statistics
+import time
+from typing import Any
+
+from pcjax import _checks
+from pcjax.config import Comparison, Config, Contender
+from pcjax.jobs import judge, summary
+from pcjax.jobs.distill import STUDENT, TEACHER, KnownTeacher, check_distilling, find_teacher, plan_student
+from pcjax.jobs.folder import CONFIG, RESULT, begin_folder, check_folder, config_of, write_json
+from pcjax.jobs.prepare import STUDENT_SEED, Loaded, load, new_model, steps_of, trained
+from pcjax.jobs.represent import Frozen
+from pcjax.jobs.teach import teach
+from pcjax.training.display import Display
+from pcjax.training.loop import METRICS, Plan
+
+RUNS, OUTCOME = "runs", "outcome.json"
+
+
+def compare(config: Config, folder: pathlib.Path, display: Display) -> None:
+    """Trains what is not trained yet, and says how the contenders stand."""
+    contenders, seeds = config.comparison.contenders, range(config.comparison.seeds)
+    loaded = load(config)
+    shared = begin(config, folder, loaded, "compare", display)
+    teacher = find_teacher(shared, folder, loaded, display)
+    taught = judge.judge(teacher.features, teacher.features, loaded.examples, config.evaluation)
+    runs: dict[str, dict[int, dict[str, Any]]] = {contender.name: {} for contender in contenders}
+    # All contenders of a seed before the next seed: wherever it is stopped, those that were trained can be compared.
+    for seed in seeds:
+        untrained: dict[str, Any] = {}
+        for contender in contenders:
+            asked, own = of_contender(shared, contender, seed), folder / RUNS / contender.name / str(seed)
+            check_folder(own, asked, "distill")
+            outcome = _outcome(own)
+            if outcome is None:
+                display.say(f"{contender.name}, seed {seed}")
+                first = new_model(asked.student, loaded, asked.training, STUDENT_SEED)
+                untrained = untrained or _judged(first, teacher, asked, loaded)
+                beside = {TEACHER: taught, "untrained": untrained}
+                outcome = _run(asked, own, loaded, teacher, first, beside, display, measured=seed == 0)
+            runs[contender.name][seed] = outcome
+    found = summary.summarise(runs, {contender.name: contender.labelled() for contender in contenders})
+    found |= {"versions": judge.versions(), "config": json.loads(config.to_json())}
+    found |= {"teacher": summary.numbers(taught), "untrained": summary.of_untrained(runs)}
+    summary.write(folder, found)
+    summary.show(found, display)
+    display.say(f"{summary.COMPARISON}, {summary.MARKDOWN} and the runs lie in {folder}")
+    display.say(f"next: pcjax report {folder} draws it; with more --seeds or --losses the same command adds them")
+
+
+def begin(config: Config, folder: pathlib.Path, loaded: Loaded, job: str, display: Display) -> Config:
+    """Refuses what cannot be trained, before anything is; the config of all runs, the teacher's training done."""
+    contenders = config.comparison.contenders
+    _checks.require(len(contenders) > 0, f"got nothing to {job}: give --losses a,b,c")
+    stored = folder / CONFIG
+    before = config_of(folder, job)[1].comparison if stored.exists() else config.comparison
+    check_folder(folder, dataclasses.replace(config, comparison=before), job)
+    for contender in contenders:
+        check_distilling(dataclasses.replace(config, losses=contender.losses), loaded)
+    begin_folder(folder, config, job)
+    write_json(stored, {"job": job, "config": json.loads(config.to_json())})
+    alone = dataclasses.replace(config, comparison=Comparison())
+    if config.teacher.run is not None or config.teacher.features is not None:
+        return alone
+    own = folder / TEACHER
+    if not (own / RESULT).exists():
+        teach(alone, own, display)
+    return dataclasses.replace(alone, teacher=dataclasses.replace(config.teacher, run=str(own)))
+
+
+def of_contender(shared: Config, contender: Contender, seed: int) -> Config:
+    """One run's config; its last checkpoint counts, as the best is chosen by what some of the losses are closer to."""
+    training = dataclasses.replace(shared.training, seed=shared.training.seed + seed, choose="last")
+    return dataclasses.replace(shared, losses=contender.losses, training=training)
+
+
+def _outcome(own: pathlib.Path) -> dict[str, Any] | None:
+    """What came of a run, if it has ended."""
+    path = own / OUTCOME
+    return dict(json.loads(path.read_text())) if path.exists() else None
+
+
+def _run(
+    asked: Config,
+    own: pathlib.Path,
+    loaded: Loaded,
+    teacher: KnownTeacher,
+    first: Frozen,
+    beside: dict[str, Any],
+    display: Display,
+    measured: bool,
+) -> dict[str, Any]:
+    began = time.perf_counter()
+    begin_folder(own, asked, "distill")
+    chosen = plan_student(asked, own, loaded, teacher, first, display)
+    costs: dict[str, float | None] = {"temporary_bytes": _temporary_bytes(chosen) if measured else None}
+    student = trained(chosen, first, display)
+    lines = [json.loads(line) for line in (own / METRICS).read_text().splitlines()]
+    costs["seconds_per_step"] = _seconds_per_step(lines)
+    steps = steps_of(asked.training, len(loaded.examples.train))
+    try:
+        skipped = max(line.get("skipped", 0) for line in lines)
+        if skipped > steps / 2:
+            raise judge.NotFiniteError(f"{skipped} of {steps} steps were not finite")
+        judged = _judged(student, teacher, asked, loaded)
+    except judge.NotFiniteError as error:
+        display.say(f"diverged: {error}")
+        outcome: dict[str, Any] = {"status": summary.DIVERGED, "metrics": {}, **costs}
+    else:
+        seconds = round(time.perf_counter() - began, 1)
+        results = beside | {STUDENT: judged, "seconds": seconds, "steps": steps, "versions": judge.versions()}
+        write_json(own / RESULT, results)
+        outcome = {"status": summary.DONE, "metrics": summary.numbers(judged), **costs}
+    outcome["untrained"] = summary.numbers(beside["untrained"])
+    write_json(own / OUTCOME, outcome)
+    return outcome
+
+
+def _judged(model: Frozen, teacher: KnownTeacher, asked: Config, loaded: Loaded) -> dict[str, Any]:
+    return judge.judge_all({STUDENT: model}, teacher.features, loaded.examples, loaded.normalise, asked.evaluation)[
+        STUDENT
+    ]
+
+
+def _temporary_bytes(chosen: Plan) -> int | None:
+    place = chosen.batches.get_state()
+    batch = chosen.mapped.split(next(chosen.batches))
+    chosen.batches.set_state(place)
+    return chosen.mapped.temporary_bytes(chosen.frozen, chosen.mapped.place(chosen.state), batch)
+
+
+def _seconds_per_step(lines: list[dict[str, Any]]) -> float | None:
+    """The median over what was written down; the first time is left out, a step was compiled in it."""
+    rates = [line["steps_per_second"] for line in lines if line.get("steps_per_second")]
+    return 1 / statistics.median(rates[1:]) if len(rates) > 1 else None

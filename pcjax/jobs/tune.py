@@ -1,0 +1,142 @@
+"""`pcjax tune`: the settings of every loss that do best on the validation examples, as many tries for each of them.
+
+The first try is the setting that is given. The others multiply its temperatures and other scales, and its weights where
+there are several, by factors between 1/8 and 8, spread evenly on a logarithmic scale. Test examples are not looked at.
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+from scipy.stats import qmc
+
+from pcjax import metrics
+from pcjax.config import Config, Contender, Loss, Ramp
+from pcjax.jobs import judge
+from pcjax.jobs.compare import begin, of_contender
+from pcjax.jobs.distill import KnownTeacher, find_teacher, plan_student
+from pcjax.jobs.folder import begin_folder, check_folder, write_json
+from pcjax.jobs.prepare import STUDENT_SEED, Loaded, load, new_model, trained
+from pcjax.jobs.represent import Frozen, represent
+from pcjax.jobs.teach import coherence
+from pcjax.training.display import Display
+
+TRIALS, TRIAL, TUNED = "trials", "trial.json", "tuned.json"
+FACTOR = 8.0
+SCALES = ("temperature", "teacher_temperature", "sharpness", "alpha", "beta", "gamma", "width")
+
+
+def tune(config: Config, folder: pathlib.Path, display: Display) -> None:
+    """Tries what is not tried yet, and writes the best setting of each contender as a config to compare."""
+    loaded = load(config)
+    shared = begin(config, folder, loaded, "tune", display)
+    teacher = find_teacher(shared, folder, loaded, display)
+    best, rows = [], []
+    for contender in config.comparison.contenders:
+        tried = []
+        for number, setting in enumerate(settings(contender, config.comparison.trials)):
+            asked, own = of_contender(shared, setting, 0), folder / TRIALS / contender.name / str(number)
+            check_folder(own, asked, "distill")
+            if not (own / TRIAL).exists():
+                display.say(f"{contender.name}, try {number + 1} of {config.comparison.trials}: {describe(setting)}")
+                _try(asked, own, loaded, teacher, display)
+            tried.append((json.loads((own / TRIAL).read_text())["score"], setting))
+        scores = [-np.inf if score is None else score for score, _ in tried]
+        at = int(np.argmax(scores))
+        best.append(tried[at][1])
+        rows.append([contender.name, *(_shown(tried[place][0]) for place in (0, at)), describe(tried[at][1])])
+    measure = "coherence" if _labels(loaded) is None else "k-NN accuracy"
+    display.table(f"{measure} on the validation examples", ["", "as given", "best", "with"], rows)
+    tuned = dataclasses.replace(config, comparison=dataclasses.replace(config.comparison, contenders=tuple(best)))
+    write_json(folder / TUNED, {"job": "compare", "config": json.loads(tuned.to_json())})
+    display.say(f"next: pcjax compare {folder / TUNED}")
+
+
+def settings(contender: Contender, trials: int) -> list[Contender]:
+    """The contender as it is, and with its scales multiplied; equal calls give equal settings."""
+    places = _scales(contender)
+    if not places:
+        return [contender] * trials
+    # The first point of Halton's sequence is 0 everywhere: the middle of the range is put there.
+    points = qmc.Halton(len(places), scramble=False).random(trials)
+    factors = FACTOR ** (2 * ((points + 0.5) % 1.0) - 1.0)
+    return [_scaled(contender, dict(zip(places, row, strict=True))) for row in factors.tolist()]
+
+
+def _scales(contender: Contender) -> list[tuple[int, str]]:
+    """What of a contender is tuned: (place of the loss, argument or "weight")."""
+    found = []
+    for place, loss in enumerate(contender.losses):
+        found += [(place, name) for name, value in loss.arguments.items() if name in SCALES and _is_number(value)]
+        # One factor on a whole sum of losses hardly changes what Adam does.
+        if place > 0 or (len(contender.losses) == 1 and not found):
+            found.append((place, "weight"))
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, Ramp)) and not isinstance(value, bool)
+
+
+def _scaled(contender: Contender, factors: dict[tuple[int, str], float]) -> Contender:
+    def times(value: Any, factor: float) -> Any:
+        if isinstance(value, Ramp):
+            return dataclasses.replace(value, start=value.start * factor, end=value.end * factor)
+        # Three digits, so that what is shown is what was tried.
+        return value if factor == 1 else float(f"{value * factor:.3g}")
+
+    def changed(place: int, loss: Loss) -> Loss:
+        own = {name: factor for (at, name), factor in factors.items() if at == place}
+        arguments = {name: times(value, own.get(name, 1.0)) for name, value in loss.arguments.items()}
+        return dataclasses.replace(loss, weight=times(loss.weight, own.get("weight", 1.0)), arguments=arguments)
+
+    return dataclasses.replace(contender, losses=tuple(changed(*each) for each in enumerate(contender.losses)))
+
+
+def describe(contender: Contender) -> str:
+    """What is tuned of a contender, as it stands."""
+
+    def value(place: int, name: str) -> Any:
+        loss = contender.losses[place]
+        found = loss.weight if name == "weight" else loss.arguments[name]
+        return f"{found.start:.3g} to {found.end:.3g}" if isinstance(found, Ramp) else f"{found:.3g}"
+
+    several = len(contender.losses) > 1
+    return ", ".join(
+        f"{f'{contender.losses[place].name} ' if several else ''}{name} {value(place, name)}"
+        for place, name in _scales(contender)
+    )
+
+
+def _try(asked: Config, own: pathlib.Path, loaded: Loaded, teacher: KnownTeacher, display: Display) -> None:
+    begin_folder(own, asked, "distill")
+    first = new_model(asked.student, loaded, asked.training, STUDENT_SEED)
+    student = trained(plan_student(asked, own, loaded, teacher, first, display), first, display)
+    write_json(own / TRIAL, {"score": _score(student, asked, loaded, teacher)})
+
+
+def _score(student: Frozen, asked: Config, loaded: Loaded, teacher: KnownTeacher) -> float | None:
+    """k-NN accuracy of the validation examples among the training examples; coherence where there are no labels."""
+    train, validation = (
+        represent(student, getattr(loaded.examples, split), loaded.normalise, asked.evaluation.batch).features
+        for split in ("train", "validation")
+    )
+    if not (np.all(np.isfinite(train)) and np.all(np.isfinite(validation))):
+        return None
+    labels = _labels(loaded)
+    if labels is None:
+        return coherence(validation, teacher.features["validation"], judge.neighbours(asked.evaluation, validation))
+    k = min(asked.evaluation.neighbours, len(train))
+    return float(metrics.knn_accuracy(validation, labels[1], train, labels[0], k=k))
+
+
+def _labels(loaded: Loaded) -> tuple[np.ndarray, np.ndarray] | None:
+    """Of the training and the validation examples, if all are known."""
+    train, validation = judge.known_labels(loaded.examples.train), judge.known_labels(loaded.examples.validation)
+    return None if train is None or validation is None else (train, validation)
+
+
+def _shown(score: float | None) -> str:
+    return "diverged" if score is None else f"{score:.4f}"
