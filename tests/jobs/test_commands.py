@@ -113,7 +113,7 @@ def test_features_and_runs_serve_as_teachers(run, capsys, tmp_path):
 
 LABELLESS = "arrays:{tmp}/plain.npy"
 REFUSED = {
-    "unknown job": (["distil"], "unknown job 'distil': expected one of distill, teach, evaluate, embed"),
+    "unknown job": (["distil"], "unknown job 'distil': expected one of distill, teach"),
     "unknown field": (["distill", "--training.bach", "3"], "--training.bach"),
     "wrong type": (["distill", "--training.batch", "many"], "--training.batch: invalid literal for int()"),
     "unknown loss": (["distill", "--losses.0.name", "nope"], "unknown loss 'nope': expected one of"),
