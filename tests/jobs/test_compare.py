@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from test_commands import SMALL, pcjax
 
-from pcjax.config import Config, Contender, Loss, Ramp, read
+from pcjax.config import Config, Contender, Loss, Ramp, Teacher, read
 from pcjax.jobs import recipes, summary, tune
 
 LOSSES = ["--losses", "pkt,cross_entropy"]
@@ -155,7 +155,7 @@ def test_numbers_are_those_of_a_result():
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_a_recipe_can_be_distilled_and_stored(name):
-    config = Config(losses=recipes.RECIPES[name])
+    config = Config(losses=recipes.RECIPES[name], teacher=Teacher(live=True))
     assert Config.from_json(config.to_json()) == config
 
 
@@ -169,7 +169,7 @@ def test_tuning_tries_what_is_given_first_and_then_others(contender):
     tried = tune.settings(contender, 9)
     assert tried[0] == contender
     assert tried == tune.settings(contender, 9)
-    assert len({Config(losses=one.losses).digest() for one in tried}) == 9
+    assert len({Config(losses=one.losses, teacher=Teacher(live=True)).digest() for one in tried}) == 9
     for one in tried:
         for before, after in zip(contender.losses, one.losses, strict=True):
             assert (before.name, before.head, before.bank) == (after.name, after.head, after.bank)
