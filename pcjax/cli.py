@@ -27,13 +27,14 @@ USAGE = """pcjax transfers the representation of a large teacher model to a ligh
   pcjax tune    [CONFIG] --losses a,b,c [--trials N] [...]             each loss's settings, chosen on validation
   pcjax evaluate RUN                                                   a run's table once more
   pcjax embed RUN                                                      write its features, RUN/features.npz
+  pcjax report RUN                                                     draw it: RUN/report.html
 
 CONFIG is a Python file that sets `config` (it is run), or the config.json of a run; without one, the digits that come
 with the installation. RUN and DIR are folders; a command that was stopped goes on when it is given again.
 `pcjax distill --help` lists every field.
 """
 TRAINED = ("distill", "teach", "compare", "tune")
-LOOKED_AT = ("evaluate", "embed")
+LOOKED_AT = ("evaluate", "embed", "report")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -73,9 +74,11 @@ def _run(job: str, given: list[str]) -> None:
         if len(given) != 1 or given[0].startswith("-"):
             raise RequestError(f"got {' '.join(given) or 'nothing'} for {job}: expected the folder of one run")
         from pcjax.jobs import evaluate
+        from pcjax.report import report
         from pcjax.training.display import Display
 
-        (evaluate.evaluate if job == "evaluate" else evaluate.embed)(pathlib.Path(given[0]), Display())
+        look = {"evaluate": evaluate.evaluate, "embed": evaluate.embed, "report": report}[job]
+        look(pathlib.Path(given[0]), Display())
         return
     _train(job, given)
 

@@ -61,7 +61,7 @@ def distill(config: Config, folder: pathlib.Path, display: Display) -> None:
     write_json(folder / RESULT, results | {"seconds": seconds, "steps": steps, "versions": judge.versions()})
     judge.show(results, display)
     display.say(f"{seconds} s for {steps} steps and all else; checkpoints, metrics.jsonl and {RESULT} lie in {folder}")
-    display.say(f"next: pcjax evaluate {folder} repeats the table; pcjax embed {folder} writes the features")
+    display.say(f"next: pcjax report {folder} draws it; pcjax embed {folder} writes the features")
 
 
 def check_distilling(config: Config, loaded: Loaded) -> None:

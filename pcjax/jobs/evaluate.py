@@ -22,7 +22,7 @@ def evaluate(folder: pathlib.Path, display: Display) -> None:
     """Computes a run's table again, from its best checkpoint."""
     job, config = config_of(folder)
     loaded = load(config)
-    model, first = _models(job, config, folder, loaded)
+    model, first = models(job, config, folder, loaded)
     if job == "teach":
         said = represent_all(model, loaded.examples, loaded.normalise, config.evaluation.batch)
         features = {split: one.features for split, one in said.items()}
@@ -43,7 +43,7 @@ def embed(folder: pathlib.Path, display: Display) -> None:
     """Writes the features of a run's model for every example; `--teacher.features` reads them."""
     job, config = config_of(folder)
     loaded = load(config)
-    model, _ = _models(job, config, folder, loaded)
+    model, _ = models(job, config, folder, loaded)
     said = represent_all(model, loaded.examples, loaded.normalise, config.evaluation.batch)
     path = folder / FEATURES
     try:
@@ -61,7 +61,7 @@ def embed(folder: pathlib.Path, display: Display) -> None:
     display.say(f"next: pcjax distill CONFIG --teacher.features {path}")
 
 
-def _models(job: str, config: Config, folder: pathlib.Path, loaded: Loaded) -> tuple[Frozen, Frozen]:
+def models(job: str, config: Config, folder: pathlib.Path, loaded: Loaded) -> tuple[Frozen, Frozen]:
     """The run's model, and the same with its first weights."""
     if job == "teach":
         role, training = TEACHER, config.teacher.training

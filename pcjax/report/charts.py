@@ -1,0 +1,236 @@
+"""The charts of a report, each from the numbers it shows."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from pcjax.report.figures import CLASSES, COLOURS, HALO, draw
+from pcjax.report.page import Markup
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_POINTS = 400  # of a curve: more than there are pixels to show them
+
+
+class Curve(NamedTuple):
+    """Values at steps; NaN where there was none."""
+
+    steps: np.ndarray
+    values: np.ndarray
+
+    def thinned(self) -> "Curve":
+        """At most so many of its points as can be seen, the last one among them."""
+        places = np.unique(np.linspace(0, len(self.steps) - 1, min(len(self.steps), MOST_POINTS)).astype(int))
+        return Curve(self.steps[places], self.values[places])
+
+
+def curve_of(records: Sequence[Mapping[str, object]], name: str) -> Curve:
+    """A metric from the lines of metrics.jsonl; what was not finite is a gap."""
+    found = [record for record in records if name in record]
+    values = [value if isinstance(value := record[name], (int, float)) else np.nan for record in found]
+    return Curve(np.array([record["step"] for record in found], np.float64), np.array(values, np.float64))
+
+
+def curves(name: str, title: str, shown: Mapping[str, Curve], alternative: str) -> Markup:
+    """Curves over the training's steps; only the first is in the accent's colour, and all are told apart by dashes."""
+
+    def paint(axes: "Axes") -> None:
+        colours = [COLOURS["accent"], COLOURS["before"], COLOURS["muted"], COLOURS["class-4"], COLOURS["class-9"]]
+        dashes = ["-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1))]
+        for place, (label, curve) in enumerate(shown.items()):
+            thin = curve.thinned()
+            few = "." if len(thin.steps) <= 12 else ""
+            axes.plot(
+                thin.steps, thin.values, label=label, marker=few, color=colours[place % 5], linestyle=dashes[place % 5]
+            )
+        axes.set_title(title)
+        axes.set_xlabel("step")
+        if len(shown) > 1:
+            axes.legend(frameon=False, fontsize=12)
+        if max(axes.get_ylim()[1] - 1, 0) and all(np.nanmax(curve.values) <= 1 for curve in shown.values()):
+            axes.set_ylim(top=1.005)
+
+    return draw(name, paint, alternative, height=250)
+
+
+def histogram(name: str, shown: Mapping[str, np.ndarray], alternative: str) -> Markup:
+    """Coherence per anchor: how many anchors have how much, before the training and after it."""
+
+    def paint(axes: "Axes") -> None:
+        least = min(0.0, *(float(values.min()) for values in shown.values()))
+        edges = np.linspace(np.floor(least * 10) / 10, 1, 41)
+        for place, (label, values) in enumerate(shown.items()):
+            colour = COLOURS[("before", "accent")[place]]
+            share = np.histogram(np.minimum(values, 1), edges)[0] / len(values) * 100
+            axes.stairs(share, edges, fill=True, color=colour, alpha=0.3, linewidth=0)
+            style = ("--", "-")[place]
+            axes.stairs(share, edges, color=colour, linewidth=1.6, linestyle=style, label=label)
+        axes.set_xlabel("rank correlation seen from an anchor")
+        axes.set_ylabel("% of the anchors")
+        axes.legend(frameon=False, loc="upper left")
+
+    return draw(name, paint, alternative)
+
+
+def rank_density(name: str, title: str, found: np.ndarray, alternative: str) -> Markup:
+    """The teacher's rank of an example against the student's, over all pairs."""
+    from matplotlib.collections import PolyCollection
+
+    def paint(axes: "Axes") -> None:
+        bins = len(found)
+        corners = [
+            [(x, y), (x + 1, y), (x + 1, y + 1), (x, y + 1)]
+            for x in range(bins)
+            for y in range(bins)
+            if found[x, y] > 0
+        ]
+        outlines = [[(x / bins, y / bins) for x, y in corner] for corner in corners]
+        strength = np.sqrt(found[found > 0] / max(float(found.max()), 1e-9))
+        colours = [_rgba(COLOURS["accent"], float(one)) for one in strength]
+        axes.add_collection(PolyCollection(outlines, facecolors=colours, edgecolors="none"))
+        axes.plot([0, 1], [0, 1], color=COLOURS["muted"], linewidth=1, linestyle=":")
+        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        axes.set(xticks=[], yticks=[])
+        axes.set_title(title)
+        axes.set_xlabel("the teacher's rank, nearest to farthest")
+        axes.set_ylabel("the student's rank")
+
+    return draw(name, paint, alternative, width=340, height=340)
+
+
+def _rgba(colour: str, alpha: float) -> tuple[float, float, float, float]:
+    from matplotlib.colors import to_rgba
+
+    return to_rgba(colour, round(alpha, 2))
+
+
+def scatter(name: str, title: str, points: np.ndarray, groups: Mapping[str, np.ndarray], alternative: str) -> Markup:
+    """A map: every example a dot, every group of them in its colour with its name in its middle.
+
+    Args:
+      name: of the figure.
+      title: above it.
+      points: (n, 2).
+      groups: which of them belong together, by name, at most ten groups; what belongs to none is grey.
+      alternative: in words.
+    """
+
+    def paint(axes: "Axes") -> None:
+        rest = np.ones(len(points), bool)
+        size = 14 if len(points) <= 500 else 7
+        for colour, members in zip(CLASSES, groups.values(), strict=False):
+            rest[members] = False
+            axes.scatter(*points[members].T, s=size, color=colour, alpha=0.65, linewidths=0)
+        colour = COLOURS["muted"] if groups else COLOURS["accent"]
+        axes.scatter(*points[rest].T, s=size, color=colour, alpha=0.5, linewidths=0, zorder=0)
+        for label, colour, (x, y) in zip(groups, CLASSES, _middles(points, groups), strict=False):
+            shown = {"color": colour, "fontsize": 13, "fontweight": "bold", "gid": HALO}
+            axes.text(x, y, _short(label, 14), ha="center", va="center", **shown)
+        axes.set(xticks=[], yticks=[])
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.spines[["top", "right"]].set_visible(True)
+        axes.set_title(title)
+
+    return draw(name, paint, alternative, width=340, height=350)
+
+
+def _middles(points: np.ndarray, groups: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Where the groups' names stand: in the middle of each, moved up or down where names would cover each other."""
+    middles = [np.median(points[members], axis=0) for members in groups.values()]
+    line = 0.055 * float(np.ptp(points, axis=0).max())  # the height of one in the figure
+    placed: list[np.ndarray] = []
+    for middle, label in sorted(zip(middles, groups, strict=True), key=lambda pair: float(pair[0][1])):
+        here = middle
+        wide = 0.6 * line * (1 + min(len(label), 14))
+        for there in sorted(placed, key=lambda place: float(place[1])):
+            if abs(there[0] - here[0]) < wide and abs(here[1] - there[1]) < line:
+                here = np.array([here[0], there[1] + line])
+        placed.append(here)
+    order = sorted(range(len(middles)), key=lambda place: float(middles[place][1]))
+    return [placed[order.index(place)] for place in range(len(middles))]
+
+
+class Interval(NamedTuple):
+    """A mean, and where it lies with 95 %."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def intervals(
+    name: str,
+    title: str,
+    shown: Mapping[str, Interval],
+    alternative: str,
+    *,
+    hollow: Sequence[str] = (),
+    lines: Mapping[str, float] | None = None,
+    zero: bool = False,
+) -> Markup:
+    """One line for each name: its mean as a dot, and its interval; vertical lines, by style, where others stand."""
+
+    def paint(axes: "Axes") -> None:
+        for place, (label, found) in enumerate(shown.items()):
+            axes.plot([found.low, found.high], [place, place], color=COLOURS["accent"], linewidth=2)
+            face = COLOURS["ground"] if label in hollow else COLOURS["accent"]
+            axes.plot(found.mean, place, "o", color=COLOURS["accent"], markerfacecolor=face, markersize=7)
+        if zero:
+            axes.axvline(0, color=COLOURS["muted"], linewidth=1.2, zorder=0.5)
+        left, right = axes.get_xlim()
+        reach = (right - left) / 2
+        for dash, value in (lines or {}).items():
+            if left - reach <= value <= right + reach:
+                axes.axvline(value, color=COLOURS["muted"], linestyle=dash, linewidth=1.4, zorder=0.5)
+        _names(axes, list(shown))
+        axes.set_title(title)
+
+    return draw(
+        name, paint, alternative, height=60 + len(shown) * (32 if any("\n" in label for label in shown) else 22)
+    )
+
+
+def bars(name: str, title: str, shown: Mapping[str, float], alternative: str) -> Markup:
+    """One bar for each name, with its number at its end."""
+
+    def paint(axes: "Axes") -> None:
+        drawn = axes.barh(range(len(shown)), list(shown.values()), height=0.6, color=COLOURS["accent"], alpha=0.55)
+        axes.bar_label(drawn, [f"{value:.3g}" for value in shown.values()], padding=3, fontsize=12)
+        axes.margins(x=0.14)
+        axes.set_xlim(left=0)
+        _names(axes, list(shown))
+        axes.set_title(title)
+
+    return draw(name, paint, alternative, height=60 + 21 * len(shown))
+
+
+def _names(axes: "Axes", names: Sequence[str]) -> None:
+    """Of what stands below each other, from the top."""
+    axes.set_yticks(range(len(names)), [_short(name, 28) for name in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0, labelcolor=COLOURS["text"])
+    axes.grid(axis="y", visible=False)
+    axes.locator_params(axis="x", nbins=4)
+
+
+def _short(text: str, most: int) -> str:
+    """Every line of it cut to that many letters."""
+    return "\n".join(line if len(line) <= most else line[: most - 1] + "…" for line in text.split("\n"))
+
+
+def against_all(
+    name: str, own: Sequence[Curve], all_: Sequence[Curve], limits: tuple[float, float], alternative: str
+) -> Markup:
+    """One loss's runs in front of all others' in grey."""
+
+    def paint(axes: "Axes") -> None:
+        for curve in all_:
+            axes.plot(*curve, color=COLOURS["line"], linewidth=0.8)
+        for curve in own:
+            axes.plot(*curve, color=COLOURS["accent"], linewidth=1.8)
+        axes.set_ylim(*limits)
+        axes.locator_params(nbins=3)
+
+    return draw(name, paint, alternative, width=180, height=115)

@@ -1,0 +1,155 @@
+"""The reports of runs, written by the command and read by a parser."""
+
+import html
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from reading import check
+from sklearn.datasets import load_digits
+
+from pcjax import cli, data
+from pcjax.report import words
+
+NASTY = ["<script>alert(1)</script>", "a&b", '"', "$x_1$", "é", "</style>", "six", "seven", "-->", "]]>"]
+SMALL = [
+    *("--teacher.model.widths", "16", "--teacher.model.features", "8", "--teacher.training.steps", "4"),
+    *("--student.widths", "8", "--student.features", "4", "--training.steps", "4"),
+    *("--training.batch", "64", "--teacher.training.batch", "64", "--training.devices", "1"),
+    *("--teacher.training.devices", "1", "--training.save-every", "2", "--training.log-every", "2"),
+]
+
+
+def everything_in(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def page_of(folder):
+    cli.main(["report", str(folder)])
+    text = (folder / "report.html").read_text()
+    return check(text), text
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Digits whose classes have names that would break a page."""
+    folder = tmp_path_factory.mktemp("run")
+    digits = load_digits()
+    images = (digits.images * 15).astype(np.uint8)[:600, ..., None]
+    np.savez(folder / "named.npz", images=images, labels=digits.target[:600], classes=np.array(NASTY))
+    cli.main(["distill", *SMALL, "--data.source", f"arrays:{folder / 'named.npz'}", "--workdir", str(folder / "run")])
+    return folder / "run"
+
+
+def test_a_run_as_a_page(run):
+    before = everything_in(run)
+    page, text = page_of(run)
+    after = everything_in(run)
+    assert after.pop("report.html")
+    assert after == before
+    assert page.texts["h2"] == ["Results", "Training", "Coherence", "Maps", "Neighbours", "Confusion"]
+    # loss and coherence of the student, loss and accuracy of the teacher, a histogram, two densities, three maps
+    assert len(page.all("svg")) == 2 + 2 + 1 + 2 + 3
+    assert {attributes["alt"].split(", class ")[0][:12] for attributes in page.all("img")} == {"test example"}
+    # rows of a query and twice six neighbours
+    assert len(page.all("img")) == 12 * 13
+    names = page.texts["th"]
+    assert all(name in names for name in NASTY)
+    page_of(run)
+    assert (run / "report.html").read_text() == text
+
+
+def test_every_number_of_the_result_is_in_the_table(run):
+    page, _ = page_of(run)
+    result = json.loads((run / "result.json").read_text())
+    shown = page.texts["td"]
+    for who in ("teacher", "untrained", "student"):
+        found = result[who]
+        assert f"{found['parameters']:,}" in shown
+        assert f"{found['flops']:,}" in shown
+        for accuracy in ("knn_accuracy", "linear_probe_accuracy"):
+            assert f"{100 * found[accuracy]:.1f} %" in shown
+        for degree in found["coherence"].values():
+            value, low, high = (words.number("coherence", degree[part]) for part in ("value", "low", "high"))
+            assert f"{value}{low} to {high}" in shown
+    said = page.texts["p"][0]
+    assert f"{result['steps']} steps" in said
+    assert f"{result['seconds']} seconds" in said
+    assert all(f"{name} {version}" in said for name, version in result["versions"].items())
+    assert json.dumps(result, indent=1) in html.unescape((run / "report.html").read_text())
+
+
+def test_the_confusion_is_that_of_the_accuracy(run):
+    page, _ = page_of(run)
+    accuracy = json.loads((run / "result.json").read_text())["student"]["knn_accuracy"]
+    assert any(f"student after: {100 * accuracy:.1f} % of" in text for text in page.texts["caption"])
+
+
+def test_vectors_without_labels_and_a_teacher_known_by_its_features(tmp_path):
+    random = np.random.default_rng(0)
+    np.save(tmp_path / "plain.npy", random.normal(size=(200, 6)).astype(np.float32))
+    source = f"arrays:{tmp_path / 'plain.npy'}"
+    loaded = data.load(source)
+    splits = {split: random.normal(size=(len(getattr(loaded, split)), 5)) for split in ("train", "validation", "test")}
+    np.savez(tmp_path / "teacher.npz", fingerprint=np.array(loaded.train.fingerprint), **splits)
+    given = ["--data.source", source, "--teacher.features", str(tmp_path / "teacher.npz")]
+    cli.main(["distill", *SMALL, *given, "--workdir", str(tmp_path / "run")])
+    page, _ = page_of(tmp_path / "run")
+    assert page.texts["h2"] == ["Results", "Training", "Coherence", "Maps", "Neighbours"]
+    assert not page.all("img")
+    assert page.texts["td"].count("no labels") == 6
+    assert any("test example" in attributes.get("title", "") for attributes in page.all("span"))
+
+
+def test_a_teacher_alone(run, tmp_path):
+    source = json.loads((run / "config.json").read_text())["config"]["data"]["source"]
+    cli.main(["teach", *SMALL, "--data.source", source, "--workdir", str(tmp_path / "teacher")])
+    page, _ = page_of(tmp_path / "teacher")
+    assert page.texts["h2"] == ["Results", "Training", "Map", "Confusion"]
+    assert len(page.all("svg")) == 2 + 1
+
+
+def refused(folder, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["report", str(folder)])
+    complaint = capsys.readouterr().err
+    assert complaint.count("\n") == 1
+    return complaint
+
+
+def test_what_cannot_be_reported_is_said_in_a_line(run, tmp_path, capsys, monkeypatch):
+    assert "expected the --workdir of an earlier" in refused(tmp_path, capsys)
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(run, unfinished)
+    for name in ("result.json", "report.html"):
+        (unfinished / name).unlink(missing_ok=True)
+    before = everything_in(unfinished)
+    assert "give the command that trains it again, it goes on to the end" in refused(unfinished, capsys)
+    assert everything_in(unfinished) == before
+    for damaged in ("", "[1]", '{"teacher'):
+        (unfinished / "result.json").write_text(damaged)
+        assert "result.json is damaged" in refused(unfinished, capsys)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert 'pip install "pcjax[report]"' in refused(run, capsys)
+
+
+def test_a_config_in_words():
+    loss = {"name": "kd", "weight": {"start": 0.0, "end": 1.0, "until": 0.2}, "head": "linear", "bank": 0}
+    told = words.asked(
+        "distill",
+        {
+            "data": {"source": "digits", "validation": 0.1, "crop": 4, "flip": True},
+            "teacher": {"model": {"name": "resnet56"}, "run": "runs/t", "features": None, "live": True},
+            "student": {"name": "mlp", "widths": [8, 8], "width": None},
+            "losses": [loss | {"arguments": {"temperature": 4.0}}],
+            "training": dict.fromkeys(("optimiser", "schedule"), "x")
+            | {"steps": None, "epochs": 3, "batch": 8, "learning_rate": 0.1, "seed": 2},
+        },
+    )
+    assert told["Losses"] == "0 to 1 times kd (head linear, temperature 4)"
+    assert told["Student"] == "mlp (widths 8, 8)"
+    assert told["Teacher"] == "of the run in runs/t, sees every augmented image"
+    assert "random crops after 4 pixels of padding, random flips" in told["Data"]
+    assert told["Training"].startswith("3 epochs of 8 examples")
