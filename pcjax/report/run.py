@@ -29,6 +29,8 @@ Sections = list[tuple[str, Sequence[str]]]
 def run_page(folder: pathlib.Path) -> str:
     """The page of a run that has ended; nothing in its folder is changed."""
     job, config = config_of(folder)
+    drawn = ("distill", "teach", "compare")
+    require(job in drawn, f"{folder} is of `pcjax {job}`, which is not drawn: expected one of {', '.join(drawn)}")
     result = result_of(folder)
     loaded = load(config)
     stored = json.loads(config.to_json())
@@ -47,7 +49,7 @@ def run_page(folder: pathlib.Path) -> str:
 def result_of(folder: pathlib.Path) -> dict[str, Any]:
     """What came of a run that has ended."""
     stored = folder / RESULT
-    require(stored.is_file(), f"no {RESULT} in {folder}: give the command that trains it again, it goes on to the end")
+    require(stored.is_file(), f"no {RESULT} in {folder}: give its own command again, which goes on to the end")
     try:
         return dict(json.loads(stored.read_text()))
     except (ValueError, TypeError) as error:

@@ -126,11 +126,14 @@ def test_what_cannot_be_reported_is_said_in_a_line(run, tmp_path, capsys, monkey
     for name in ("result.json", "report.html"):
         (unfinished / name).unlink(missing_ok=True)
     before = everything_in(unfinished)
-    assert "give the command that trains it again, it goes on to the end" in refused(unfinished, capsys)
+    assert "give its own command again, which goes on to the end" in refused(unfinished, capsys)
     assert everything_in(unfinished) == before
     for damaged in ("", "[1]", '{"teacher'):
         (unfinished / "result.json").write_text(damaged)
         assert "result.json is damaged" in refused(unfinished, capsys)
+    told = (unfinished / "config.json").read_text()
+    (unfinished / "config.json").write_text(told.replace('"distill"', '"tune"', 1))
+    assert "is of `pcjax tune`, which is not drawn" in refused(unfinished, capsys)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert 'pip install "pcjax[report]"' in refused(run, capsys)
 
