@@ -153,11 +153,11 @@ def _middles(points: np.ndarray, groups: Mapping[str, np.ndarray]) -> list[np.nd
 
 
 class Interval(NamedTuple):
-    """A mean, and where it lies with 95 %."""
+    """A mean, and where it lies with 95 %; of one run nobody knows."""
 
     mean: float
-    low: float
-    high: float
+    low: float | None = None
+    high: float | None = None
 
 
 def intervals(
@@ -174,7 +174,8 @@ def intervals(
 
     def paint(axes: "Axes") -> None:
         for place, (label, found) in enumerate(shown.items()):
-            axes.plot([found.low, found.high], [place, place], color=COLOURS["accent"], linewidth=2)
+            if found.low is not None and found.high is not None:
+                axes.plot([found.low, found.high], [place, place], color=COLOURS["accent"], linewidth=2)
             face = COLOURS["ground"] if label in hollow else COLOURS["accent"]
             axes.plot(found.mean, place, "o", color=COLOURS["accent"], markerfacecolor=face, markersize=7)
         if zero:

@@ -74,10 +74,9 @@ def _mean(loss: Mapping[str, Any], metric: str | None) -> float:
     return -math.inf if value is None else float(value)
 
 
-def _interval(found: Mapping[str, Any], scale: float = 1) -> Interval:
-    """Without an interval, of one run, it is the mean alone."""
-    low, high = (found["mean"] if found.get(part) is None else found[part] for part in ("low", "high"))
-    return Interval(scale * found["mean"], scale * low, scale * high)
+def _interval(found: Mapping[str, Any], scale: float) -> Interval:
+    low, high = (None if found.get(part) is None else scale * found[part] for part in ("low", "high"))
+    return Interval(scale * found["mean"], low, high)
 
 
 def _fails(loss: Mapping[str, Any]) -> list[str]:
@@ -157,19 +156,19 @@ def _all_numbers(found: Mapping[str, Any], order: Sequence[str], metrics: Sequen
 
 
 def _intervals(found: Mapping[str, Any], order: Sequence[str], metric: str) -> Markup:
-    percent = 100 if "accuracy" in metric else 1
+    percent = 100.0 if "accuracy" in metric else 1.0
     losses = found["losses"]
     known = [label for label in order if metric in losses[label].get("summary", {})]
     shown = {_plain(label, losses[label]): _interval(losses[label]["summary"][metric], percent) for label in known}
     lines, beside = {}, []
     untrained, teacher = dict(found.get("untrained") or {}).get(metric), dict(found.get("teacher") or {}).get(metric)
     for dash, word, who, value in (
-        (":", "dotted", "student before training", None if untrained is None else untrained["mean"]),
-        ("--", "dashed", "teacher", teacher),
+        (":", "dotted", "The student before training", None if untrained is None else untrained["mean"]),
+        ("--", "dashed", "The teacher", teacher),
     ):
         if value is not None:
             lines[dash] = percent * value
-            beside.append(f"{word}, where there is room, the {who}: {percent * value:.4g}")
+            beside.append(f"{who} ({word}, unless it is too far away) has {percent * value:.4g}.")
     unit = " in %" if percent == 100 else ""
     best = max(shown, key=lambda label: shown[label].mean)
     hollow = [_plain(label, losses[label]) for label in known if losses[label].get("labelled")]
@@ -182,7 +181,7 @@ def _intervals(found: Mapping[str, Any], order: Sequence[str], metric: str) -> M
     )
     rings = f" A ring, and “{LABELS}”, marks a loss that is told the classes." if hollow else ""
     caption = f"A dot is the mean over the seeds, its line the 95 % interval; the farther right the better.{rings}"
-    return figure(drawn, f"{caption} For comparison, {'; '.join(beside)}." if beside else caption)
+    return figure(drawn, " ".join([caption, *beside]))
 
 
 def _plain(label: str, loss: Mapping[str, Any]) -> str:
@@ -197,7 +196,7 @@ def _paired(losses: Mapping[str, Any], order: Sequence[str], metrics: Sequence[s
     )
     charts_, rows = [], []
     for metric in metrics:
-        percent = 100 if "accuracy" in metric else 1
+        percent = 100.0 if "accuracy" in metric else 1.0
         known = [label for label in order if metric in losses[label].get("paired", {})]
         differences = {label: losses[label]["paired"][metric] for label in known}
         best = {of.get("to") for of in differences.values()}
@@ -210,10 +209,11 @@ def _paired(losses: Mapping[str, Any], order: Sequence[str], metrics: Sequence[s
         if not shown:
             continue
         unit = " in points" if percent == 100 else ""
-        clear = [label for label, of in shown.items() if of.high < 0]
-        alternative = (
-            f"Differences in {_title(metric)} to {to}{unit}; {len(clear)} of {len(shown)} losses lie clearly below it."
-        )
+        clear = [label for label, of in shown.items() if of.high is not None and of.high < 0]
+        several = any(of.high is not None for of in shown.values())
+        count = f"{len(clear)} of {len(shown)} losses lie below it with their whole interval"
+        said = f"to {to}{unit}: {count if several else 'of one seed, without an interval'}."
+        alternative = f"Differences in {_title(metric)} {said}"
         hollow = [_plain(label, losses[label]) for label in known if losses[label].get("labelled")]
         drawn = charts.intervals(
             f"paired-{metric}",
@@ -223,8 +223,7 @@ def _paired(losses: Mapping[str, Any], order: Sequence[str], metrics: Sequence[s
             hollow=hollow,
             zero=True,
         )
-        said = f"Difference to {to}: {len(clear)} of {len(shown)} losses lie below it with their whole interval."
-        charts_.append(figure(drawn, said))
+        charts_.append(figure(drawn, f"Difference {said}"))
         others = {label: shown[_plain(label, losses[label])] for label in known if label != to}
         rows += [[label, _title(metric), str(to), _difference(of)] for label, of in others.items()]
     if not charts_:
@@ -236,6 +235,8 @@ def _paired(losses: Mapping[str, Any], order: Sequence[str], metrics: Sequence[s
 
 
 def _difference(found: Interval) -> Markup:
+    if found.low is None:
+        return joined([f"{found.mean:+.3f}"])
     return joined([f"{found.mean:+.3f}", tag("br"), tag("small", f"{found.low:+.3f} to {found.high:+.3f}")])
 
 

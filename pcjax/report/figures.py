@@ -6,6 +6,7 @@ room, figures stand side by side.
 
 import io
 import re
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ def require_matplotlib() -> None:
 
 
 def draw(
-    name: str, paint: Callable[["Axes"], None], alternative: str, *, width: float = 380, height: float = 270
+    name: str, paint: Callable[["Axes"], None], alternative: str, *, width: int = 380, height: int = 270
 ) -> Markup:
     """What `paint` draws, as an SVG element.
 
@@ -46,7 +47,9 @@ def draw(
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_style(name)):
+    with matplotlib.rc_context(_style(name)), warnings.catch_warnings():
+        # It is the reader's browser that has the letters, or not.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure = Figure(figsize=(width / PIXELS_PER_INCH, height / PIXELS_PER_INCH), layout="constrained")
         axes = figure.add_subplot()
         axes.set_axisbelow(True)

@@ -32,7 +32,7 @@ def test_every_loss_with_mean_interval_and_mark(tmp_path):
     assert len(page.all("svg")) == 3 + 3 + 2 + 4
     assert "diverged" not in text
     best = max(found["losses"], key=lambda label: found["losses"][label]["summary"]["knn_accuracy"]["mean"])
-    assert f"Difference to {best}: " in text
+    assert f"Difference to {best} in points: 3 of 3 losses lie below it" in text
 
 
 def test_runs_that_diverged_are_named(tmp_path):
@@ -51,6 +51,13 @@ def test_one_seed_has_no_interval_and_one_loss_no_difference(tmp_path):
     page, text = page_of(tmp_path)
     assert "There are no two losses" in text
     assert len(page.all("svg")) == 3 + 2 + 1
+
+
+def test_differences_of_one_seed_are_not_called_clear(tmp_path):
+    write_comparison(tmp_path, seeds=1)
+    _, text = page_of(tmp_path)
+    assert text.count("of one seed, without an interval.</figcaption>") == 3
+    assert "whole interval" not in text
 
 
 def test_names_stay_text_and_lead_nowhere(tmp_path):

@@ -13,7 +13,18 @@ from sklearn.datasets import load_digits
 from pcjax import cli, data
 from pcjax.report import words
 
-NASTY = ["<script>alert(1)</script>", "a&b", '"', "$x_1$", "é", "</style>", "six", "seven", "-->", "]]>"]
+NASTY = [
+    "<script>alert(1)</script>",
+    "a&b",
+    '"',
+    "$x_1$",
+    "é",
+    "</style>",
+    "\u6570\u5b57",
+    "a name that is longer than fits",
+    "-->",
+    "]]>",
+]
 SMALL = [
     *("--teacher.model.widths", "16", "--teacher.model.features", "8", "--teacher.training.steps", "4"),
     *("--student.widths", "8", "--student.features", "4", "--training.steps", "4"),
