@@ -28,9 +28,19 @@ SMALL = [
 ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled(tmp_path_factory):
+    """Where the runs of this file keep what they compile: many of them are of the same step."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PCJAX_TESTS_COMPILED", str(tmp_path_factory.mktemp("compiled")))
+        yield
+
+
 def environment(**given):
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_", "PCJAX_"))}
-    return kept | {"JAX_PLATFORMS": "cpu"} | {name: str(value) for name, value in given.items()}
+    cache = {"JAX_COMPILATION_CACHE_DIR": os.environ["PCJAX_TESTS_COMPILED"]}
+    cache["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    return kept | {"JAX_PLATFORMS": "cpu"} | cache | {name: str(value) for name, value in given.items()}
 
 
 def start(*arguments, env=None, cwd=None):

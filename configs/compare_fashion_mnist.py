@@ -1,0 +1,27 @@
+"""Fashion-MNIST: a dozen losses, three seeds each, one small student of one teacher.
+
+Purpose: what each loss transfers by itself, without labels, at a size that two CPU cores compare in less than an hour.
+Command: tfds build fashion_mnist  (once; needs `pip install tensorflow`)
+         pcjax compare configs/compare_fashion_mnist.py
+Expected: docs/results.md has the table.
+Cost: two CPU cores, half an hour.
+"""
+
+from pcjax.config import Comparison, Config, Data, Model, Teacher, Training
+from pcjax.jobs.recipes import contenders
+
+NAMES = [
+    *("perception_coherence", "spearman", "rkd", "similarity_preserving", "pkt", "cka"),
+    *("info_nce", "relational_representation", "hint", "variational_information", "kd", "cross_entropy"),
+]
+
+config = Config(
+    data=Data(source="tfds:fashion_mnist"),
+    teacher=Teacher(
+        model=Model("cnn", widths=(32, 64, 128), features=128),
+        training=Training(steps=500, batch=256, learning_rate=2e-3, log_every=50, save_every=250),
+    ),
+    student=Model("cnn", widths=(8, 16, 32), features=32),
+    training=Training(steps=300, batch=256, learning_rate=3e-3, log_every=20, save_every=300),
+    comparison=Comparison(contenders=contenders(NAMES, ()), seeds=3),
+)
