@@ -39,7 +39,9 @@ def number(metric: str, value: object) -> str:
 
 def interval(metric: str, value: float, low: float, high: float) -> Markup:
     """A value and where it lies with 95 %."""
-    return joined([number(metric, value), tag("br"), tag("small", f"{number(metric, low)} to {number(metric, high)}")])
+    least, most = number(metric, low), number(metric, high)
+    between = " to " if low < 0 else "\N{EN DASH}"
+    return joined([number(metric, value), tag("br"), tag("small", least.removesuffix(" %"), between, most)])
 
 
 def leaves(found: Mapping[str, Any], before: str = "") -> dict[str, Any]:

@@ -23,7 +23,7 @@ def test_every_loss_with_mean_interval_and_mark(tmp_path):
         for metric, scale in (("knn_accuracy", 100), ("spearman", None)):
             parts = [loss["summary"][metric][part] for part in ("mean", "low", "high")]
             mean, low, high = (f"{100 * part:.1f} %" if scale else f"{part:.3f}" for part in parts)
-            assert f"{mean}{low} to {high}" in cells
+            assert f"{mean}{low.removesuffix(' %')}\N{EN DASH}{high}" in cells
     rows = page.texts["th"]
     assert "crdclass-aware" in rows
     assert "perception" in rows

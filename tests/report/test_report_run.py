@@ -84,7 +84,8 @@ def test_every_number_of_the_result_is_in_the_table(run):
             assert f"{100 * found[accuracy]:.1f} %" in shown
         for degree in found["coherence"].values():
             value, low, high = (words.number("coherence", degree[part]) for part in ("value", "low", "high"))
-            assert f"{value}{low} to {high}" in shown
+            between = " to " if degree["low"] < 0 else "\N{EN DASH}"
+            assert f"{value}{low}{between}{high}" in shown
     said = page.texts["p"][0]
     assert f"{result['steps']} steps" in said
     assert f"{result['seconds']} seconds" in said
