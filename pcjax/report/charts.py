@@ -49,7 +49,7 @@ def curves(name: str, title: str, shown: Mapping[str, Curve], alternative: str) 
         axes.set_xlabel("step")
         if len(shown) > 1:
             axes.legend(frameon=False, fontsize=12)
-        if max(axes.get_ylim()[1] - 1, 0) and all(np.nanmax(curve.values) <= 1 for curve in shown.values()):
+        if axes.get_ylim()[1] > 1 and not any(np.any(curve.values > 1) for curve in shown.values()):
             axes.set_ylim(top=1.005)
 
     return draw(name, paint, alternative, height=250)

@@ -46,7 +46,16 @@ def comparison_page(folder: pathlib.Path) -> str:
     costs = [_cost(cost, losses, order) for cost in COSTS]
     sections: Sections = [
         ("Results", [_table(found, order, drawn, primary), *_all_numbers(found, order, metrics)]),
-        ("Means and intervals", [tag("div", *(_intervals(found, order, metric) for metric in drawn), class_="panels")]),
+        (
+            "Means and intervals",
+            [
+                tag(
+                    "div",
+                    *(_intervals(found, order, metric, place) for place, metric in enumerate(drawn)),
+                    class_="panels",
+                )
+            ],
+        ),
         ("Differences to the best", _paired(losses, order, drawn)),
         ("Time and memory", [tag("div", *(one for one in costs if one), class_="panels"), *_unknown(costs)]),
         ("Training", _training(folder, losses, order)),
@@ -155,7 +164,7 @@ def _all_numbers(found: Mapping[str, Any], order: Sequence[str], metrics: Sequen
     return [tag("details", tag("summary", "Every run"), whole)]
 
 
-def _intervals(found: Mapping[str, Any], order: Sequence[str], metric: str) -> Markup:
+def _intervals(found: Mapping[str, Any], order: Sequence[str], metric: str, place: int) -> Markup:
     percent = 100.0 if "accuracy" in metric else 1.0
     losses = found["losses"]
     known = [label for label in order if metric in losses[label].get("summary", {})]
@@ -177,7 +186,7 @@ def _intervals(found: Mapping[str, Any], order: Sequence[str], metric: str) -> M
         f"{shown[best].mean:.4g}."
     )
     drawn = charts.intervals(
-        f"intervals-{metric}", f"{_title(metric)}{unit}", shown, alternative, hollow=hollow, lines=lines
+        f"intervals-{place}", f"{_title(metric)}{unit}", shown, alternative, hollow=hollow, lines=lines
     )
     rings = f" A ring, and “{LABELS}”, marks a loss that is told the classes." if hollow else ""
     caption = f"A dot is the mean over the seeds, its line the 95 % interval; the farther right the better.{rings}"
@@ -195,7 +204,7 @@ def _paired(losses: Mapping[str, Any], order: Sequence[str], metrics: Sequence[s
         "losses some will be so by chance."
     )
     charts_, rows = [], []
-    for metric in metrics:
+    for place, metric in enumerate(metrics):
         percent = 100.0 if "accuracy" in metric else 1.0
         known = [label for label in order if metric in losses[label].get("paired", {})]
         differences = {label: losses[label]["paired"][metric] for label in known}
@@ -216,7 +225,7 @@ def _paired(losses: Mapping[str, Any], order: Sequence[str], metrics: Sequence[s
         alternative = f"Differences in {_title(metric)} {said}"
         hollow = [_plain(label, losses[label]) for label in known if losses[label].get("labelled")]
         drawn = charts.intervals(
-            f"paired-{metric}",
+            f"paired-{place}",
             f"{_title(metric)}{unit}",
             shown,
             alternative,

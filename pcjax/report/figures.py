@@ -38,7 +38,7 @@ def draw(
     """What `paint` draws, as an SVG element.
 
     Args:
-      name: of the figure, unique on its page.
+      name: of the figure, unique on its page and of letters, digits and hyphens: it becomes part of the markup.
       paint: draws into the axes it is given, in `COLOURS`; text whose gid is `HALO` stands out from what is below it.
       alternative: what one sees, in words.
       width: in the page's pixels, at which the text has its own size.

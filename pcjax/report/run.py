@@ -112,11 +112,12 @@ def _curves(who: str, records: list[dict[str, Any]]) -> list[Markup]:
             f"loss-{who}", f"{who}: loss", shown, f"Curve of the {who}'s loss over the steps: {said}."
         )
         found.append(figure(drawn, caption))
-    for name in [name for name in numbers if name.startswith("validation_") and name != "validation_score"]:
+    judged = [name for name in numbers if name.startswith("validation_") and name != "validation_score"]
+    for place, name in enumerate(judged):
         curve = charts.curve_of(records, name)
         what = name.removeprefix("validation_").replace("_", " ")
         drawn = charts.curves(
-            f"{name}-{who}",
+            f"judged-{place}-{who}",
             f"{who}: validation {what}",
             {what: curve},
             f"Curve of the {who}'s {what} on validation examples over the steps: {_course(curve)}.",
@@ -138,7 +139,6 @@ def _course(curve: charts.Curve) -> str:
 class _Space(NamedTuple):
     """What the test examples look like to one model: those that were sampled."""
 
-    title: str
     features: np.ndarray
     ranks: np.ndarray
 
@@ -164,7 +164,7 @@ def _distilled(config: Config, folder: pathlib.Path, loaded: Loaded) -> Sections
     places = space.sample(len(before))
     test = _sampled(loaded.examples.test, places)
     seen = {
-        name: _Space(name, rows[places], space.ranks(rows[places]))
+        name: _Space(rows[places], space.ranks(rows[places]))
         for name, rows in (
             ("teacher", teacher["test"]),
             ("student before", before),

@@ -12,8 +12,6 @@ METRICS = {
     "knn_accuracy": "k-NN accuracy",
     "linear_probe_accuracy": "linear probe",
     "coherence": "coherence",
-    "seconds_per_step": "seconds a step",
-    "temporary_bytes": "memory a step",
 }
 SHARES = ("accuracy", "recall", "precision")
 

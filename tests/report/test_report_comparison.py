@@ -69,6 +69,9 @@ def test_names_stay_text_and_lead_nowhere(tmp_path):
     label = '<script>alert("$x$")</script>'.replace("/", "")
     found = write_comparison(folder, labels=("a", label))
     found["losses"]["../../elsewhere"] = found["losses"].pop("a")
+    found["primary"] = '"><script>'
+    for loss in found["losses"].values():
+        loss["summary"]['"><script>'] = {"mean": 0.5, "low": None, "high": None, "n": 1}
     (folder / "comparison.json").write_text(json.dumps(found))
     page, text = page_of(folder)
     assert label in " ".join(page.texts["th"])

@@ -72,6 +72,21 @@ def test_a_run_as_a_page(run):
     assert (run / "report.html").read_text() == text
 
 
+def test_metrics_are_numbers_and_names_are_text(run, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    lines = [
+        '{"step": 1, "loss": null, "x": "<b>"}',
+        '{"step": 2, "loss": NaN, "validation_\\"><script>": 0.5}',
+        '{"st',
+    ]
+    (copy / "metrics.jsonl").write_text("\n".join(lines))
+    page, _ = page_of(copy)
+    alternatives = [drawing["aria-label"] for drawing in page.all("svg")]
+    assert "Curve of the student's loss over the steps: loss never finite." in alternatives
+    assert any('"><script> on validation examples' in text for text in alternatives)
+
+
 def test_every_number_of_the_result_is_in_the_table(run):
     page, _ = page_of(run)
     result = json.loads((run / "result.json").read_text())
