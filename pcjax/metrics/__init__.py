@@ -1,7 +1,7 @@
 """What a representation is worth, as pure functions."""
 
 from pcjax.metrics.coherence import Coherence, Estimate, coherence
-from pcjax.metrics.neighbours import knn_accuracy, knn_predict
+from pcjax.metrics.neighbours import Neighbours, knn_accuracy, knn_predict, nearest, vote
 from pcjax.metrics.probes import Probe, linear_probe
 from pcjax.metrics.retrieval import Retrieval, retrieval
 from pcjax.metrics.similarity import linear_cka
@@ -9,6 +9,7 @@ from pcjax.metrics.similarity import linear_cka
 __all__ = [
     "Coherence",
     "Estimate",
+    "Neighbours",
     "Probe",
     "Retrieval",
     "coherence",
@@ -16,5 +17,7 @@ __all__ = [
     "knn_predict",
     "linear_cka",
     "linear_probe",
+    "nearest",
     "retrieval",
+    "vote",
 ]

@@ -1,6 +1,7 @@
 """What the nearest neighbours of an example say of its class."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,91 @@ from pcjax.metrics._labelled import require_as_many_features, require_finite, re
 
 WEIGHTINGS = ("cosine", "majority")
 QUERIES_AT_A_TIME = 1024
+VOTES_AT_A_TIME = 2**25  # pairs of neighbours
+
+
+class Neighbours(NamedTuple):
+    """The nearest of a gallery to each query, the nearest first: cosine similarities, and rows of the gallery."""
+
+    similarity: Float[Array, "n k"]
+    index: Int[Array, "n k"]
+
+
+def nearest(
+    features: ArrayLike, gallery: ArrayLike, *, k: int = 20, chunk_size: int = 16384, exclude_self: bool = False
+) -> Neighbours:
+    r"""The k of a gallery with the largest cosine similarity to each query.
+
+    Equal similarities stay in the gallery's order. What several votes share: `vote` takes the neighbours found once.
+
+    Args:
+      features: (n, d) features of the queries.
+      gallery: (m, d) features to search.
+      k: how many to find, at most m.
+      chunk_size: at most how many of the gallery are compared with 1,024 queries at a time: what bounds the memory.
+      exclude_self: the gallery is the queries themselves, and none of them finds itself; k is then at most m - 1.
+
+    Returns:
+      Neighbours (similarity, index), (n, k) each.
+
+    >>> import pcjax
+    >>> found = pcjax.metrics.nearest([[2.0, 0.1]], [[1.0, 0.0], [0.0, 1.0], [0.9, 0.1]], k=2)
+    >>> print(found.index)
+    [[0 2]]
+    """
+    require_finite("features", features)
+    require_finite("gallery", gallery)
+    require_as_many_features("features", features, "gallery", gallery)
+    n, m = np.shape(features)[0], np.shape(gallery)[0]
+    if exclude_self:
+        got = f"got {n} features and a gallery of {m} with exclude_self=True"
+        _checks.require(n == m, f"{got}: expected the gallery to be the features themselves; pass them as both")
+    largest = m - 1 if exclude_self else m
+    each = ", of which each leaves itself out" if exclude_self else ""
+    few = f"got a gallery of {m}{each}: expected one to find; give a larger gallery"
+    _checks.require(largest >= 1, few)
+    _checks.require_whole("k", k, 1, largest, f" for a gallery of {m}{each}")
+    _checks.require_whole("chunk_size", chunk_size, 1)
+    return _search(
+        jnp.asarray(features),
+        jnp.asarray(gallery),
+        k=int(k),
+        rows=max(1, min(n, QUERIES_AT_A_TIME)),
+        chunk=min(m, int(chunk_size)),
+        exclude_self=bool(exclude_self),
+    )
+
+
+def vote(
+    neighbours: Neighbours,
+    gallery_labels: ArrayLike,
+    *,
+    weighting: str = "cosine",
+    temperature: ArrayLike = 0.07,
+) -> Int[Array, "n"]:
+    r"""The class that each query's neighbours vote for, as `knn_predict` defines it.
+
+    Args:
+      neighbours: what `nearest` has found.
+      gallery_labels: (m,) the gallery's classes, integers from 0.
+      weighting: "cosine" or "majority".
+      temperature: of the weights; the smaller, the more the nearest decide. Positive.
+
+    Returns:
+      (n,) predicted classes.
+
+    >>> import pcjax
+    >>> found = pcjax.metrics.nearest([[2.0, 0.1]], [[1.0, 0.0], [0.0, 1.0], [0.9, 0.1]], k=1)
+    >>> print(pcjax.metrics.vote(found, [3, 4, 5], weighting="majority"))
+    [3]
+    """
+    require_labels("gallery_labels", gallery_labels, np.shape(gallery_labels)[0] if np.ndim(gallery_labels) else 0)
+    _checks.require_name("weighting", weighting, WEIGHTINGS)
+    _checks.require_positive("temperature", temperature)
+    n, k = np.shape(neighbours.index)
+    labels = jnp.asarray(gallery_labels).astype(jnp.int32)
+    rows = max(1, min(n, VOTES_AT_A_TIME // k**2))
+    return _vote(*neighbours, labels, temperature if weighting == "cosine" else None, rows=rows)
 
 
 def knn_predict(
@@ -58,32 +144,12 @@ def knn_predict(
     >>> print(pcjax.metrics.knn_predict([[2.0, 0.1], [0.1, 3.0]], gallery, labels, k=1))
     [0 1]
     """
-    require_finite("features", features)
     require_finite("gallery", gallery)
-    require_as_many_features("features", features, "gallery", gallery)
-    n, m = np.shape(features)[0], np.shape(gallery)[0]
-    require_labels("gallery_labels", gallery_labels, m)
-    if exclude_self:
-        got = f"got {n} features and a gallery of {m} with exclude_self=True"
-        _checks.require(n == m, f"{got}: expected the gallery to be the features themselves; pass them as both")
-    largest = m - 1 if exclude_self else m
-    each = ", of which each leaves itself out" if exclude_self else ""
-    few = f"got a gallery of {m}{each}: expected one to vote; give a larger gallery"
-    _checks.require(largest >= 1, few)
-    _checks.require_whole("k", k, 1, largest, f" for a gallery of {m}{each}")
+    require_labels("gallery_labels", gallery_labels, np.shape(gallery)[0])
     _checks.require_name("weighting", weighting, WEIGHTINGS)
     _checks.require_positive("temperature", temperature)
-    _checks.require_whole("chunk_size", chunk_size, 1)
-    return _predict(
-        jnp.asarray(features),
-        jnp.asarray(gallery),
-        jnp.asarray(gallery_labels).astype(jnp.int32),
-        temperature if weighting == "cosine" else None,
-        k=int(k),
-        rows=max(1, min(n, QUERIES_AT_A_TIME)),
-        chunk=min(m, int(chunk_size)),
-        exclude_self=bool(exclude_self),
-    )
+    found = nearest(features, gallery, k=k, chunk_size=chunk_size, exclude_self=exclude_self)
+    return vote(found, gallery_labels, weighting=weighting, temperature=temperature)
 
 
 def knn_accuracy(
@@ -131,35 +197,44 @@ def knn_accuracy(
 
 
 @functools.partial(jax.jit, static_argnames=("k", "rows", "chunk", "exclude_self"))
-def _predict(
-    features: Float[Array, "n d"],
-    gallery: Float[Array, "m d"],
+def _search(
+    features: Float[Array, "n d"], gallery: Float[Array, "m d"], *, k: int, rows: int, chunk: int, exclude_self: bool
+) -> Neighbours:
+    def of_block(block: Int[Array, "r"]) -> tuple[Float[Array, "r k"], Int[Array, "r k"]]:
+        queries = _directions(_checks.at_least_float32(features[block]))
+        return _nearest(queries, block, gallery, k=k, chunk=chunk, exclude_self=exclude_self)
+
+    n = features.shape[0]
+    return Neighbours(*(found.reshape(-1, k)[:n] for found in lax.map(of_block, _blocks(n, rows))))
+
+
+@functools.partial(jax.jit, static_argnames="rows")
+def _vote(
+    similarity: Float[Array, "n k"],
+    index: Int[Array, "n k"],
     gallery_labels: Int[Array, "m"],
     temperature: ArrayLike | None,
     *,
-    k: int,
     rows: int,
-    chunk: int,
-    exclude_self: bool,
 ) -> Int[Array, "n"]:
-    n = features.shape[0]
-
     def of_block(block: Int[Array, "r"]) -> Int[Array, "r"]:
-        queries = _directions(_checks.at_least_float32(features[block]))
-        similarity, nearest = _nearest(queries, block, gallery, k=k, chunk=chunk, exclude_self=exclude_self)
-        classes = gallery_labels[nearest]
-        weights = jnp.ones_like(similarity)
+        classes = gallery_labels[index[block]]
+        weights = jnp.ones_like(similarity[block])
         if temperature is not None:
             # Relative to the nearest's, which cancels, so that no small temperature overflows.
-            weights = jnp.exp((similarity - similarity[:, :1]) / temperature)
+            weights = jnp.exp((similarity[block] - similarity[block, :1]) / temperature)
         # Votes for each neighbour's class, not for each class: k by k however many classes there are.
         same = classes[:, :, None] == classes[:, None, :]
         votes = jnp.sum(jnp.where(same, weights[:, None, :], 0), axis=2)
         return jnp.take_along_axis(classes, jnp.argmax(votes, axis=1)[:, None], axis=1)[:, 0]
 
-    # The last block is filled up with the last query.
-    blocks = jnp.minimum(jnp.arange(-(-n // rows) * rows), n - 1).reshape(-1, rows)
-    return lax.map(of_block, blocks).reshape(-1)[:n]
+    n = similarity.shape[0]
+    return lax.map(of_block, _blocks(n, rows)).reshape(-1)[:n]
+
+
+def _blocks(n: int, rows: int) -> Int[Array, "blocks r"]:
+    """All queries in turns, the last block filled up with the last query."""
+    return jnp.minimum(jnp.arange(-(-n // rows) * rows), n - 1).reshape(-1, rows)
 
 
 def _nearest(

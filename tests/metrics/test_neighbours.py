@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from pcjax.metrics import knn_accuracy, knn_predict
-from pcjax.metrics.neighbours import _predict
+from pcjax.metrics import knn_accuracy, knn_predict, nearest, vote
+from pcjax.metrics.neighbours import QUERIES_AT_A_TIME, VOTES_AT_A_TIME, _search, _vote
 
 K, CLASSES = 7, 4
 
@@ -136,11 +136,30 @@ def test_half_precision_under_jit_and_any_classes(sets):
 
 
 def test_a_million_in_the_gallery_and_ten_thousand_queries_fit_into_2_gb():
-    shapes = ((10_000, 128), jnp.float32), ((1_000_000, 128), jnp.float32), ((1_000_000,), jnp.int32)
-    arguments = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
-    given = {"k": 200, "rows": 1024, "chunk": 16384, "exclude_self": True}
-    compiled = _predict.lower(*arguments, 0.07, **given).compile()
-    assert compiled.memory_analysis().temp_size_in_bytes < 2e9
+    n, m, d, k = 10_000, 1_000_000, 128, 200
+    features, gallery = (jax.ShapeDtypeStruct((rows, d), jnp.float32) for rows in (n, m))
+    given = {"k": k, "rows": QUERIES_AT_A_TIME, "chunk": 16384, "exclude_self": False}
+    found = (jax.ShapeDtypeStruct((n, k), dtype) for dtype in (jnp.float32, jnp.int32))
+    labels = jax.ShapeDtypeStruct((m,), jnp.int32)
+    searched = _search.lower(features, gallery, **given).compile().memory_analysis()
+    voted = _vote.lower(*found, labels, 0.07, rows=VOTES_AT_A_TIME // k**2).compile().memory_analysis()
+    for memory in (searched, voted):
+        assert memory.temp_size_in_bytes + memory.output_size_in_bytes < 2e9
+    # both at once, and what the features themselves take: what the whole of it needs
+    together = searched.temp_size_in_bytes + voted.temp_size_in_bytes + voted.argument_size_in_bytes
+    assert searched.argument_size_in_bytes + together < 2e9
+
+
+def test_neighbours_found_once_serve_every_vote(sets):
+    features, _, gallery, labels = sets
+    found = nearest(features, gallery, k=K)
+    x, y = (f / np.linalg.norm(f, axis=1, keepdims=True) for f in (features, gallery))
+    similarities = x @ y.T
+    assert (found.index == np.argsort(-similarities, axis=1, kind="stable")[:, :K]).all()
+    assert np.allclose(found.similarity, -np.sort(-similarities, axis=1)[:, :K], atol=1e-6)
+    for weighting in ("cosine", "majority"):
+        expected = knn_predict(features, gallery, labels, k=K, weighting=weighting)
+        assert (vote(found, labels, weighting=weighting) == expected).all()
 
 
 X = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
@@ -155,7 +174,7 @@ WITH_NAN = np.where(np.arange(8)[:, None] == 5, np.nan, X)
         ({"k": 9}, "got k 9 for a gallery of 8: expected an integer from 1 to 8"),
         ({"k": 8, "exclude_self": True}, "got k 8 for a gallery of 8, of which each leaves itself out: expected an"),
         ({"gallery": X[:7], "gallery_labels": Y[:7], "exclude_self": True}, "pass them as both"),
-        ({"gallery": X[:0], "gallery_labels": Y[:0]}, "got a gallery of 0: expected one to vote"),
+        ({"gallery": X[:0], "gallery_labels": Y[:0]}, "got a gallery of 0: expected one to find"),
         ({"features": X[:0], "labels": Y[:0]}, "got features (0, 4): expected at least one row"),
         ({"features": WITH_NAN}, "got features with 1 of 8 rows that hold NaN or infinity, row 5 the first"),
         ({"gallery": np.full((8, 4), np.inf)}, "got gallery with 8 of 8 rows that hold NaN or infinity, row 0"),
