@@ -12,20 +12,22 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pcjax._checks import RequestError
 
 if TYPE_CHECKING:
     from pcjax.config import Config
 
+T = TypeVar("T")
 USAGE = """pcjax transfers the representation of a large teacher model to a lightweight student.
 
   pcjax distill [CONFIG] [--workdir DIR] [--section.field value ...]   train a student, and its teacher if it has none
   pcjax teach   [CONFIG] [--workdir DIR] [--section.field value ...]   train the teacher alone
   pcjax compare [CONFIG] --losses a,b,c [--seeds N] [...]              students of several losses, side by side
   pcjax tune    [CONFIG] --losses a,b,c [--trials N] [...]             each loss's settings, chosen on validation
-  pcjax evaluate RUN                                                   a run's table once more
+  pcjax evaluate RUN [--other SOURCE --other-dir DIR] [--corruptions [NAME ...]] [--throughput]
+                                                                       a run's tables once more, and what else is asked
   pcjax embed RUN                                                      write its features, RUN/features.npz
   pcjax report RUN                                                     draw it: RUN/report.html
 
@@ -71,14 +73,18 @@ def _run(job: str, given: list[str]) -> None:
         if given in (["-h"], ["--help"]):
             print(USAGE)  # noqa: T201
             return
-        if len(given) != 1 or given[0].startswith("-"):
+        many = [one for one in given[1:2] if not one.startswith("-")] if job == "evaluate" else given[1:]
+        if not given or given[0].startswith("-") or many:
             raise RequestError(f"got {' '.join(given) or 'nothing'} for {job}: expected the folder of one run")
         from pcjax.jobs import evaluate
         from pcjax.report import report
         from pcjax.training.display import Display
 
-        look = {"evaluate": evaluate.evaluate, "embed": evaluate.embed, "report": report}[job]
-        look(pathlib.Path(given[0]), Display())
+        if job == "evaluate":
+            asked = _parsed(evaluate.Asked, evaluate.Asked(), "pcjax evaluate RUN", given[1:])
+            evaluate.evaluate(pathlib.Path(given[0]), Display(), asked)
+        else:
+            (evaluate.embed if job == "embed" else report)(pathlib.Path(given[0]), Display())
         return
     _train(job, given)
 
@@ -144,21 +150,22 @@ def _overridden(job: str, config: "Config", path: str | None, given: list[str]) 
         workdir: pathlib.Path = pathlib.Path("runs") / name
         """folder of the run; a new one, or one to go on in"""
 
+    asked = _parsed(Asked, Asked(config), f"pcjax {job} [CONFIG]", given, tyro.conf.FlagConversionOff)
+    return asked.config, asked.workdir
+
+
+def _parsed(cls: type[T], default: T, prog: str, given: list[str], *how: Any) -> T:
+    """What the command line says, as the fields of that class."""
+    import tyro
+
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            asked = tyro.cli(
-                Asked,
-                prog=f"pcjax {job} [CONFIG]",
-                args=given,
-                default=Asked(config),
-                config=(tyro.conf.FlagConversionOff,),
-            )
+            return tyro.cli(cls, prog=prog, args=given, default=default, config=how)
     except SystemExit as exit_:
         if exit_.code in (0, None):
             raise
         raise RequestError(_one_line(said.getvalue())) from exit_
-    return asked.config, asked.workdir
 
 
 def _one_line(text: str) -> str:

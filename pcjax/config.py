@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from pcjax import _checks
 from pcjax._checks import RequestError
+from pcjax.data import CORRUPTIONS
 from pcjax.models import MODELS, OPTIONS
 from pcjax.terms import TERMS, needs_labels
 
@@ -59,9 +60,14 @@ class Data:
     """pixels of padding before a random crop back to the image's size"""
     flip: bool = False
     """mirror every other image at random"""
+    unseen: int = 0
+    """so many classes, the last ones by number, are in no training; their test examples are judged apart"""
 
     def __post_init__(self):
         _checks.require_whole("data.crop", self.crop, 0)
+        some = self.unseen != 1
+        _checks.require(some, "got data.unseen 1: expected 0 or at least 2, within one class all neighbours are right")
+        _checks.require_whole("data.unseen", self.unseen, 0)
         if self.image_size is not None:
             _checks.require_whole("data.image_size", self.image_size, 1)
         share = 0 < self.validation < 1
@@ -229,10 +235,20 @@ class Evaluation:
     neighbours: int = 10
     """how many neighbours vote in k-NN, and are compared in coherence"""
     batch: int = 512
+    other: str | None = None
+    """another data set, as data.source, that the frozen representations are judged on by its labels"""
+    other_dir: str | None = None
+    """where TFDS keeps that one; None: data.data_dir"""
+    corruptions: tuple[str, ...] = ()
+    """what is done to test images before they are looked up among the clean training images: names, or all"""
 
     def __post_init__(self):
         _checks.require_whole("evaluation.neighbours", self.neighbours, 1)
         _checks.require_whole("evaluation.batch", self.batch, 1)
+        placed = self.other_dir is None or self.other is not None
+        _checks.require(placed, f"got evaluation.other_dir {self.other_dir!r} without evaluation.other: give it too")
+        for name in self.corruptions:
+            _checks.require_name("corruption", name, (*CORRUPTIONS, "all"))
 
 
 def check_losses(losses: tuple[Loss, ...], teacher: Teacher) -> None:

@@ -2,15 +2,22 @@
 
 from pcjax.data.augment import horizontal_flip, random_crop
 from pcjax.data.batches import TrainingBatches, evaluation_batches, training_batches
+from pcjax.data.corrupt import CORRUPTIONS, SEVERITIES, corrupted, corrupted_examples
 from pcjax.data.examples import Dataset, Examples
+from pcjax.data.fitted import fitted
 from pcjax.data.normalise import statistics
 from pcjax.data.sources import load
 
 __all__ = [
+    "CORRUPTIONS",
+    "SEVERITIES",
     "Dataset",
     "Examples",
     "TrainingBatches",
+    "corrupted",
+    "corrupted_examples",
     "evaluation_batches",
+    "fitted",
     "horizontal_flip",
     "load",
     "random_crop",

@@ -155,12 +155,13 @@ class Examples:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set in three parts that have nothing in common."""
+    """A data set in parts that have nothing in common."""
 
     source: str
     train: Examples
     validation: Examples
     test: Examples
+    unseen: Examples | None = None  # test examples of the classes that no other part has, where some were left out
 
 
 class Splits(NamedTuple):

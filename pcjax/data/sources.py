@@ -1,19 +1,25 @@
 """Where examples come from: `load` by a short name."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 
 from pcjax import _checks
 from pcjax.data import arrays, records
-from pcjax.data.examples import Arrays, Dataset, Splits, hold_out, whole
+from pcjax.data.examples import Arrays, Dataset, Examples, Splits, hold_out, whole
 
 TEST_SHARE = 0.2
 KINDS = '"digits", "tfds:NAME" or "arrays:PATH"'
 
 
 def load(
-    source: str, *, data_dir: str | None = None, validation: float = 0.1, image_size: int | None = None
+    source: str,
+    *,
+    data_dir: str | None = None,
+    validation: float = 0.1,
+    image_size: int | None = None,
+    unseen: int = 0,
 ) -> Dataset:
     """A data set's training, validation and test examples, by the name of where they come from.
 
@@ -33,6 +39,8 @@ def load(
       validation: the share of the training examples that is held out for validation, from 0 to below 1.
       image_size: height and width that images of a TFDS data set are brought to, the shorter side scaled and the
         middle cut out; needed where they differ in size.
+      unseen: how many classes, the last ones by number, are left out of all parts; their test examples are the part
+        `unseen` of the data set. Which examples are test examples does not depend on it.
 
     Returns:
       The data set.
@@ -45,6 +53,7 @@ def load(
     _checks.require(real and 0 <= validation < 1, f"got validation {validation!r}: expected a share, from 0 to below 1")
     if image_size is not None:
         _checks.require_whole("image_size", image_size, 1)
+    _checks.require_whole("unseen", unseen, 0)
     kind, _, name = source.partition(":") if isinstance(source, str) else ("", "", "")
     known = source == "digits" or (kind in ("tfds", "arrays") and name != "")
     _checks.require(known, f"unknown source {source!r}: expected {KINDS}")
@@ -59,7 +68,8 @@ def load(
         splits = arrays.read(name)
     else:
         splits = records.read(name, data_dir, image_size)
-    return _divided(source, splits, validation)
+    divided = _divided(source, splits, validation)
+    return _without_last(divided, unseen) if unseen else divided
 
 
 def _divided(source: str, splits: Splits, validation: float) -> Dataset:
@@ -74,6 +84,31 @@ def _divided(source: str, splits: Splits, validation: float) -> Dataset:
         valid = whole(splits.validation, splits.classes)
     _checks.require(len(train) > 0, f"nothing is left of {source!r} to train on: give more examples, or hold out less")
     return Dataset(source, train, valid, test)
+
+
+def _without_last(data: Dataset, unseen: int) -> Dataset:
+    """The data set without its last classes, whose test examples are a part of their own."""
+    parts = {"training": data.train, "validation": data.validation, "test": data.test}
+    labels, got = [], f"got unseen {unseen} for {data.source!r}"
+    for name, part in parts.items():
+        known = part.labels
+        if known is None or np.any(known < 0):
+            raise _checks.RequestError(f"{got}, with {name} examples without a label: expected the class of each")
+        labels.append(known)
+    names = data.train.classes
+    most = max((int(known.max()) for known in labels if len(known)), default=-1)
+    classes = most + 1 if names is None else len(names)
+    expected = "expected at least 2, and 2 others to be seen; leave out fewer or more"
+    _checks.require(2 <= unseen <= classes - 2, f"{got}, which has {classes} classes: {expected}")
+    seen = classes - unseen
+
+    def of(part: Examples, chosen: np.ndarray, classes: tuple[str, ...] | None) -> Examples:
+        return dataclasses.replace(part, rows=part.rows[chosen], classes=classes)
+
+    names_seen = None if names is None else names[:seen]
+    kept = [of(part, known < seen, names_seen) for part, known in zip(parts.values(), labels, strict=True)]
+    _checks.require(len(kept[0]) > 0, f"{got}: nothing is left to train on; leave out fewer")
+    return Dataset(data.source, *kept, unseen=of(data.test, labels[2] >= seen, names))
 
 
 def _digits() -> Splits:

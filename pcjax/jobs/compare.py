@@ -125,9 +125,8 @@ def _run(
 
 
 def _judged(model: Frozen, teacher: KnownTeacher, asked: Config, loaded: Loaded) -> dict[str, Any]:
-    return judge.judge_all({STUDENT: model}, teacher.features, loaded.examples, loaded.normalise, asked.evaluation)[
-        STUDENT
-    ]
+    data = loaded.examples, loaded.normalise, asked.evaluation, loaded.other
+    return judge.judge_all({STUDENT: model}, teacher.features, *data)[STUDENT]
 
 
 def _temporary_bytes(chosen: Plan) -> int | None:

@@ -14,7 +14,7 @@ from pcjax import _checks
 from pcjax._checks import RequestError
 from pcjax.config import Config, Training
 from pcjax.data import Examples
-from pcjax.jobs import judge
+from pcjax.jobs import judge, tables
 from pcjax.jobs.folder import CHECKPOINTS, RESULT, begin_folder, check_folder, config_of, seconds_of, write_json
 from pcjax.jobs.prepare import (
     STUDENT_SEED,
@@ -33,7 +33,7 @@ from pcjax.jobs.prepare import (
     trained,
     weights,
 )
-from pcjax.jobs.represent import SPLITS, Frozen, represent, represent_all
+from pcjax.jobs.represent import Frozen, parts_of, represent, represent_all
 from pcjax.jobs.teach import check_teaching, coherence, train_teacher
 from pcjax.models import Output
 from pcjax.training.checkpoint import Checkpoints
@@ -59,7 +59,7 @@ def distill(config: Config, folder: pathlib.Path, display: Display) -> None:
     steps = steps_of(config.training, len(loaded.examples.train))
     seconds = seconds_of(folder, seconds)
     write_json(folder / RESULT, results | {"seconds": seconds, "steps": steps, "versions": judge.versions()})
-    judge.show(results, display)
+    tables.show(results, display)
     display.say(f"{seconds} s for {steps} steps and all else; checkpoints, metrics.jsonl and {RESULT} lie in {folder}")
     display.say(f"next: pcjax report {folder} draws it; pcjax embed {folder} writes the features")
 
@@ -128,7 +128,7 @@ def find_teacher(config: Config, folder: pathlib.Path, loaded: Loaded, display: 
         own.mkdir(exist_ok=True)
         model = train_teacher(config, own, loaded, display)
     said = represent_all(model, loaded.examples, loaded.normalise, config.evaluation.batch)
-    return KnownTeacher({split: one.features for split, one in said.items()}, said["train"].logits, model)
+    return KnownTeacher(judge.features_of(TEACHER, said), said["train"].logits, model)
 
 
 def load_teacher(folder: pathlib.Path, config: Config, loaded: Loaded) -> Frozen:
@@ -157,12 +157,12 @@ def trained_model(folder: pathlib.Path, manifest: dict[str, Any], like: Frozen, 
 
 def worth(config: Config, teacher: KnownTeacher, first: Frozen, student: Frozen, loaded: Loaded) -> dict[str, Any]:
     """The teacher, the untrained student and the trained one, as result.json has them."""
-    models = ({TEACHER: teacher.model} if teacher.model is not None else {}) | {"untrained": first, STUDENT: student}
-    results = judge.judge_all(models, teacher.features, loaded.examples, loaded.normalise, config.evaluation)
+    data = loaded.examples, loaded.normalise, config.evaluation, loaded.other
     if teacher.model is None:
-        found = judge.judge(teacher.features, teacher.features, loaded.examples, config.evaluation)
-        results[TEACHER] = found | {"parameters": 0, "flops": 0}
-    return results
+        found = judge.judge(teacher.features, teacher.features, loaded.examples, config.evaluation) | judge.NO_MODEL
+    else:
+        found = judge.judge_model(teacher.model, teacher.features, teacher.features, *data)
+    return {TEACHER: found} | judge.judge_all({"untrained": first, STUDENT: student}, teacher.features, *data)
 
 
 def _guide(config: Config, teacher: KnownTeacher, loaded: Loaded) -> Guide:
@@ -205,7 +205,7 @@ def _stored_features(path: pathlib.Path, loaded: Loaded) -> dict[str, np.ndarray
     _checks.require(path.is_file(), f"no file {path} (teacher.features): `pcjax embed RUN` writes one")
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            found = {split: np.asarray(file[split], np.float32) for split in SPLITS}
+            found = {part: np.asarray(file[part], np.float32) for part in parts_of(loaded.examples)}
             fingerprint = str(file["fingerprint"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise RequestError(f"cannot read {path} (teacher.features): {error}; `pcjax embed RUN` writes one") from error
@@ -222,4 +222,4 @@ def _stored_features(path: pathlib.Path, loaded: Loaded) -> dict[str, np.ndarray
 
 
 def _counts(loaded: Loaded) -> str:
-    return ", ".join(f"{len(getattr(loaded.examples, split)):,} {split}" for split in SPLITS)
+    return ", ".join(f"{len(examples):,} {part}" for part, examples in parts_of(loaded.examples).items())

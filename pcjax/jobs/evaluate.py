@@ -1,42 +1,84 @@
 """`pcjax evaluate RUN` and `pcjax embed RUN`: what a run that has ended is worth, and its features as a file."""
 
+import dataclasses
 import json
 import pathlib
+from typing import Any
 
 import numpy as np
 
 from pcjax import _checks
 from pcjax._checks import RequestError
-from pcjax.config import Config
-from pcjax.jobs import judge
+from pcjax.config import Config, Evaluation
+from pcjax.jobs import judge, tables
+from pcjax.jobs.beyond import throughput
 from pcjax.jobs.distill import STUDENT, TEACHER, find_teacher, trained_model, worth
 from pcjax.jobs.folder import RESULT, config_of, write_json
 from pcjax.jobs.prepare import STUDENT_SEED, TEACHER_SEED, Loaded, load, new_model
 from pcjax.jobs.represent import Frozen, represent_all
+from pcjax.jobs.teach import worth_of_teacher
 from pcjax.training.display import Display
 
 FEATURES = "features.npz"
 
 
-def evaluate(folder: pathlib.Path, display: Display) -> None:
-    """Computes a run's table again, from its best checkpoint."""
-    job, config = config_of(folder)
-    loaded = load(config)
-    model, first = models(job, config, folder, loaded)
-    if job == "teach":
-        said = represent_all(model, loaded.examples, loaded.normalise, config.evaluation.batch)
-        features = {split: one.features for split, one in said.items()}
-        results = judge.judge_all({TEACHER: model}, features, loaded.examples, loaded.normalise, config.evaluation)
-    else:
-        results = worth(config, find_teacher(config, folder, loaded, None), first, model, loaded)
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What of a run is judged beside its own table; what is None is as the run's config has it."""
+
+    other: str | None = None
+    """another data set, as data.source, that the frozen representations are judged on by its labels"""
+    other_dir: str | None = None
+    """where TFDS keeps that one; None: where the run's own data are"""
+    corruptions: tuple[str, ...] | None = None
+    """names of what is done to test images; none after the option: all"""
+    throughput: bool = False
+    """measure how many examples a second each model takes here, in batches of evaluation.batch"""
+
+    def evaluation(self, config: Config) -> Evaluation:
+        """The run's, with what is asked for instead."""
+        there = config.evaluation
+        if self.other is not None:
+            there = dataclasses.replace(there, other=self.other, other_dir=self.other_dir)
+        else:
+            _checks.require(self.other_dir is None, f"got --other-dir {self.other_dir} without --other: give it too")
+        names = there.corruptions if self.corruptions is None else self.corruptions or ("all",)
+        return dataclasses.replace(there, corruptions=names)
+
+
+def evaluate(folder: pathlib.Path, display: Display, asked: Asked | None = None) -> None:
+    """Computes a run's table again, from its best checkpoint, and what else is asked for."""
+    asked = asked or Asked()
     stored = folder / RESULT
+    job, config = config_of(folder)
     _checks.require(stored.is_file(), f"no {RESULT} in {folder}: run the command that trains it to its end first")
     try:
         before = dict(json.loads(stored.read_text()))
     except ValueError as error:
         raise RequestError(f"{stored} is damaged ({error}): delete it, and give the run's command again") from error
+    judged = dataclasses.replace(config, evaluation=asked.evaluation(config))
+    loaded = load(judged)
+    judge.check_judging(judged.evaluation, loaded.examples, loaded.other)
+    model, first = models(job, config, folder, loaded)
+    if job == "teach":
+        judged_models = {TEACHER: model}
+        results = {TEACHER: worth_of_teacher(judged, model, loaded)}
+    else:
+        teacher = find_teacher(config, folder, loaded, None)
+        taught = {} if teacher.model is None else {TEACHER: teacher.model}
+        judged_models = {"untrained": first, STUDENT: model} | taught
+        results = worth(judged, teacher, first, model, loaded)
+    if asked.throughput:
+        for name, one in judged_models.items():
+            batch = judged.evaluation.batch
+            results[name]["throughput"] = throughput(one, loaded.examples.test, loaded.normalise, batch)
+    # What was asked for earlier stays, of other data sets too.
+    for name, found in results.items():
+        known = before.get(name, {})
+        other = known.get("other", {}) | found.get("other", {})
+        results[name] = known | found | ({"other": other} if other else {})
     write_json(stored, before | results | {"versions": judge.versions()})
-    judge.show(results, display)
+    tables.show(results, display)
 
 
 def embed(folder: pathlib.Path, display: Display) -> None:
@@ -46,14 +88,9 @@ def embed(folder: pathlib.Path, display: Display) -> None:
     model, _ = models(job, config, folder, loaded)
     said = represent_all(model, loaded.examples, loaded.normalise, config.evaluation.batch)
     path = folder / FEATURES
+    arrays: dict[str, Any] = {part: one.features for part, one in said.items()}
     try:
-        np.savez(
-            path,
-            fingerprint=np.array(loaded.examples.train.fingerprint),
-            train=said["train"].features,
-            validation=said["validation"].features,
-            test=said["test"].features,
-        )
+        np.savez(path, fingerprint=np.array(loaded.examples.train.fingerprint), **arrays)
     except OSError as error:
         raise RequestError(f"cannot write {path}: {error.strerror}") from error
     shapes = ", ".join(f"{split} {one.features.shape}" for split, one in said.items())

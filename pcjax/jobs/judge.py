@@ -1,4 +1,4 @@
-"""What representations are worth: the numbers of result.json, and the table a person sees."""
+"""What representations are worth: the numbers of result.json, and the tables a person sees."""
 
 import importlib.metadata
 from collections.abc import Mapping
@@ -6,62 +6,89 @@ from typing import Any
 
 import numpy as np
 
-from pcjax import metrics
+from pcjax import _checks
 from pcjax._checks import RequestError
 from pcjax.config import Evaluation
-from pcjax.data import Dataset, Examples
+from pcjax.data import Dataset
+from pcjax.jobs.beyond import judge_beyond
+from pcjax.jobs.measures import by_labels, known_labels, labels_of, likeness, neighbours, retrieved, votes
 from pcjax.jobs.represent import SPLITS, Frozen, Said, represent_all
-from pcjax.training.display import Display
+from pcjax.metrics import nearest
 
-PROBED = 50_000  # at most so many examples are given to the linear probe, and to coherence a fifth of it
-DEGREES = ("footrule", "spearman", "kendall", "neighbours")
+LEAST = 4  # examples that coherence can be estimated from
+NO_MODEL = {"parameters": 0, "flops": 0, "bytes": 0}  # of features that were given
 
 
 class NotFiniteError(RequestError):
     """A model that diverged: there is nothing to judge."""
 
 
+def check_judging(asked: Evaluation, data: Dataset, other: Dataset | None) -> None:
+    """Refuses what could not be judged as asked, before anything is trained."""
+    k = asked.neighbours
+    for split in SPLITS:
+        n = len(getattr(data, split))
+        got = f"got evaluation.neighbours {k} for {n} {split} examples from {data.source}"
+        _checks.require(k <= n - 2, f"{got}: expected at most {n - 2}; lower it, or give more examples")
+    labels = labels_of(data)
+    if labels is not None:
+        classes = np.unique(labels["train"])
+        got = f"got training examples of the one class {classes[0]} from {data.source}"
+        _checks.require(len(classes) > 1, f"{got}: expected at least two; leave the labels out to do without them")
+    if asked.corruptions:
+        shape, got = data.train.shape, f"got evaluation.corruptions for {data.source}"
+        _checks.require(len(shape) == 3, f"{got}, with examples of shape {shape}: only images have them, leave it out")
+        _checks.require(labels is not None, f"{got}, without the class of every example: leave it out, or give labels")
+    if data.unseen is not None:
+        n, kinds = len(data.unseen), np.unique(np.asarray(data.unseen.labels))
+        got = f"got data.unseen with {n} test examples of {len(kinds)} classes from {data.source}"
+        least = max(LEAST, k + 2)
+        _checks.require(n >= least and len(kinds) > 1, f"{got}: expected at least {least} of 2; leave out more classes")
+    if other is not None:
+        theirs = labels_of(other)
+        got = f"got evaluation.other {other.source}"
+        if theirs is None:
+            raise RequestError(f"{got}, without the class of every example: give one with labels")
+        n, kinds = len(other.train), np.unique(theirs["train"])
+        _checks.require(len(kinds) > 1, f"{got}, with training examples of one class only: give one with at least two")
+        _checks.require(k <= n, f"{got} with {n} training examples: expected at least evaluation.neighbours, {k}")
+        some = len(other.test) > 0 and len(other.validation) > 0
+        _checks.require(some, f"{got} with no test or no validation examples: expected both; hold out more")
+
+
 def judge(
     features: Mapping[str, np.ndarray], teacher: Mapping[str, np.ndarray], data: Dataset, asked: Evaluation
 ) -> dict[str, Any]:
-    """k-NN and linear-probe accuracy on the test examples, and coherence with the teacher there."""
-    found: dict[str, Any] = {"knn_accuracy": None, "linear_probe_accuracy": None}
-    labels = {split: known for split in SPLITS if (known := known_labels(getattr(data, split))) is not None}
-    if len(labels) == len(SPLITS):
-        k = min(asked.neighbours, len(features["train"]))
-        found["knn_accuracy"] = float(
-            metrics.knn_accuracy(features["test"], labels["test"], features["train"], labels["train"], k=k)
-        )
-        probed = slice(None, None, -(-len(features["train"]) // PROBED))
-        found["linear_probe_accuracy"] = float(
-            metrics.linear_probe(
-                features["train"][probed],
-                labels["train"][probed],
-                features["test"],
-                labels["test"],
-                validation=(features["validation"], labels["validation"]),
-            ).accuracy
-        )
-    compared = slice(None, None, -(-len(features["test"]) // (PROBED // 5)))
-    coherence = metrics.coherence(
-        features["test"][compared], teacher["test"][compared], k=neighbours(asked, features["test"][compared])
-    )
-    found["coherence"] = {
-        name: {part: float(getattr(getattr(coherence, name), part)) for part in ("value", "low", "high")}
-        for name in DEGREES
-    }
+    """What features are worth by the test examples' classes, and how like the teacher's they are there."""
+    found: dict[str, Any] = dict(by_labels(features, data, asked))
+    width = teacher["test"].shape[1]
+    found["retrieval"] = retrieved(features["test"], known_labels(data.test), width)
+    found |= likeness(features["test"], teacher["test"], asked)
+    if data.unseen is not None:
+        own, labels = features["unseen"], np.asarray(data.unseen.labels)
+        among = nearest(own, own, k=neighbours(asked, own), exclude_self=True)
+        found["unseen"] = {
+            "examples": len(own),
+            "classes": len(np.unique(labels)),
+            **votes(among, labels, labels),
+            "retrieval": retrieved(own, labels, width),
+            **likeness(own, teacher["unseen"], asked),
+        }
     return found
 
 
-def known_labels(examples: Examples) -> np.ndarray | None:
-    """The examples' classes, if every one has a class."""
-    labels = examples.labels
-    return labels if labels is not None and np.all(labels >= 0) else None
-
-
-def neighbours(asked: Evaluation, features: np.ndarray) -> int:
-    """How many neighbours there are to compare, at most as many as asked for."""
-    return max(1, min(asked.neighbours, len(features) - 2))
+def judge_model(
+    model: Frozen,
+    features: Mapping[str, np.ndarray],
+    teacher: Mapping[str, np.ndarray],
+    data: Dataset,
+    normalise: tuple[np.ndarray, np.ndarray],
+    asked: Evaluation,
+    other: Dataset | None = None,
+) -> dict[str, Any]:
+    """The same of a model whose features are known, with its size and what was asked for beyond."""
+    size = {"parameters": model.parameter_count(), "flops": model.flops(data.train.shape), "bytes": model.size()}
+    return judge(features, teacher, data, asked) | size | judge_beyond(model, features, data, normalise, asked, other)
 
 
 def judge_all(
@@ -70,44 +97,24 @@ def judge_all(
     data: Dataset,
     normalise: tuple[np.ndarray, np.ndarray],
     asked: Evaluation,
+    other: Dataset | None = None,
 ) -> dict[str, Any]:
     """Every model by name, as result.json has them."""
     results: dict[str, Any] = {}
     for name, model in models.items():
-        said: Mapping[str, Said] = represent_all(model, data, normalise, asked.batch)
-        features = {split: one.features for split, one in said.items()}
-        if not all(np.all(np.isfinite(one)) for one in features.values()):
-            raise NotFiniteError(f"the {name}'s features are not finite: lower the learning rate, or give a clip")
-        results[name] = judge(features, teacher, data, asked) | {
-            "parameters": model.parameter_count(),
-            "flops": model.flops(data.train.shape),
-        }
+        features = features_of(name, represent_all(model, data, normalise, asked.batch))
+        results[name] = judge_model(model, features, teacher, data, normalise, asked, other)
     return results
+
+
+def features_of(name: str, said: Mapping[str, Said]) -> dict[str, np.ndarray]:
+    """The features of every part, if they are finite."""
+    features = {part: one.features for part, one in said.items()}
+    if not all(np.all(np.isfinite(one)) for one in features.values()):
+        raise NotFiniteError(f"the {name}'s features are not finite: lower the learning rate, or give a clip")
+    return features
 
 
 def versions() -> dict[str, str]:
     """Of what a number may depend on."""
     return {name: importlib.metadata.version(name) for name in ("pcjax", "jax", "jaxlib", "flax")}
-
-
-def show(results: Mapping[str, Any], display: Display) -> None:
-    """The table."""
-    names = [name for name in ("teacher", "untrained", "student") if name in results]
-    titles = {"teacher": "teacher", "untrained": "student before", "student": "student after"}
-
-    def percent(value: float | None) -> str:
-        return "no labels" if value is None else f"{100 * value:.1f} %"
-
-    rows = [
-        ["parameters", *(f"{results[name]['parameters']:,}" for name in names)],
-        ["FLOPs an example", *(f"{results[name]['flops']:,}" for name in names)],
-        ["k-NN accuracy", *(percent(results[name]["knn_accuracy"]) for name in names)],
-        ["linear probe", *(percent(results[name]["linear_probe_accuracy"]) for name in names)],
-    ]
-    for degree in DEGREES:
-        cells = []
-        for name in names:
-            found = results[name]["coherence"][degree]
-            cells.append(f"{found['value']:.3f} ± {(found['high'] - found['low']) / 2:.3f}")
-        rows.append([f"coherence: {degree}", *cells])
-    display.table("on the test examples (95 % intervals)", ["", *(titles[name] for name in names)], rows)

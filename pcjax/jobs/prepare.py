@@ -16,7 +16,9 @@ from pcjax import _checks, data, models
 from pcjax._checks import RequestError
 from pcjax.config import Config, Loss, Model, Training
 from pcjax.data import Dataset
+from pcjax.jobs.beyond import load_other
 from pcjax.jobs.folder import CHECKPOINTS
+from pcjax.jobs.judge import LEAST, check_judging
 from pcjax.jobs.represent import Frozen
 from pcjax.models import Output
 from pcjax.terms import CLASSIFIER, TERMS, needs_labels
@@ -29,7 +31,6 @@ from pcjax.training.objective import Moment, objective, with_memories
 from pcjax.training.state import State, make_optimiser, start
 from pcjax.training.step import AXIS, Batch, Fixed, make_step, metric_names
 
-LEAST = 4  # examples that coherence can be estimated from
 STUDENT_SEED, TEACHER_SEED = 0, 1  # streams of random numbers for first weights
 
 
@@ -38,15 +39,20 @@ class Loaded(NamedTuple):
 
     examples: Dataset
     normalise: tuple[np.ndarray, np.ndarray]
+    other: Dataset | None = None  # the data set that evaluation.other names, in the shape of these
 
 
 def load(config: Config) -> Loaded:
-    """The data a config asks for."""
+    """The data a config asks for, refused where it cannot be judged as asked."""
     asked = config.data
     examples = data.load(
-        asked.source, data_dir=asked.data_dir, validation=asked.validation, image_size=asked.image_size
+        asked.source,
+        data_dir=asked.data_dir,
+        validation=asked.validation,
+        image_size=asked.image_size,
+        unseen=asked.unseen,
     )
-    return Loaded(examples, data.statistics(examples.train))
+    return Loaded(examples, data.statistics(examples.train), load_other(config, examples))
 
 
 def new_model(
@@ -123,6 +129,7 @@ def check(config: Config, training: Training, losses: tuple[Loss, ...], loaded: 
     for split, examples in (("validation", loaded.examples.validation), ("test", loaded.examples.test)):
         few = f"got {len(examples)} {split} examples from {config.data.source}"
         _checks.require(len(examples) >= LEAST, f"{few}: expected at least {LEAST}, give more or hold out more")
+    check_judging(config.evaluation, loaded.examples, loaded.other)
     shape = loaded.examples.train.shape
     got = f"got data.crop {config.data.crop} and data.flip {config.data.flip} for examples of shape {shape}"
     _checks.require(len(shape) == 3 or not (config.data.crop or config.data.flip), f"{got}: only images have them")

@@ -32,15 +32,20 @@ class Frozen(NamedTuple):
         """How many numbers were learnt."""
         return sum(int(np.prod(x.shape)) for x in self.parameters.values())
 
+    def size(self) -> int:
+        """How many bytes its parameters and statistics take as they are stored."""
+        return sum(int(x.nbytes) for x in (*self.parameters.values(), *self.statistics.values()))
+
     def flops(self, shape: tuple[int, ...]) -> int:
         """Floating-point operations for one example, as XLA counts them."""
         one = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-        cost = _outputs.lower(self.function, self.parameters, self.statistics, one).cost_analysis()
+        cost = outputs.lower(self.function, self.parameters, self.statistics, one).cost_analysis()
         return int(dict(cost or {}).get("flops", 0))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _outputs(function: Functional, parameters: Arrays, statistics: Arrays, images: jax.Array) -> Output:
+def outputs(function: Functional, parameters: Arrays, statistics: Arrays, images: jax.Array) -> Output:
+    """What a model says of a batch; compiled once for equal models."""
     return function.apply(parameters, statistics, images, train=False)[0]._replace(maps={})
 
 
@@ -60,7 +65,7 @@ def represent(model: Frozen, examples: Examples, normalise: tuple[np.ndarray, np
     features, logits = [], []
     for given in evaluation_batches(examples, batch=batch, normalise=normalise):
         images = jax.device_put(given["image"], NamedSharding(mesh, P("rows")))
-        output = _outputs(model.function, parameters, statistics, images)
+        output = outputs(model.function, parameters, statistics, images)
         features.append(np.asarray(output.features)[given["mask"]])
         if output.logits is not None:
             logits.append(np.asarray(output.logits)[given["mask"]])
@@ -70,5 +75,11 @@ def represent(model: Frozen, examples: Examples, normalise: tuple[np.ndarray, np
 def represent_all(
     model: Frozen, data: Dataset, normalise: tuple[np.ndarray, np.ndarray], batch: int
 ) -> Mapping[str, Said]:
-    """The same for every split."""
-    return {split: represent(model, getattr(data, split), normalise, batch) for split in SPLITS}
+    """The same for every part."""
+    return {part: represent(model, examples, normalise, batch) for part, examples in parts_of(data).items()}
+
+
+def parts_of(data: Dataset) -> dict[str, Examples]:
+    """The splits by name, and the test examples of unseen classes where some were left out."""
+    parts = {split: getattr(data, split) for split in SPLITS}
+    return parts if data.unseen is None else parts | {"unseen": data.unseen}

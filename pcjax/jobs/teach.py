@@ -3,13 +3,14 @@
 import pathlib
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from pcjax import metrics
 from pcjax._checks import RequestError
 from pcjax.config import Config, Loss
-from pcjax.jobs import judge
+from pcjax.jobs import judge, tables
 from pcjax.jobs.folder import RESULT, begin_folder, check_folder, seconds_of, write_json
 from pcjax.jobs.prepare import (
     TEACHER_SEED,
@@ -39,16 +40,22 @@ def teach(config: Config, folder: pathlib.Path, display: Display) -> None:
     check_teaching(config, loaded)
     begin_folder(folder, config, "teach")
     teacher = train_teacher(config, folder, loaded, display)
-    said = represent_all(teacher, loaded.examples, loaded.normalise, config.evaluation.batch)
-    features = {split: one.features for split, one in said.items()}
-    results = judge.judge_all({"teacher": teacher}, features, loaded.examples, loaded.normalise, config.evaluation)
+    results = {"teacher": worth_of_teacher(config, teacher, loaded)}
     steps = steps_of(config.teacher.training, len(loaded.examples.train))
     seconds = round(time.perf_counter() - began, 1)
     seconds = seconds_of(folder, seconds)
     write_json(folder / RESULT, results | {"seconds": seconds, "steps": steps, "versions": judge.versions()})
-    judge.show(results, display)
+    tables.show(results, display)
     display.say(f"{seconds} s; everything lies in {folder}")
     display.say(f"next: pcjax distill CONFIG --teacher.run {folder}")
+
+
+def worth_of_teacher(config: Config, teacher: Frozen, loaded: Loaded) -> dict[str, Any]:
+    """The teacher alone, as result.json has it."""
+    said = represent_all(teacher, loaded.examples, loaded.normalise, config.evaluation.batch)
+    features = judge.features_of("teacher", said)
+    data = loaded.examples, loaded.normalise, config.evaluation, loaded.other
+    return judge.judge_model(teacher, features, features, *data)
 
 
 def check_teaching(config: Config, loaded: Loaded) -> Output:

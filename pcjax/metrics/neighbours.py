@@ -22,7 +22,7 @@ class Neighbours(NamedTuple):
     """The nearest of a gallery to each query, the nearest first: cosine similarities, and rows of the gallery."""
 
     similarity: Float[Array, "n k"]
-    index: Int[Array, "n k"]
+    places: Int[Array, "n k"]
 
 
 def nearest(
@@ -40,11 +40,11 @@ def nearest(
       exclude_self: the gallery is the queries themselves, and none of them finds itself; k is then at most m - 1.
 
     Returns:
-      Neighbours (similarity, index), (n, k) each.
+      Neighbours (similarity, places), (n, k) each.
 
     >>> import pcjax
     >>> found = pcjax.metrics.nearest([[2.0, 0.1]], [[1.0, 0.0], [0.0, 1.0], [0.9, 0.1]], k=2)
-    >>> print(found.index)
+    >>> print(found.places)
     [[0 2]]
     """
     require_finite("features", features)
@@ -96,7 +96,7 @@ def vote(
     require_labels("gallery_labels", gallery_labels, np.shape(gallery_labels)[0] if np.ndim(gallery_labels) else 0)
     _checks.require_name("weighting", weighting, WEIGHTINGS)
     _checks.require_positive("temperature", temperature)
-    n, k = np.shape(neighbours.index)
+    n, k = np.shape(neighbours.places)
     labels = jnp.asarray(gallery_labels).astype(jnp.int32)
     rows = max(1, min(n, VOTES_AT_A_TIME // k**2))
     return _vote(*neighbours, labels, temperature if weighting == "cosine" else None, rows=rows)
@@ -211,14 +211,14 @@ def _search(
 @functools.partial(jax.jit, static_argnames="rows")
 def _vote(
     similarity: Float[Array, "n k"],
-    index: Int[Array, "n k"],
+    places: Int[Array, "n k"],
     gallery_labels: Int[Array, "m"],
     temperature: ArrayLike | None,
     *,
     rows: int,
 ) -> Int[Array, "n"]:
     def of_block(block: Int[Array, "r"]) -> Int[Array, "r"]:
-        classes = gallery_labels[index[block]]
+        classes = gallery_labels[places[block]]
         weights = jnp.ones_like(similarity[block])
         if temperature is not None:
             # Relative to the nearest's, which cancels, so that no small temperature overflows.

@@ -92,6 +92,42 @@ def test_of_what_is_large_samples_are_hashed(monkeypatch):
     assert np.flatnonzero(read).tolist() == [0, 4, 9]
 
 
+@pytest.mark.parametrize("unseen", [2, 3, 8])
+def test_unseen_classes_are_in_no_other_part(unseen):
+    everything, data = load("digits"), load("digits", unseen=unseen)
+    for before, part in zip(parts(everything), parts(data), strict=True):
+        assert part.labels.max() == 9 - unseen
+        # the others are where they were
+        assert np.array_equal(part.rows, before.rows[before.labels < 10 - unseen])
+        assert part.classes == tuple("0123456789")[:-unseen]
+        assert part.fingerprint != before.fingerprint
+    assert sorted(set(data.unseen.labels.tolist())) == list(range(10 - unseen, 10))
+    assert set(data.unseen.rows) == set(everything.test.rows) - set(data.test.rows)
+    assert everything.unseen is None
+
+
+def save(path, labels, **more):
+    np.savez(path, images=np.random.default_rng(0).normal(size=(len(labels), 3)), labels=np.array(labels), **more)
+    return f"arrays:{path}"
+
+
+@pytest.mark.bad_input
+def test_unseen_classes_need_others_and_labels(tmp_path):
+    for unseen in (1, 9, 10):
+        with pytest.raises(ValueError, match=f"got unseen {unseen} for 'digits', which has 10 classes: expected at le"):
+            load("digits", unseen=unseen)
+    with pytest.raises(ValueError, match="got unseen -1: expected an integer of at least 0"):
+        load("digits", unseen=-1)
+    known = [0, 1, 2, 3] * 10
+    assert set(load(save(tmp_path / "known.npz", known), unseen=2).train.labels) == {0, 1}
+    for name, given in (("one", [*known, -1]), ("none", [-1] * 40)):
+        with pytest.raises(ValueError, match="examples without a label: expected the class of each"):
+            load(save(tmp_path / f"{name}.npz", given), unseen=2)
+    np.save(tmp_path / "plain.npy", np.zeros((40, 3)))
+    with pytest.raises(ValueError, match="training examples without a label: expected the class of each"):
+        load(f"arrays:{tmp_path / 'plain.npy'}", unseen=2)
+
+
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("given", "message"),

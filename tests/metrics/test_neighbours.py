@@ -155,7 +155,7 @@ def test_neighbours_found_once_serve_every_vote(sets):
     found = nearest(features, gallery, k=K)
     x, y = (f / np.linalg.norm(f, axis=1, keepdims=True) for f in (features, gallery))
     similarities = x @ y.T
-    assert (found.index == np.argsort(-similarities, axis=1, kind="stable")[:, :K]).all()
+    assert (found.places == np.argsort(-similarities, axis=1, kind="stable")[:, :K]).all()
     assert np.allclose(found.similarity, -np.sort(-similarities, axis=1)[:, :K], atol=1e-6)
     for weighting in ("cosine", "majority"):
         expected = knn_predict(features, gallery, labels, k=K, weighting=weighting)

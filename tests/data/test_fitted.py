@@ -1,0 +1,54 @@
+"""Another data set's images in a model's shape: against JAX's resizing, and refused where nothing fits."""
+
+import jax
+import numpy as np
+import pytest
+
+from pcjax.data import Dataset, fitted
+from pcjax.data.examples import Arrays, whole
+from pcjax.data.fitted import resized
+
+
+def dataset(images, labels=None):
+    examples = whole(Arrays(images, labels), None)
+    return Dataset("given", examples, examples, examples)
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (20, 3), (14, 14), (7, 6)])
+def test_resizing_is_linear_interpolation_without_aliases(shape, rng):
+    images = rng.random((3, 7, 6, 2), np.float32)
+    expected = jax.image.resize(images, (3, *shape, 2), "linear", antialias=True)
+    assert np.allclose(resized(images, *shape), expected, atol=1e-6)
+
+
+def test_what_fits_is_left_alone_and_what_does_not_is_changed(rng):
+    grey = rng.integers(0, 256, (4, 6, 6, 1)).astype(np.uint8)
+    data = dataset(grey, np.arange(4, dtype=np.int32))
+    assert fitted(data, (6, 6, 1)) is data
+    colour = fitted(data, (6, 6, 3))
+    rows = np.array([2, 0])
+    images, labels = colour.test.take_labelled(rows)
+    assert images.dtype == np.uint8
+    assert (images == np.repeat(grey[rows], 3, axis=3)).all()
+    assert labels.tolist() == [2, 0]
+    # and back: of equal channels the luminance is each of them
+    assert (fitted(dataset(np.repeat(grey, 3, axis=3)), (6, 6, 1)).train.take(np.arange(4)) == grey).all()
+    half = fitted(data, (3, 3, 1))
+    assert half.train.shape == half.train.take(rows).shape[1:] == (3, 3, 1)
+    assert abs(half.train.take(rows).mean() - grey[rows].mean()) < 12
+    assert half.train.fingerprint != data.train.fingerprint
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("there", "wanted", "message"),
+    [
+        ((2, 5), (4, 4, 1), "for a model of examples of shape (4, 4, 1): expected them alike, only images can be"),
+        ((2, 4, 4, 1), (16,), "expected them alike, only images can be resized"),
+        ((2, 4, 4, 4), (4, 4, 3), "expected as many channels, or 1 for 3, or 3 for 1; convert the images"),
+    ],
+)
+def test_what_cannot_be_matched_is_refused(there, wanted, message):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        fitted(dataset(np.zeros(there, np.float32)), wanted)
+    assert message in str(caught.value)
