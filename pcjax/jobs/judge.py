@@ -12,7 +12,7 @@ from pcjax.config import Evaluation
 from pcjax.data import Dataset
 from pcjax.jobs.beyond import judge_beyond
 from pcjax.jobs.measures import by_labels, known_labels, labels_of, likeness, neighbours, retrieved, votes
-from pcjax.jobs.represent import SPLITS, Frozen, Said, represent_all
+from pcjax.jobs.represent import Frozen, Said, represent_all
 from pcjax.metrics import nearest
 
 LEAST = 4  # examples that coherence can be estimated from
@@ -26,10 +26,10 @@ class NotFiniteError(RequestError):
 def check_judging(asked: Evaluation, data: Dataset, other: Dataset | None) -> None:
     """Refuses what could not be judged as asked, before anything is trained."""
     k = asked.neighbours
-    for split in SPLITS:
-        n = len(getattr(data, split))
-        got = f"got evaluation.neighbours {k} for {n} {split} examples from {data.source}"
-        _checks.require(k <= n - 2, f"{got}: expected at most {n - 2}; lower it, or give more examples")
+    # Of the others as seen from a test example coherence compares k, and k training examples vote.
+    for split, most in (("training", len(data.train)), ("test", len(data.test) - 2)):
+        got = f"got evaluation.neighbours {k} for the {split} examples from {data.source}"
+        _checks.require(k <= most, f"{got}: expected at most {most}; lower it, or give more examples")
     labels = labels_of(data)
     if labels is not None:
         classes = np.unique(labels["train"])

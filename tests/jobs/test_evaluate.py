@@ -142,7 +142,7 @@ def data_of(tmp_path, labels, shape=(8, 8, 1), name="given", **more):
 @pytest.mark.parametrize(
     ("given", "asked", "message"),
     [
-        ({"labels": [0, 1] * 20}, {}, "got evaluation.neighbours 10 for 3 validation examples"),
+        ({"labels": [0, 1] * 28}, {}, "got evaluation.neighbours 10 for the test examples from"),
         ({"labels": [3] * 200}, {}, "got training examples of the one class 3 from"),
         ({"labels": [0, 1] * 100, "shape": (4,)}, {"corruptions": ("all",)}, "only images have them, leave it out"),
         ({"labels": [0, -1] * 100}, {"corruptions": ("all",)}, "without the class of every example: leave it out"),
@@ -232,7 +232,10 @@ def test_everything_about_a_run_by_the_commands(tmp_path, capsys, mnist_like):
         (["evaluate", "{run}", "--other-dir", "x"], "got --other-dir x without --other: give it too"),
         (["evaluate", "{run}", "--corruptions", "fog"], "unknown corruption 'fog': expected one of 'gaussian_noise'"),
         (["evaluate", "{run}", "--nothing"], "--nothing"),
-        (["distill", "--evaluation.neighbours", "500"], "got evaluation.neighbours 500 for 144 validation examples"),
+        (
+            ["distill", "--evaluation.neighbours", "500"],
+            "got evaluation.neighbours 500 for the test examples from digits: expected at most 357",
+        ),
         (["distill", "--data.unseen", "9"], "got unseen 9 for 'digits', which has 10 classes: expected at least 2"),
         (["distill", "--evaluation.other", "mnist"], "evaluation.other: unknown source 'mnist'"),
     ],
