@@ -104,6 +104,11 @@ def _of(seeds: Sequence[str]) -> str:
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"
 
 
+def _aware(losses: Mapping[str, Any]) -> bool:
+    """Whether any of them is told the classes."""
+    return any(loss.get("labelled") for loss in losses.values())
+
+
 def _name(label: str, loss: Mapping[str, Any]) -> Markup:
     """A loss, and in words what one must know about it."""
     said = [LABELS] if loss.get("labelled") else []
@@ -138,10 +143,8 @@ def _table(found: Mapping[str, Any], order: Sequence[str], metrics: Sequence[str
             ["student before training", *(_number(metric, untrained.get(metric)) for metric in metrics), *nothing]
         )
     by = f", the best by {_title(primary)} first" if primary is not None else ""
-    caption = (
-        f"Students on the test examples{by}: means over the seeds, and below them the 95 % intervals. “{LABELS}” marks "
-        "a loss that is told the classes; the others see no label."
-    )
+    marked = f" “{LABELS}” marks a loss that is told the classes; the others see no label." if _aware(losses) else ""
+    caption = f"Students on the test examples{by}: means over the seeds, and below them the 95 % intervals.{marked}"
     return table(caption, ["loss", *map(_title, metrics), *(title for title, _, _ in COSTS.values())], rows)
 
 
@@ -298,9 +301,10 @@ def _training(folder: pathlib.Path, losses: Mapping[str, Any], order: Sequence[s
         panels.append(tag("div", tag("p", label), drawn))
     how = (
         "Coherence with the teacher on validation examples over the steps, one panel a loss: its runs in colour, all "
-        "others behind them in grey. A class-aware loss may do well in accuracy and poorly here."
+        "others behind them in grey."
     )
-    return [tag("figure", tag("div", *panels, class_="small panels"), tag("figcaption", how))]
+    aware = " A class-aware loss may do well in accuracy and poorly here." if _aware(losses) else ""
+    return [figure(tag("div", *panels, class_="small panels"), how + aware)]
 
 
 def _course_of(folder: pathlib.Path, label: str, seed: str) -> charts.Curve:
