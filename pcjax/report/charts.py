@@ -119,12 +119,15 @@ def scatter(name: str, title: str, points: np.ndarray, groups: Mapping[str, np.n
 
     def paint(axes: "Axes") -> None:
         rest = np.ones(len(points), bool)
-        size = 14 if len(points) <= 500 else 7
-        for colour, members in zip(CLASSES, groups.values(), strict=False):
+        for members in groups.values():
             rest[members] = False
-            axes.scatter(*points[members].T, s=size, color=colour, alpha=0.65, linewidths=0)
-        colour = COLOURS["muted"] if groups else COLOURS["accent"]
-        axes.scatter(*points[rest].T, s=size, color=colour, alpha=0.5, linewidths=0, zorder=0)
+        size = 14 if len(points) <= 500 else 7
+        # Few among many grey ones would not be seen.
+        larger = 2 * size if groups and rest.any() else size
+        for colour, members in zip(CLASSES, groups.values(), strict=False):
+            axes.scatter(*points[members].T, s=larger, color=colour, alpha=0.65, linewidths=0)
+        colour, strength = (COLOURS["muted"], 0.3) if groups else (COLOURS["accent"], 0.5)
+        axes.scatter(*points[rest].T, s=size, color=colour, alpha=strength, linewidths=0, zorder=0)
         for label, colour, (x, y) in zip(groups, CLASSES, _middles(points, groups), strict=False):
             shown = {"color": colour, "fontsize": 13, "fontweight": "bold", "gid": HALO}
             axes.text(x, y, _short(label, 14), ha="center", va="center", **shown)
