@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import errno
 import importlib
 import io
 import os
@@ -11,7 +12,8 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pcjax._checks import RequestError
@@ -37,6 +39,7 @@ with the installation. RUN and DIR are folders; a command that was stopped goes 
 """
 TRAINED = ("distill", "teach", "compare", "tune")
 LOOKED_AT = ("evaluate", "embed", "report")
+FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -45,20 +48,56 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not given or given[0] in ("-h", "--help"):
         print(USAGE)  # noqa: T201
         return
+    again = shlex.join(["pcjax", *given])
     try:
-        _run(given[0], given[1:])
+        with _signals_stop():
+            _run(given[0], given[1:])
     except RequestError as error:
         _fail(str(error))
+    except _StoppedBySignal as stopped:
+        name = signal.Signals(stopped.number).name
+        _fail(f"stopped by {name}; what was saved stays; to go on: {again}", 128 + stopped.number)
     except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+        _fail(f"stopped by SIGINT; what was saved stays; to go on: {again}", 128 + signal.SIGINT)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        if error.errno not in FULL_OR_BROKEN:
+            raise
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+        _fail(f"{what}: see to the disk; what was saved stays; to go on: {again}", 1)
 
 
-def _fail(message: str) -> None:
+class _StoppedBySignal(BaseException):
+    """Not an Exception, so that no one who expects a damaged file or a failing config takes it for that."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+
+@contextlib.contextmanager
+def _signals_stop() -> Iterator[None]:
+    """While inside, and unless a training has its own way with it, SIGTERM ends the command as Ctrl-C does."""
+
+    def stop(number: int, _: object) -> None:
+        raise _StoppedBySignal(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _fail(message: str, status: int = 2) -> None:
     print(f"pcjax: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
-    sys.exit(2)
+    sys.exit(status)
 
 
 def _run(job: str, given: list[str]) -> None:
@@ -76,6 +115,9 @@ def _run(job: str, given: list[str]) -> None:
         many = [one for one in given[1:2] if not one.startswith("-")] if job == "evaluate" else given[1:]
         if not given or given[0].startswith("-") or many:
             raise RequestError(f"got {' '.join(given) or 'nothing'} for {job}: expected the folder of one run")
+        from pcjax.training.parallel import join_processes
+
+        join_processes()
         from pcjax.jobs import evaluate
         from pcjax.report import report
         from pcjax.training.display import Display
@@ -90,12 +132,15 @@ def _run(job: str, given: list[str]) -> None:
 
 
 def _train(job: str, given: list[str]) -> None:
+    again = shlex.join(["pcjax", job, *given])
     from pcjax.training.parallel import join_processes
 
     join_processes()
     from pcjax.config import Config, read
+    from pcjax.training.checkpoint import UnsavedError
     from pcjax.training.display import Display
-    from pcjax.training.loop import StoppedError
+    from pcjax.training.guard import BadStepsError
+    from pcjax.training.stopping import StoppedError
 
     path = given.pop(0) if given and not given[0].startswith("-") else None
     config = read(path) if path else Config()
@@ -108,9 +153,11 @@ def _train(job: str, given: list[str]) -> None:
     try:
         run(config, folder, Display())
     except StoppedError as stopped:
-        again = "pcjax " + shlex.join(sys.argv[1:])
-        print(f"pcjax: {stopped}; to go on: {again}", file=sys.stderr)  # noqa: T201
-        sys.exit(128 + stopped.number)
+        _fail(f"{stopped}; to go on: {again}", 128 + stopped.number)
+    except UnsavedError as unsaved:
+        _fail(f"{unsaved}: see to the disk; to go on from there: {again}", 1)
+    except BadStepsError as bad:
+        _fail(str(bad), 1)
 
 
 def _compared(config: "Config", given: list[str]) -> "Config":

@@ -186,11 +186,15 @@ class Training:
     """how many of the latest checkpoints stay, beside the best one"""
     choose: Literal["best", "last"] = "best"
     """which checkpoint the trained model is taken from: the best on the validation examples, or the last one"""
+    bad_steps: int = 20
+    """so many steps in a row without a finite loss and gradient, which are not taken, stop the training"""
+    watchdog_seconds: float | None = None
+    """a step that takes longer ends the command; None: half an hour in a job of several processes, else no limit"""
     tensorboard: bool = False
     """write metrics for TensorBoard too; needs `pip install "pcjax[tensorboard]"`"""
 
     def __post_init__(self):
-        for what in ("epochs", "batch", "log_every", "save_every", "keep"):
+        for what in ("epochs", "batch", "log_every", "save_every", "keep", "bad_steps"):
             _checks.require_whole(f"training.{what}", getattr(self, what), 1)
         for what in ("steps", "devices"):
             if getattr(self, what) is not None:
@@ -200,6 +204,7 @@ class Training:
         _checks.require(enough, f"got training.batch {self.batch}: expected at least 3, one neighbour has no order")
         _checks.require_positive("training.learning_rate", self.learning_rate)
         _checks.require_positive("training.clip", self.clip, optional=True)
+        _checks.require_positive("training.watchdog_seconds", self.watchdog_seconds, optional=True)
         _require_at_least("training.weight_decay", self.weight_decay, 0)
         for what, names in _choices(type(self)).items():
             _checks.require_name(f"training.{what}", getattr(self, what), names)

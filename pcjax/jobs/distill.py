@@ -145,7 +145,7 @@ def trained_model(folder: pathlib.Path, manifest: dict[str, Any], like: Frozen, 
     """The model of a run that has ended, from the checkpoint that its training chooses."""
     there = (folder / CHECKPOINTS).is_dir()
     _checks.require(there, f"no checkpoints in {folder}: run the command that trains it to its end first")
-    checkpoints = Checkpoints(folder / CHECKPOINTS, manifest)
+    checkpoints = Checkpoints(folder / CHECKPOINTS, manifest, writable=False)
     try:
         step = checkpoints.chosen(training.choose)
         if step is None:

@@ -5,6 +5,7 @@ import json
 import pathlib
 from typing import Any
 
+import jax
 import numpy as np
 
 from pcjax import _checks
@@ -89,8 +90,11 @@ def embed(folder: pathlib.Path, display: Display) -> None:
     said = represent_all(model, loaded.examples, loaded.normalise, config.evaluation.batch)
     path = folder / FEATURES
     arrays: dict[str, Any] = {part: one.features for part, one in said.items()}
+    unfinished = path.with_name("unfinished-" + path.name)  # the ending makes it an archive
     try:
-        np.savez(path, fingerprint=np.array(loaded.examples.train.fingerprint), **arrays)
+        if jax.process_index() == 0:
+            np.savez(unfinished, fingerprint=np.array(loaded.examples.train.fingerprint), **arrays)
+            unfinished.replace(path)
     except OSError as error:
         raise RequestError(f"cannot write {path}: {error.strerror}") from error
     shapes = ", ".join(f"{split} {one.features.shape}" for split, one in said.items())

@@ -6,5 +6,7 @@ state.py        what training changes, one pytree, and the optimiser
 step.py         (state, batch) -> (state, metrics) for one device with a named axis
 parallel.py     that function over all devices, by pmap or shard_map
 checkpoint.py   state, place in the data and manifest, saved and restored
+guard.py        which steps were not taken, learnt without waiting for any
+stopping.py     signals that all processes agree on, and a watchdog
 loop.py         the straight line through all of it
 """

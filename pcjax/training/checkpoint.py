@@ -1,25 +1,33 @@
 """State, place in the data and a manifest, saved together and restored together; all that touches Orbax.
 
-A checkpoint proves itself: the manifest holds a digest of every array, and what does not match it is put aside, said
-aloud, and the checkpoint before it taken.
+A checkpoint proves itself: the manifest holds a digest of every array, of the place in the data, of the score and of
+itself; what does not match it is put aside, said aloud, and the checkpoint before it taken.
 """
 
 import hashlib
 import json
 import logging
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from pcjax import _checks
 from pcjax._checks import RequestError
 
-FORMAT = 1
+FORMAT = 2
 ITEMS = ("state", "data", "manifest")
+COMMITTED = ocp.path.atomicity.CommitFileTemporaryPath  # what lacks its mark is no checkpoint
+FINISHED = "commit_success.txt"
+LARGEST_MANIFEST = 2**26  # bytes
+
+
+class UnsavedError(Exception):
+    """A checkpoint could not be written."""
 
 
 def named(state: Any) -> dict[str, Any]:
@@ -53,8 +61,9 @@ class Checkpoints:
       folder: where they lie; made if it is not there.
       manifest: what a checkpoint must have been made with to be restored: names to JSON values.
       keep: how many of the latest to keep.
-      say: where to report what was put aside.
+      say: where to report what was put aside, and what could not be saved.
       about: more for the manifest, not compared.
+      writable: whether anything in the folder may be changed; where not, an unsound checkpoint is refused.
     """
 
     def __init__(
@@ -65,23 +74,59 @@ class Checkpoints:
         keep: int = 2,
         say: Callable[[str], Any] = print,
         about: dict[str, Any] | None = None,
+        writable: bool = True,
     ):
         self.folder, self._manifest, self._keep, self._say = folder.resolve(), manifest, keep, say
-        self._about = about or {}
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every phase of every save
+        self._about, self._writable = about or {}, writable
+        self._unsaved: UnsavedError | None = None
+        self._scores: dict[int, float | None] = {}
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax reports every phase of every save, with stacks
         self._manager = self._open()
+        self._look_over()
 
     def _open(self) -> ocp.CheckpointManager:
+        if not self._writable:
+            options = ocp.CheckpointManagerOptions(read_only=True, temporary_path_class=COMMITTED)
+            return ocp.CheckpointManager(self.folder, item_names=ITEMS, options=options)
+        if jax.process_index() == 0 and self.folder.is_dir():
+            for path in sorted(self.folder.iterdir()):
+                if path.name.isdecimal() and path.is_dir() and not (path / FINISHED).exists():
+                    self._say(f"checkpoint {path.name} was never finished, and is removed")
         policy = ocp.checkpoint_managers
-        best = policy.BestN(get_metric_fn=lambda metrics: metrics["score"], n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             create=True,
             cleanup_tmp_directories=True,
-            best_fn=lambda metrics: metrics["score"],  # without it scores are not written
-            best_mode="max",
-            preservation_policy=policy.AnyPreservationPolicy([policy.LatestN(self._keep), best]),
+            preservation_policy=policy.AnyPreservationPolicy([policy.LatestN(self._keep), _Best(self)]),
+            temporary_path_class=COMMITTED,
         )
         return ocp.CheckpointManager(self.folder, item_names=ITEMS, options=options)
+
+    def _look_over(self) -> None:
+        """Learns every checkpoint's score, and puts aside what does not even have a sound manifest."""
+        for step in sorted(self._manager.all_steps()):
+            found, why = self._try(step, lambda step=step: self._manifest_of(step)["score"])
+            if why is None:
+                self._scores[step] = found
+            else:
+                self._put_aside(step, why)
+
+    def _try(self, step: int, read: Callable[[], Any]) -> tuple[Any, str | None]:
+        """What was read of a checkpoint, or why it is unsound, in whichever process it is."""
+        found, why = None, None
+        try:
+            found = read()
+        except RequestError:
+            raise
+        except Exception as error:  # whatever a damaged file makes its readers raise
+            why = _line(error)
+        if not self._writable and why is not None:
+            raise RequestError(
+                f"checkpoint {step} in {self.folder} is unsound ({why}): move it away, or give the command that made "
+                "it again, which takes the one before"
+            )
+        if self._writable and np.any(multihost_utils.process_allgather(np.int32(why is not None))):
+            why = why or "so another process found it"
+        return found, why
 
     @property
     def latest(self) -> int | None:
@@ -91,31 +136,42 @@ class Checkpoints:
     @property
     def best(self) -> int | None:
         """The step of the highest score; the newest, if none has one."""
-        scored = {step: score for step in self._manager.all_steps() if (score := self._score(step)) is not None}
-        return max(scored, key=lambda step: (scored[step], step)) if scored else self.latest
+        return self.best_of(self._manager.all_steps())
 
     def chosen(self, which: Literal["best", "last"]) -> int | None:
         """The step that a trained model is taken from."""
         return self.best if which == "best" else self.latest
 
-    def _score(self, step: int) -> float | None:
-        try:
-            score = (self._manager.metrics(step) or {}).get("score")
-        except (OSError, ValueError):
-            return None
-        return float(score) if score is not None and np.isfinite(score) else None
+    def best_of(self, steps: Sequence[int]) -> int | None:
+        """The one with the highest score of these steps; the newest, if none has one."""
+        scored = {step: score for step in steps if (score := self._scores.get(step)) is not None}
+        return max(scored, key=lambda step: (scored[step], step)) if scored else max(steps, default=None)
+
+    def make_sound(self, which: Literal["best", "last"]) -> None:
+        """Puts aside what would be chosen and is not as it was saved, until what is chosen is."""
+        while (step := self.chosen(which)) is not None:
+            _, why = self._try(step, lambda step=step: self.arrays(step))
+            if why is None:
+                return
+            self._put_aside(step, why)
 
     def save(self, step: int, state: Any, data: dict[str, Any], score: float | None = None) -> None:
-        """Saves in the background; a score that is not finite never makes a checkpoint the best."""
+        """Saves in the background; a score that is not finite never makes a checkpoint the best.
+
+        What cannot be written is said, and forgotten with the next save that can; what was there before stays.
+        """
+        self.wait()
         if step in self._manager.all_steps():
             return
         arrays = {name: np.asarray(leaf) for name, leaf in named(jax.device_get(state)).items()}
+        score = float(score) if score is not None and np.isfinite(score) else None
         manifest = (
             self._about
             | self._manifest
             | {
                 "format": FORMAT,
                 "step": step,
+                "score": score,
                 "arrays": {name: [str(x.dtype), list(x.shape), digest(x)] for name, x in arrays.items()},
                 "place": _digest_json(data),
             }
@@ -124,41 +180,73 @@ class Checkpoints:
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(arrays), data=ocp.args.JsonSave(data), manifest=ocp.args.JsonSave(manifest)
         )
-        metrics = {"score": float(score)} if score is not None and np.isfinite(score) else None
-        self._manager.save(step, args=items, metrics=metrics, force=True)
+        self._scores[step] = score
+        self._attempt(step, lambda: self._manager.save(step, args=items, force=True))
 
-    def restore(self, state: Any, step: int | None = None) -> tuple[Any, dict[str, Any], int] | None:
+    def _attempt(self, step: int | None, write: Callable[[], Any]) -> None:
+        try:
+            write()
+        except Exception as error:  # of the file system, in whatever coat the libraries between give it
+            if jax.process_count() > 1:  # the others saw nothing of it, and wait at a place this one cannot come to
+                raise UnsavedError(f"checkpoint {step} could not be saved ({_line(error)})") from error
+            kept = "none is saved yet" if self.latest is None else f"the newest that is saved is {self.latest}"
+            which = "a checkpoint" if step is None else f"checkpoint {step}"
+            self._unsaved = UnsavedError(f"{which} could not be saved ({_line(error)}); {kept}")
+            self._say(f"{self._unsaved}; what was learnt stays in memory, and the next save is tried")
+
+    def wait(self) -> UnsavedError | None:
+        """Until what is being saved is saved; what went wrong with it, if it was the last."""
+        self._unsaved = None
+        self._attempt(None, self._manager.wait_until_finished)
+        return self._unsaved
+
+    def check(self) -> None:
+        """Says what went wrong with a save that has ended meanwhile."""
+        if not self._manager.is_saving_in_progress():
+            self.wait()
+
+    def restore(self, state: Any) -> tuple[Any, dict[str, Any], int] | None:
         """The state (in the form of the one given), the place in the data and the step; None if there is nothing.
 
         Args:
           state: one of the same structure, shapes and dtypes.
-          step: which; the newest sound one unless given.
         """
         self.wait()
-        while True:
-            wanted = self.latest if step is None else step
-            if wanted is None:
-                return None
-            try:
-                return *self._read(wanted, state), wanted
-            except RequestError:
-                raise
-            except Exception as error:  # whatever a damaged file makes its readers raise
-                if step is not None:
-                    raise RequestError(
-                        f"checkpoint {wanted} in {self.folder} cannot be read: {_line(error)}"
-                    ) from error
-                self._put_aside(wanted, _line(error))
+        while (step := self.latest) is not None:
+            found, why = self._try(step, lambda step=step: self._read(step, state))
+            if why is None:
+                return *found, step
+            self._put_aside(step, why)
+        return None
 
     def arrays(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """All arrays of a checkpoint by name, and the place in the data, both as they were saved or not at all."""
-        manifest = self._manager.restore(step, args=ocp.args.Composite(manifest=ocp.args.JsonRestore()))["manifest"]
-        if manifest.pop("digest", None) != _digest_json(manifest):
-            raise ValueError("the manifest is not what was saved")
-        for name, own in (self._manifest | {"format": FORMAT, "step": step}).items():
+        return self._arrays(step, self._checked(step))
+
+    def _checked(self, step: int) -> dict[str, Any]:
+        """The manifest, if it is of what this run is."""
+        manifest = self._manifest_of(step)
+        for name, own in (self._manifest | {"format": FORMAT}).items():
             there = manifest.get(name)
             differs = f"checkpoint {step} in {self.folder} was made with {name} {there!r}, this run has {own!r}: "
             _checks.require(there == own, differs + "choose another --workdir, or make them equal")
+        return manifest
+
+    def _manifest_of(self, step: int) -> dict[str, Any]:
+        """The manifest as it was saved; nothing else is known to be so by then."""
+        for path in (self.folder / str(step)).rglob("*"):
+            if path.is_symlink():
+                raise ValueError(f"{path.name} is a symbolic link")
+            if path.parent.name == "manifest" and path.stat().st_size > LARGEST_MANIFEST:
+                raise ValueError(f"{path.name} is larger than any manifest")
+        manifest = self._manager.restore(step, args=ocp.args.Composite(manifest=ocp.args.JsonRestore()))["manifest"]
+        if manifest.pop("digest", None) != _digest_json(manifest):
+            raise ValueError("the manifest is not what was saved")
+        if manifest["step"] != step:
+            raise ValueError(f"it is that of step {manifest['step']}")
+        return manifest
+
+    def _arrays(self, step: int, manifest: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         wanted = {name: np.empty(shape, dtype) for name, (dtype, shape, _) in manifest["arrays"].items()}
         items = ocp.args.Composite(state=ocp.args.StandardRestore(wanted), data=ocp.args.JsonRestore())
         restored = self._manager.restore(step, args=items)
@@ -171,36 +259,46 @@ class Checkpoints:
         return arrays, restored["data"]
 
     def _read(self, step: int, state: Any) -> tuple[Any, dict[str, Any]]:
-        arrays, data = self.arrays(step)
-        own = named(state)
-        theirs = {name: (str(x.dtype), x.shape) for name, x in arrays.items()}
+        manifest, own = self._checked(step), named(state)
+        theirs = {name: (dtype, tuple(shape)) for name, (dtype, shape, _) in manifest["arrays"].items()}
         ours = {name: (str(x.dtype), tuple(np.shape(x))) for name, x in own.items()}
         for name in sorted(theirs.keys() | ours.keys()):
             expected, found = ours.get(name, "nothing"), theirs.get(name, "nothing")
             differs = f"checkpoint {step} in {self.folder} has {found} for {name}, expected {expected}"
             _checks.require(expected == found, f"{differs}: choose another --workdir")
+        arrays, data = self._arrays(step, manifest)
         return jax.tree.unflatten(jax.tree.structure(state), [arrays[name] for name in own]), data
 
     def _put_aside(self, step: int, why: str) -> None:
-        name = self._manager.directory / str(step)
-        aside = self.folder.parent / "unsound" / f"{step}"
-        number = 0
-        while aside.exists():
-            number += 1
-            aside = aside.with_name(f"{step}-{number}")
-        self._say(f"checkpoint {step} is unsound ({why}); it was moved to {aside}, and the one before it is taken")
         self._manager.close()
-        aside.parent.mkdir(parents=True, exist_ok=True)
-        pathlib.Path(name).rename(aside)
+        aside, number = self.folder.parent / "unsound" / f"{step}", 0
+        if jax.process_index() == 0:
+            while aside.exists():
+                number += 1
+                aside = aside.with_name(f"{step}-{number}")
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            (self.folder / str(step)).rename(aside)
+            self._say(f"checkpoint {step} is unsound ({why}); it was moved to {aside}, and the one before it is taken")
+        multihost_utils.sync_global_devices("an unsound checkpoint was put aside")
+        self._scores.pop(step, None)
         self._manager = self._open()
-
-    def wait(self) -> None:
-        """Until what is being saved is saved; raises what went wrong with it."""
-        self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits, and ends the threads that save."""
+        self.wait()
         self._manager.close()
+
+
+class _Best:
+    """The preservation policy that keeps the best checkpoint, by the scores of sound manifests alone."""
+
+    def __init__(self, checkpoints: Checkpoints):
+        self._checkpoints = checkpoints
+
+    def should_preserve(self, checkpoints: Sequence[Any], **_: Any) -> list[bool]:
+        """One answer for each."""
+        best = self._checkpoints.best_of([checkpoint.step for checkpoint in checkpoints])
+        return [checkpoint.step == best for checkpoint in checkpoints]
 
 
 def _line(error: Exception) -> str:

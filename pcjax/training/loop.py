@@ -4,58 +4,24 @@ import importlib
 import json
 import math
 import pathlib
-import signal
 import time
 from collections.abc import Callable, Mapping
-from types import FrameType
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from pcjax._checks import RequestError
 from pcjax.config import Training
 from pcjax.data import TrainingBatches
 from pcjax.training.checkpoint import Checkpoints
 from pcjax.training.display import Display
+from pcjax.training.guard import BadStepsError, Guard, Skipped
 from pcjax.training.parallel import Mapped
 from pcjax.training.state import State
+from pcjax.training.stopping import StoppedError, StopSignals, Watchdog, agreed
 
 METRICS = "metrics.jsonl"
-
-
-class StoppedError(Exception):
-    """A signal asked the training to stop, and it did, with everything saved."""
-
-    def __init__(self, number: int, step: int):
-        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}, and saved")
-        self.number, self.step = number, step
-
-
-class StopSignals:
-    """While inside, SIGINT and SIGTERM are noted instead of obeyed; a second one is obeyed."""
-
-    def __init__(self):
-        self.number: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def _note(self, number: int, _: FrameType | None) -> None:
-        self.number = number
-        self._restore()
-
-    def __enter__(self) -> "StopSignals":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._restore()
-
-    def _restore(self) -> None:
-        while self._before:
-            number, handler = self._before.popitem()
-            signal.signal(number, handler)
 
 
 class Plan(NamedTuple):
@@ -82,38 +48,65 @@ def train(plan: Plan, display: Display) -> None:
         plan.batches.set_state(place)
         if 0 < at < plan.steps:
             display.say(f"{plan.name}: going on after step {at} of {plan.steps}")
-    metrics = _Metrics(plan.folder / METRICS, at, plan.training.tensorboard)
+    metrics = _Metrics(plan.folder / METRICS, at, plan.training.tensorboard, display.say)
     state = plan.mapped.place(state)
     zeros = jax.device_get(plan.state.sums)
-    with StopSignals() as stop, display.progress(plan.name, plan.steps, at) as progress:
+    score = None
+    guard, watchdog = Guard(plan.training.bad_steps), Watchdog(plan.name, plan.training.watchdog_seconds)
+    with StopSignals() as stop, watchdog, display.progress(plan.name, plan.steps, at) as progress:
         for step in range(at + 1, plan.steps + 1):
-            state, _ = plan.mapped(plan.frozen, state, plan.mapped.split(next(plan.batches)))
+            batch = next(plan.batches)
+            state, said = plan.mapped(plan.frozen, state, plan.mapped.split(batch))
+            number = agreed(stop.number, step)
             last = step == plan.steps
-            if step % plan.training.log_every == 0 or last:
+            logged, saved = (last or step % every == 0 for every in (plan.training.log_every, plan.training.save_every))
+            if guard.note(step, said, batch["index"]) or logged or saved or number is not None:
+                for skipped in guard.look():
+                    metrics.skipped(skipped)
+                    display.say(f"{plan.name}: {_of_skipped(skipped)}")
+            if logged:
                 means = _means(state)
                 metrics.write(step, means)
                 progress.show(step, means)
                 state = state._replace(sums=plan.mapped.place(zeros))
-            if step % plan.training.save_every == 0 or last:
+                plan.checkpoints.check()
+            if saved:
                 judged = dict(plan.judge(state))
                 metrics.write(step, {f"validation_{name}": value for name, value in judged.items()})
                 progress.show(step, judged)
-                plan.checkpoints.save(step, state, plan.batches.get_state(), judged["score"])
-            number = _agreed(stop.number)
+                score = judged["score"]
+                plan.checkpoints.save(step, state, plan.batches.get_state(), score)
             if number is not None:
-                plan.checkpoints.save(step, state, plan.batches.get_state())
-                plan.checkpoints.wait()
+                _save_for_good(plan, step, state, score if saved else None)
                 raise StoppedError(number, step)
+            if guard.given_up:
+                _save_for_good(plan, step, state, score if saved else None)
+                raise BadStepsError(
+                    f"{plan.name}: {plan.training.bad_steps} steps in a row (training.bad_steps) had no finite loss or "
+                    f"gradient, and step {step} is saved with the last good parameters: lower the learning rate, give "
+                    f"a clip, or look at the examples that {plan.folder / METRICS} names"
+                )
+            watchdog.beat(step)
+        if at < plan.steps:
+            _save_for_good(plan, plan.steps, state, score)
     plan.batches.close()
-    plan.checkpoints.wait()
+    plan.checkpoints.make_sound(plan.training.choose)
 
 
-def _agreed(number: int | None) -> int | None:
-    """The signal that any process was given: all must stop after the same step, or they would wait for each other."""
-    if jax.process_count() == 1:
-        return number
-    given = multihost_utils.process_allgather(np.int32(number or 0))
-    return int(np.max(given)) or None
+def _save_for_good(plan: Plan, step: int, state: State, score: float | None = None) -> None:
+    """Saves what must not be lost: tried once more before giving up, as nothing will come after."""
+    plan.checkpoints.save(step, state, plan.batches.get_state(), score)
+    if plan.checkpoints.wait() is None:
+        return
+    plan.checkpoints.save(step, state, plan.batches.get_state(), score)
+    unsaved = plan.checkpoints.wait()
+    if unsaved is not None:
+        raise unsaved
+
+
+def _of_skipped(skipped: Skipped) -> str:
+    few = ", ".join(map(str, skipped.examples[:8])) + (", ..." if len(skipped.examples) > 8 else "")
+    return f"step {skipped.step} was not finite and not taken; its examples ({few}) are in {METRICS}"
 
 
 def _means(state: State) -> dict[str, float]:
@@ -125,18 +118,23 @@ def _means(state: State) -> dict[str, float]:
 
 
 class _Metrics:
-    """The file of metrics, one JSON object a line; what lies beyond the step that is gone on from is cut off."""
+    """The file of metrics, one JSON object a line; what lies beyond the step that is gone on from is cut off.
 
-    def __init__(self, path: pathlib.Path, at: int, tensorboard: bool = False):
+    Lines that cannot be written, because the disk is full, wait in memory and are written with the next ones.
+    """
+
+    def __init__(self, path: pathlib.Path, at: int, tensorboard: bool = False, say: Callable[[str], Any] = print):
         self._board = _board(path.with_name("tensorboard"), at) if tensorboard and jax.process_index() == 0 else None
         self._path = path if jax.process_index() == 0 else None
         self._last, self._seconds = at, time.perf_counter()
+        self._waiting, self._say, self._failing = "", say, False
         if self._path is not None:
-            lines = path.read_text().splitlines() if path.exists() else []
+            lines = path.read_text(errors="replace").splitlines() if path.exists() else []
             kept = [line for line in lines if (found := _step_of(line)) is not None and found <= at]
             unfinished = path.with_name(path.name + ".unfinished")
             unfinished.write_text("".join(f"{line}\n" for line in kept))
             unfinished.replace(path)
+            self._size = path.stat().st_size
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         now = time.perf_counter()
@@ -146,13 +144,31 @@ class _Metrics:
         if step > self._last:
             record["steps_per_second"] = round((step - self._last) / (now - self._seconds), 3)
             self._last, self._seconds = step, now
-        with self._path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        self._append(record)
         if self._board is not None:
             for name, value in record.items():
                 if name != "step" and value is not None:
                     self._board.add_scalar(name, value, step)
             self._board.flush()
+
+    def skipped(self, skipped: Skipped) -> None:
+        self._append({"step": skipped.step, "skipped_examples": skipped.examples})
+
+    def _append(self, record: Mapping[str, Any]) -> None:
+        if self._path is None:
+            return
+        self._waiting += json.dumps(record) + "\n"
+        try:
+            with self._path.open("r+b") as file:
+                file.truncate(self._size)  # of a line of which only a part could be written
+                file.seek(self._size)
+                file.write(self._waiting.encode())
+            self._size += len(self._waiting.encode())
+            self._waiting, self._failing = "", False
+        except OSError as error:
+            if not self._failing:
+                self._say(f"{self._path} cannot be written ({error.strerror}): its lines are kept and tried again")
+            self._failing = True
 
 
 def _board(folder: pathlib.Path, at: int) -> Any:

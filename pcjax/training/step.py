@@ -35,7 +35,7 @@ def make_step(
 ) -> Step:
     """(fixed, state, batch) -> (state, metrics), the teacher being a function of what is fixed and the batch.
 
-    A step whose loss or gradient is not finite is not taken: the state stays as it is, and `skipped` counts it.
+    A step whose loss, gradient or outcome is not finite is not taken: the state stays as it is, and `skipped` counts.
     """
 
     def step(fixed: Fixed, state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
@@ -52,8 +52,6 @@ def make_step(
         parts, statistics, kept = aside
         gradients, loss, parts = lax.pmean((gradients, loss, parts), AXIS)
         norm = optax.tree.norm(gradients)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-
         updates, optimiser_state = optimiser.update(gradients, state.optimiser, trained)
         new_student, new_heads = cast(tuple[Any, Any], optax.apply_updates(trained, updates))
         taken = state._replace(
@@ -64,14 +62,21 @@ def make_step(
             memories=kept.memories,
             optimiser=optimiser_state,
         )
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm) & _all_finite(taken)
         taken = jax.tree.map(lambda new, old: jnp.where(finite, new, old), taken, state)
-        metrics = {"loss": loss, **parts, "gradient_norm": norm, "count": jnp.ones(())}
+        metrics = {"loss": loss, **parts, "gradient_norm": norm, "count": jnp.ones(()), "taken": finite}
         sums = {name: total + jnp.where(finite, metrics[name], 0) for name, total in state.sums.items()}
         skipped = state.skipped + jnp.where(finite, 0, 1)
         taken = taken._replace(step=state.step + 1, sums=sums, skipped=skipped)
         return taken, metrics
 
     return step
+
+
+def _all_finite(tree: Any) -> Array:
+    """A finite gradient can still carry a parameter beyond the largest float32."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
 
 
 def metric_names(objective: Objective) -> list[str]:

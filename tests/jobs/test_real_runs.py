@@ -74,7 +74,7 @@ def pcjax(*arguments, **given):
 
 
 def arrays(folder, step):
-    checkpoints = Checkpoints(folder / "checkpoints", {})
+    checkpoints = Checkpoints(folder / "checkpoints", {}, writable=False)
     found, _ = checkpoints.arrays(step)
     checkpoints.close()
     return found

@@ -1,0 +1,58 @@
+"""Which steps were not taken because their loss or gradient was not finite, learnt without waiting for any step."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+MOST = 1000  # steps before their outcomes are looked at
+
+
+class BadStepsError(Exception):
+    """So many steps in a row were not finite that the training was stopped, with the last good state saved."""
+
+
+class Skipped(NamedTuple):
+    """A step that was not taken."""
+
+    step: int
+    examples: list[int]  # positions in the training examples of what its batch held
+
+
+class Guard:
+    """Keeps what each step says of itself on the device until metrics are written.
+
+    Args:
+      most: how many steps in a row may be skipped.
+    """
+
+    def __init__(self, most: int):
+        self._most, self._row = most, 0
+        self._pending: list[tuple[int, Any, np.ndarray]] = []
+        self.given_up = False
+
+    def note(self, step: int, said: Mapping[str, Any], index: np.ndarray) -> bool:
+        """Keeps what a step said of itself; true when it is time to look."""
+        self._pending.append((step, said["taken"], index))
+        return len(self._pending) >= MOST
+
+    def look(self) -> list[Skipped]:
+        """The steps since the last look that were not taken."""
+        said = jax.device_get([said for _, said, _ in self._pending])
+        skipped = []
+        for (step, _, index), taken in zip(self._pending, said, strict=True):
+            bad = not taken
+            self._row = self._row + 1 if bad else 0
+            self.given_up = self.given_up or self._row >= self._most
+            if bad:
+                skipped.append(Skipped(step, _of_all_processes(index)))
+        self._pending.clear()
+        return skipped
+
+
+def _of_all_processes(index: np.ndarray) -> list[int]:
+    if jax.process_count() > 1:  # every process has seen the same steps fail
+        index = multihost_utils.process_allgather(index)
+    return np.ravel(index).tolist()
