@@ -13,12 +13,13 @@ METRICS = {
     "linear_probe_accuracy": "linear probe",
     "coherence": "coherence",
 }
-SHARES = ("accuracy", "recall", "precision")
+SHARES = ("accuracy", "recall", "precision", "corruptions")
+_WITHIN = "|"  # in a path: a data set's name may have dots and slashes
 
 
 def title_of(metric: str) -> str:
     """A metric as a person calls it."""
-    first, *rest = metric.split(".")
+    first, *rest = metric.split(_WITHIN)
     return ": ".join([METRICS.get(first, first.replace("_", " ")), *(part.replace("_", " ") for part in rest)])
 
 
@@ -32,7 +33,9 @@ def number(metric: str, value: object) -> str:
         return f"{value:,}"
     if any(share in metric for share in SHARES):
         return f"{100 * value:.1f} %"
-    return f"{value:.3f}" if 0.01 <= abs(value) < 1000 or value == 0 else f"{value:.3g}"
+    if abs(value) >= 1000:
+        return f"{value:,.1f}"
+    return f"{value:.3f}" if abs(value) >= 0.01 or value == 0 else f"{value:.3g}"
 
 
 def interval(metric: str, value: float, low: float, high: float) -> Markup:
@@ -43,11 +46,11 @@ def interval(metric: str, value: float, low: float, high: float) -> Markup:
 
 
 def leaves(found: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Every number by its path, "coherence.spearman"; a value with its interval counts as one."""
+    """Every number by its path, "coherence|spearman"; a value with its interval counts as one."""
     flat: dict[str, Any] = {}
     for name, value in found.items():
         if isinstance(value, Mapping) and not value.keys() >= {"value", "low", "high"}:
-            flat |= leaves(value, f"{before}{name}.")
+            flat |= leaves(value, f"{before}{name}{_WITHIN}")
         else:
             flat[f"{before}{name}"] = value
     return flat

@@ -183,3 +183,22 @@ def test_a_config_in_words():
     assert told["Teacher"] == "of the run in runs/t, sees every augmented image"
     assert "random crops after 4 pixels of padding, random flips" in told["Data"]
     assert told["Training"].startswith("3 epochs of 8 examples")
+
+
+def test_whatever_was_measured_has_a_row():
+    found = {
+        "knn_accuracy": 0.9,
+        "retrieval": {"recall": {"1": 0.71}, "map": {"value": -0.01, "low": -0.02, "high": 0.0}},
+        "other": {"tfds:x/y:1.0.0": {"knn_accuracy": None}},
+        "throughput": {"examples_per_second": 12345.6, "device": "cpu"},
+    }
+    _, rows = words.results({"teacher": found, "student": {"bytes": 1234}})
+    assert [row[:2] for row in rows] == [
+        ["k-NN accuracy", "90.0 %"],
+        ["retrieval: recall: 1", "71.0 %"],
+        ["retrieval: map", "-0.010<br><small>-0.020 to 0.000</small>"],
+        ["other: tfds:x/y:1.0.0: knn accuracy", "none"],
+        ["throughput: examples per second", "12,345.6"],
+        ["throughput: device", "cpu"],
+        ["bytes", ""],
+    ]
