@@ -209,6 +209,26 @@ def test_metrics_beyond_the_checkpoint_and_broken_lines_are_cut_off(tmp_path):
     assert [(line["step"], line.get("loss")) for line in lines] == [(1, 1.0), (2, 0.5), (3, None)]
 
 
+def test_tensorboard_is_told_the_same(tmp_path):
+    """Each record of an event file: its length, 8 bytes; 4 of a checksum; itself; 4 of another."""
+    events = pytest.importorskip("tensorboardX.proto.event_pb2")
+    metrics = loop._Metrics(tmp_path / "metrics.jsonl", at=0, tensorboard=True)
+    metrics.write(1, {"loss": 0.5})
+    metrics.write(2, {"loss": 0.25, "validation_score": float("nan")})
+    found = {}
+    for path in (tmp_path / "tensorboard").iterdir():
+        rest = path.read_bytes()
+        while rest:
+            length = int.from_bytes(rest[:8], "little")
+            event = events.Event.FromString(rest[12 : 12 + length])
+            found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+            rest = rest[16 + length :]
+    written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert {key: value for key, value in found.items() if key[0] == "loss"} == {("loss", 1): 0.5, ("loss", 2): 0.25}
+    assert "validation_score" not in {name for name, _ in found}
+    assert written[1]["validation_score"] is None
+
+
 @pytest.mark.parametrize(
     ("count", "batch", "message"),
     [
