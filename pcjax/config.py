@@ -54,6 +54,8 @@ class Data:
     """where TFDS keeps its prepared data sets; None: its own default"""
     image_size: int | None = None
     """side that images are resized to; needed where they differ in size"""
+    part: float = 1.0
+    """share of all examples that is used; less to try things out quickly"""
     validation: float = 0.1
     """share of the training examples kept aside; what is chosen is chosen on them"""
     crop: int = 0
@@ -70,6 +72,8 @@ class Data:
         _checks.require_whole("data.unseen", self.unseen, 0)
         if self.image_size is not None:
             _checks.require_whole("data.image_size", self.image_size, 1)
+        some = 0 < self.part <= 1
+        _checks.require(some, f"got data.part {self.part!r}: expected a share, above 0 and at most 1")
         share = 0 < self.validation < 1
         _checks.require(share, f"got data.validation {self.validation!r}: expected a share between 0 and 1")
 

@@ -51,6 +51,7 @@ def test_ramps_and_tuples_come_back_as_what_they_were():
         (lambda: Training(clip=0.0), "got training.clip 0.0"),
         (lambda: Training(seed=-1), "got training.seed -1"),
         (lambda: Data(validation=1.0), "got data.validation 1.0"),
+        (lambda: Data(part=0.0), "got data.part 0.0: expected a share, above 0 and at most 1"),
         (lambda: Data(crop=-1), "got data.crop -1"),
         (lambda: Model("resnet21"), "unknown model 'resnet21': expected one of 'mlp'"),
         (lambda: Model("resnet20", features=8), "got features for the model 'resnet20': its options are none"),

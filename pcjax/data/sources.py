@@ -20,6 +20,7 @@ def load(
     validation: float = 0.1,
     image_size: int | None = None,
     unseen: int = 0,
+    part: float = 1.0,
 ) -> Dataset:
     """A data set's training, validation and test examples, by the name of where they come from.
 
@@ -41,6 +42,7 @@ def load(
         middle cut out; needed where they differ in size.
       unseen: how many classes, the last ones by number, are left out of all parts; their test examples are the part
         `unseen` of the data set. Which examples are test examples does not depend on it.
+      part: the share of the examples of every part that is used, of every class alike: less to try things out quickly.
 
     Returns:
       The data set.
@@ -54,6 +56,8 @@ def load(
     if image_size is not None:
         _checks.require_whole("image_size", image_size, 1)
     _checks.require_whole("unseen", unseen, 0)
+    shares = isinstance(part, (int, float)) and not isinstance(part, bool) and 0 < part <= 1
+    _checks.require(shares, f"got part {part!r}: expected a share, above 0 and at most 1")
     kind, _, name = source.partition(":") if isinstance(source, str) else ("", "", "")
     known = source == "digits" or (kind in ("tfds", "arrays") and name != "")
     _checks.require(known, f"unknown source {source!r}: expected {KINDS}")
@@ -69,6 +73,10 @@ def load(
     else:
         splits = records.read(name, data_dir, image_size)
     divided = _divided(source, splits, validation)
+    if part < 1:
+        parts = (hold_out(one, part)[1] for one in (divided.train, divided.validation, divided.test))
+        divided = Dataset(source, *parts)
+        _checks.require(len(divided.train) > 0, f"got part {part!r} of {source!r}: nothing is left, use more")
     return _without_last(divided, unseen) if unseen else divided
 
 

@@ -14,7 +14,15 @@ from typing import Any
 from pcjax import _checks
 from pcjax.config import Comparison, Config, Contender
 from pcjax.jobs import judge, summary
-from pcjax.jobs.distill import STUDENT, TEACHER, KnownTeacher, check_distilling, find_teacher, plan_student
+from pcjax.jobs.distill import (
+    STUDENT,
+    TEACHER,
+    KnownTeacher,
+    check_distilling,
+    find_teacher,
+    judge_teacher,
+    plan_student,
+)
 from pcjax.jobs.folder import CONFIG, RESULT, begin_folder, check_folder, config_of, write_json
 from pcjax.jobs.prepare import STUDENT_SEED, Loaded, load, new_model, steps_of, trained
 from pcjax.jobs.represent import Frozen
@@ -31,7 +39,7 @@ def compare(config: Config, folder: pathlib.Path, display: Display) -> None:
     loaded = load(config)
     shared = begin(config, folder, loaded, "compare", display)
     teacher = find_teacher(shared, folder, loaded, display)
-    taught = judge.judge(teacher.features, teacher.features, loaded.examples, config.evaluation)
+    taught = judge_teacher(config, teacher, loaded)
     runs: dict[str, dict[int, dict[str, Any]]] = {contender.name: {} for contender in contenders}
     # All contenders of a seed before the next seed: wherever it is stopped, those that were trained can be compared.
     for seed in seeds:

@@ -58,7 +58,8 @@ def distill(config: Config, folder: pathlib.Path, display: Display) -> None:
     seconds = round(time.perf_counter() - began, 1)
     steps = steps_of(config.training, len(loaded.examples.train))
     seconds = seconds_of(folder, seconds)
-    write_json(folder / RESULT, results | {"seconds": seconds, "steps": steps, "versions": judge.versions()})
+    results |= {"seconds": seconds, "steps": steps, "versions": judge.versions()}
+    write_json(folder / RESULT, results)
     tables.show(results, display)
     display.say(f"{seconds} s for {steps} steps and all else; checkpoints, metrics.jsonl and {RESULT} lie in {folder}")
     display.say(f"next: pcjax report {folder} draws it; pcjax embed {folder} writes the features")
@@ -158,11 +159,16 @@ def trained_model(folder: pathlib.Path, manifest: dict[str, Any], like: Frozen, 
 def worth(config: Config, teacher: KnownTeacher, first: Frozen, student: Frozen, loaded: Loaded) -> dict[str, Any]:
     """The teacher, the untrained student and the trained one, as result.json has them."""
     data = loaded.examples, loaded.normalise, config.evaluation, loaded.other
+    students = judge.judge_all({"untrained": first, STUDENT: student}, teacher.features, *data)
+    return {TEACHER: judge_teacher(config, teacher, loaded)} | students
+
+
+def judge_teacher(config: Config, teacher: KnownTeacher, loaded: Loaded) -> dict[str, Any]:
+    """What a model is worth, or features without one."""
     if teacher.model is None:
-        found = judge.judge(teacher.features, teacher.features, loaded.examples, config.evaluation) | judge.NO_MODEL
-    else:
-        found = judge.judge_model(teacher.model, teacher.features, teacher.features, *data)
-    return {TEACHER: found} | judge.judge_all({"untrained": first, STUDENT: student}, teacher.features, *data)
+        return judge.judge(teacher.features, teacher.features, loaded.examples, config.evaluation) | judge.NO_MODEL
+    data = loaded.examples, loaded.normalise, config.evaluation, loaded.other
+    return judge.judge_model(teacher.model, teacher.features, teacher.features, *data)
 
 
 def _guide(config: Config, teacher: KnownTeacher, loaded: Loaded) -> Guide:

@@ -78,7 +78,8 @@ def evaluate(folder: pathlib.Path, display: Display, asked: Asked | None = None)
         known = before.get(name, {})
         other = known.get("other", {}) | found.get("other", {})
         results[name] = known | found | ({"other": other} if other else {})
-    write_json(stored, before | results | {"versions": judge.versions()})
+    results = before | results | {"versions": judge.versions()}
+    write_json(stored, results)
     tables.show(results, display)
 
 

@@ -51,6 +51,7 @@ def load(config: Config) -> Loaded:
         validation=asked.validation,
         image_size=asked.image_size,
         unseen=asked.unseen,
+        part=asked.part,
     )
     return Loaded(examples, data.statistics(examples.train), load_other(config, examples))
 

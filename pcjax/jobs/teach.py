@@ -40,11 +40,12 @@ def teach(config: Config, folder: pathlib.Path, display: Display) -> None:
     check_teaching(config, loaded)
     begin_folder(folder, config, "teach")
     teacher = train_teacher(config, folder, loaded, display)
-    results = {"teacher": worth_of_teacher(config, teacher, loaded)}
+    results: dict[str, Any] = {"teacher": worth_of_teacher(config, teacher, loaded)}
     steps = steps_of(config.teacher.training, len(loaded.examples.train))
     seconds = round(time.perf_counter() - began, 1)
     seconds = seconds_of(folder, seconds)
-    write_json(folder / RESULT, results | {"seconds": seconds, "steps": steps, "versions": judge.versions()})
+    results |= {"seconds": seconds, "steps": steps, "versions": judge.versions()}
+    write_json(folder / RESULT, results)
     tables.show(results, display)
     display.say(f"{seconds} s; everything lies in {folder}")
     display.say(f"next: pcjax distill CONFIG --teacher.run {folder}")

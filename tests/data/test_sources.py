@@ -106,6 +106,23 @@ def test_unseen_classes_are_in_no_other_part(unseen):
     assert everything.unseen is None
 
 
+def test_a_part_has_of_every_class_its_share_and_nothing_of_another_part():
+    everything, data = load("digits"), load("digits", part=0.3)
+    for before, part in zip(parts(everything), parts(data), strict=True):
+        assert len(part) == round(0.3 * len(before))
+        assert set(part.rows) <= set(before.rows)
+        shares = np.bincount(part.labels) / np.bincount(before.labels)
+        assert np.abs(shares - 0.3).max() < 0.15
+        assert part.fingerprint != before.fingerprint
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("part", [0, -0.5, 1.1, True, "half", float("nan")])
+def test_a_part_is_a_share(part):
+    with pytest.raises(ValueError, match="got part"):
+        load("digits", part=part)
+
+
 def save(path, labels, **more):
     np.savez(path, images=np.random.default_rng(0).normal(size=(len(labels), 3)), labels=np.array(labels), **more)
     return f"arrays:{path}"

@@ -166,7 +166,16 @@ def test_real_images_from_end_to_end(config, small, tmp_path):
     if not REAL.is_dir():
         pytest.skip(f"no prepared data sets in {REAL}")
     asked = ["distill", ROOT / "configs" / f"{config}.py", *small, "--data.data-dir", REAL]
-    asked += ["--teacher.training.steps", "3", "--training.steps", "4", "--training.save-every", "2"]
+    asked += [
+        "--data.part",
+        "0.05",
+        "--teacher.training.steps",
+        "3",
+        "--training.steps",
+        "4",
+        "--training.save-every",
+        "2",
+    ]
     pcjax(*asked, "--workdir", tmp_path / "run", env=environment(JAX_NUM_CPU_DEVICES=1))
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert 0 < result["student"]["knn_accuracy"] < 1
