@@ -53,7 +53,7 @@ def functional_shapes(build: Callable[[], nnx.Module]) -> tuple[Functional, Arra
     return Functional(graph, parameters, statistics), parameter_shapes, statistic_shapes
 
 
-def _flat(state: Any) -> tuple[_Names, Arrays]:
+def _flat(state: Any) -> tuple[_Names, dict[str, Any]]:
     leaves, tree = jax.tree_util.tree_flatten_with_path(nnx.as_pure(state))
     paths = tuple("/".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path) for path, _ in leaves)
     return _Names(paths, tree), dict(zip(paths, [leaf for _, leaf in leaves], strict=True))

@@ -1,5 +1,6 @@
 """The straight line through a training: batches in, steps taken, metrics written, checkpoints saved."""
 
+import contextlib
 import importlib
 import json
 import math
@@ -53,7 +54,12 @@ def train(plan: Plan, display: Display) -> None:
     zeros = jax.device_get(plan.state.sums)
     score = None
     guard, watchdog = Guard(plan.training.bad_steps), Watchdog(plan.name, plan.training.watchdog_seconds)
-    with StopSignals() as stop, watchdog, display.progress(plan.name, plan.steps, at) as progress:
+    with (
+        contextlib.closing(metrics),
+        StopSignals() as stop,
+        watchdog,
+        display.progress(plan.name, plan.steps, at) as progress,
+    ):
         for step in range(at + 1, plan.steps + 1):
             batch = next(plan.batches)
             state, said = plan.mapped(plan.frozen, state, plan.mapped.split(batch))
@@ -150,6 +156,11 @@ class _Metrics:
                 if name != "step" and value is not None:
                     self._board.add_scalar(name, value, step)
             self._board.flush()
+
+    def close(self) -> None:
+        """Until what TensorBoard is told, which another thread writes, is written."""
+        if self._board is not None:
+            self._board.close()
 
     def skipped(self, skipped: Skipped) -> None:
         self._append({"step": skipped.step, "skipped_examples": skipped.examples})

@@ -215,6 +215,7 @@ def test_tensorboard_is_told_the_same(tmp_path):
     metrics = loop._Metrics(tmp_path / "metrics.jsonl", at=0, tensorboard=True)
     metrics.write(1, {"loss": 0.5})
     metrics.write(2, {"loss": 0.25, "validation_score": float("nan")})
+    metrics.close()
     found = {}
     for path in (tmp_path / "tensorboard").iterdir():
         rest = path.read_bytes()
