@@ -19,7 +19,7 @@ from pcjax import _checks
 from pcjax._checks import RequestError
 from pcjax.data import CORRUPTIONS
 from pcjax.models import MODELS, OPTIONS
-from pcjax.terms import TERMS, needs_labels
+from pcjax.terms import TERMS, UNNAMED, needs_labels
 
 
 def _require_at_least(what: str, value: int | float | None, least: int | float) -> None:
@@ -120,6 +120,8 @@ class Loss:
     """the loss's own keyword arguments"""
 
     def __post_init__(self):
+        unnamed = f"the loss {self.name} cannot be asked for: it {UNNAMED.get(self.name)}"
+        _checks.require(self.name not in UNNAMED, unnamed)
         _checks.require_name("loss", self.name, TERMS)
         _checks.require_name("head", self.head, _choices(Loss)["head"])
         _checks.require_whole("bank", self.bank, 0)

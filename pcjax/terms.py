@@ -167,6 +167,7 @@ _LOSSES = (
     Term(losses.relational_representation, memory=_TEACHERS._replace(holds_the_batch=True)),
     Term(losses.similarity_kl, memory=_PAIRS),
     Term(losses.crd, memory=_CRD),
+    Term(losses.bingo, memory=_TEACHERS),
     Term(losses.hint, ("features", "maps")),
     Term(losses.variational_information, ("features", "maps"), head="variational"),
     Term(losses.embed_distill),
@@ -183,6 +184,10 @@ _LOSSES = (
     Term(losses.cross_entropy, ("labels",)),
 )
 TERMS: dict[str, Term] = {term.function.__name__: term for term in _LOSSES}
+# What of `pcjax.losses` is no term, and why.
+UNNAMED = {
+    "proto2proto": "compares networks of prototypes, and no model here is one; hint with head 'conv' compares maps"
+}
 
 
 def needs_labels(term: Term, arguments: Mapping[str, Any]) -> bool:

@@ -56,6 +56,7 @@ def test_ramps_and_tuples_come_back_as_what_they_were():
         (lambda: Model("resnet21"), "unknown model 'resnet21': expected one of 'mlp'"),
         (lambda: Model("resnet20", features=8), "got features for the model 'resnet20': its options are none"),
         (lambda: Loss("perception"), "unknown loss 'perception': expected one of 'perception_coherence'"),
+        (lambda: Loss("proto2proto"), "proto2proto cannot be asked for: it compares networks of prototypes"),
         (lambda: Loss(arguments={"temprature": 0.1}), "unknown argument of perception_coherence 'temprature'"),
         (lambda: Loss(), "got no temperature among the arguments of perception_coherence"),
         (lambda: Loss("kd", bank=5), "got bank 5 for the loss kd: it has none"),

@@ -18,6 +18,7 @@ Batch = dict[str, np.ndarray]
 Normalise = tuple[np.ndarray, np.ndarray] | None
 
 RESERVED = ("image", "label", "index", "mask")
+NEIGHBOUR = "neighbour_"  # before the names of what belongs to an example's neighbour
 # One thread makes a batch while the step runs; a second pays where NumPy releases the interpreter.
 AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
 ORDER, CHANGE = 0, 1  # streams of random numbers
@@ -34,6 +35,7 @@ def training_batches(
     process_index: int = 0,
     process_count: int = 1,
     columns: Mapping[str, np.ndarray] | None = None,
+    neighbours: np.ndarray | None = None,
 ) -> "TrainingBatches":
     """Batches without end, every epoch in a new order.
 
@@ -52,6 +54,8 @@ def training_batches(
       process_count: how many processes there are; each gets an equal part of every batch, in order.
       columns: more to be read with each example, such as a teacher's features, by name: arrays with one row per
         example, in memory or mapped from a file.
+      neighbours: (n, k) positions of examples that each example is to come with one of, drawn anew in every step, its
+        image and columns named "neighbour_image" and so on.
 
     Returns:
       An iterator of dictionaries, b = batch / process_count: "image" float32 (b, ...); "label" int32 (b,), -1 where
@@ -80,9 +84,16 @@ def training_batches(
         _checks.require(name not in RESERVED, f"got a column named {name!r}, as part of every batch is: rename it")
         got = f"got column {name!r} of shape {np.shape(rows)} for {n} examples"
         _checks.require(np.ndim(rows) > 0 and len(rows) == n, f"{got}: expected one row per example")
+    if neighbours is not None:
+        got = f"got neighbours of shape {neighbours.shape} and dtype {neighbours.dtype} for {n} examples"
+        table = neighbours.ndim == 2 and len(neighbours) == n and neighbours.shape[1] > 0
+        _checks.require(table and neighbours.dtype.kind in "iu", f"{got}: expected ({n}, k) integers")
+        least, most = int(neighbours.min()), int(neighbours.max())
+        _checks.require(0 <= least <= most < n, f"got neighbours from {least} to {most}: expected 0 to {n - 1}")
     part = slice(process_index * share, (process_index + 1) * share)
     normaliser = Normaliser(examples, normalise)
-    make = _Training(examples, int(batch), int(seed), int(crop), bool(flip), normaliser, part, dict(columns or {}))
+    asked = int(batch), int(seed), int(crop), bool(flip)
+    make = _Training(examples, *asked, normaliser, part, dict(columns or {}), neighbours)
     return TrainingBatches(make)
 
 
@@ -174,6 +185,7 @@ class _Training:
     normaliser: Normaliser
     part: slice  # this process's
     columns: dict[str, np.ndarray]
+    neighbours: np.ndarray | None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -182,7 +194,8 @@ class _Training:
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
         """Everything that what a step gets depends on, other than the step and the process."""
-        return {
+        near = {} if self.neighbours is None else {"neighbours": self.neighbours.shape[1]}
+        return near | {
             "fingerprint": self.examples.fingerprint,
             "batch": self.batch,
             "seed": self.seed,
@@ -196,17 +209,28 @@ class _Training:
     def __call__(self, step: int) -> Batch:
         epoch, position = divmod(step, self.steps_per_epoch)
         rows = _order(len(self.examples), self.seed, epoch)[position * self.batch : (position + 1) * self.batch]
-        index = rows[self.part]
-        images, labels = self.examples.take_labelled(index)
         # Drawn for the whole batch, so that however many processes see the same.
         random = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(CHANGE, step)))
+        index = rows[self.part]
+        images, labels = self._seen(index, random)
+        result = _batch(images, labels, index, np.ones(len(index), bool))
+        result |= {name: np.asarray(rows[index]) for name, rows in self.columns.items()}
+        if self.neighbours is not None:
+            drawn = random.integers(0, self.neighbours.shape[1], size=self.batch)[self.part]
+            near = self.neighbours[index, drawn]
+            result[f"{NEIGHBOUR}image"] = self._seen(near, random)[0]
+            result |= {f"{NEIGHBOUR}{name}": np.asarray(rows[near]) for name, rows in self.columns.items()}
+        return result
+
+    def _seen(self, index: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray | None]:
+        """The images of this process as they are seen in a step, and their labels."""
+        images, labels = self.examples.take_labelled(index)
         if self.crop:
             offsets = random.integers(0, 2 * self.crop + 1, size=(self.batch, 2))
             images = random_crop(images, offsets[self.part], padding=self.crop)
         if self.flip:
             images = horizontal_flip(images, (random.random(self.batch) < 0.5)[self.part])
-        result = _batch(self.normaliser(images), labels, index, np.ones(len(index), bool))
-        return result | {name: np.asarray(rows[index]) for name, rows in self.columns.items()}
+        return self.normaliser(images), labels
 
 
 @functools.lru_cache(maxsize=4)

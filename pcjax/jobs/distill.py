@@ -179,7 +179,8 @@ def _guide(config: Config, teacher: KnownTeacher, loaded: Loaded) -> Guide:
             parameters, statistics = frozen
             return model.function.apply(parameters, statistics, batch["image"], train=False)[0]
 
-        return Guide((model.parameters, model.statistics), looks, output_shapes(model, loaded), classifier_of(model))
+        frozen = model.parameters, model.statistics
+        return Guide(frozen, looks, output_shapes(model, loaded), classifier_of(model), teacher.features["train"])
 
     columns = {"teacher": teacher.features["train"]}
     if teacher.logits is not None:
@@ -193,7 +194,8 @@ def _guide(config: Config, teacher: KnownTeacher, loaded: Loaded) -> Guide:
 
     logits = None if teacher.logits is None else shape(teacher.logits)
     classifier = {} if model is None else classifier_of(model)
-    return Guide((), remembers, Output(shape(teacher.features["train"]), logits, {}), classifier, columns)
+    said = Output(shape(teacher.features["train"]), logits, {})
+    return Guide((), remembers, said, classifier, teacher.features["train"], columns)
 
 
 def _judge_of(config: Config, teacher: KnownTeacher, loaded: Loaded) -> Any:

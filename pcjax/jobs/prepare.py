@@ -23,6 +23,7 @@ from pcjax.jobs.represent import Frozen
 from pcjax.models import Output
 from pcjax.terms import CLASSIFIER, TERMS, needs_labels
 from pcjax.training import parallel
+from pcjax.training.beside import Beside, nearest
 from pcjax.training.checkpoint import Checkpoints, digest
 from pcjax.training.display import Display
 from pcjax.training.functional import functional, functional_shapes
@@ -116,7 +117,8 @@ def rehearse(
         classifier = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
 
     def total(student: Any, teacher: Any, classifier: Any, batch: Any, step: Any, progress: Any, kept: Any) -> Any:
-        return what(Moment(student, teacher, classifier, batch, step, progress, None), kept)
+        beside = Beside(student, teacher, student, jnp.ones(training.batch)) if what.neighbours else None
+        return what(Moment(student, teacher, classifier, batch, step, progress, None, beside), kept)
 
     try:
         jax.eval_shape(total, rows(student), seen, classifier, batch, step, progress, kept)
@@ -152,13 +154,15 @@ def steps_of(training: Training, examples: int) -> int:
 class Guide:
     """The teacher as the student's training sees it: frozen arrays, a function of them, and columns of the batches.
 
-    Its classifier, kernel and bias, is for the losses that read with it.
+    Its classifier, kernel and bias, is for the losses that read with it; its features of the plain training images are
+    what neighbours are found by.
     """
 
     frozen: Any = ()
     output: Callable[[Any, Batch], Output] | None = None
     shapes: Output | None = None
     classifier: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    features: np.ndarray | None = None
     columns: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
@@ -195,6 +199,7 @@ def plan(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         columns=guide.columns,
+        neighbours=nearest(guide.features) if what.neighbours and guide.features is not None else None,
     )
     state = start(first.parameters, first.statistics, kept, optimiser, metric_names(what))
     step = make_step(first.function, guide.output, what, optimiser, steps)

@@ -12,6 +12,7 @@ from pcjax._checks import RequestError, require, require_name
 from pcjax.config import Loss, Ramp
 from pcjax.models import Output, heads, regressors
 from pcjax.terms import CLASSIFIER, TERMS, Beginning, first_memory, key_of
+from pcjax.training.beside import Beside
 from pcjax.training.functional import Arrays, Functional, functional
 
 Shape = tuple[int, ...]
@@ -51,6 +52,7 @@ class Moment(NamedTuple):
     step: Int[Array, ""]
     progress: Float[Array, ""]  # the share of the training that is done
     axis_name: str | None
+    beside: Beside | None = None  # for losses on neighbours
 
 
 class Kept(NamedTuple):
@@ -69,6 +71,11 @@ class Objective(NamedTuple):
     maps: dict[str, tuple[str, str]]
     seed: int
 
+    @property
+    def neighbours(self) -> bool:
+        """Whether a loss looks at a neighbour of every example."""
+        return any(TERMS[loss.name].neighbours for loss in self.losses)
+
     def names(self) -> list[str]:
         """One for every loss, and none twice."""
         names = [loss.name for loss in self.losses]
@@ -86,10 +93,15 @@ class Objective(NamedTuple):
             if term.random:
                 given["key"] = key_of(self.seed, place, moment.step)
             if key in self.heads:
-                function, gives = self.heads[key], HEADS[loss.head].gives
-                output, statistics[key] = function.apply(kept.heads[key], kept.statistics[key], student, train=True)
+                output, statistics[key] = self._through(key, student, kept)
+                gives = HEADS[loss.head].gives
                 student, *more = output if gives else (output,)
                 given |= dict(zip(gives, more, strict=True))
+            if term.neighbours and moment.beside is not None:
+                near, theirs, mixtures, given["share"] = moment.beside
+                given["student_neighbours"] = self._through(key, near.features, kept)[0]
+                given["student_mixtures"] = self._through(key, mixtures.features, kept)[0]
+                given["teacher_neighbours"] = theirs.features
             arguments = {what: at(value, moment.progress) for what, value in loss.arguments.items()}
             given |= {what: value for what, value in arguments.items() if what in term.own}
             memory, before = term.memory, kept.memories.get(key)
@@ -99,6 +111,12 @@ class Objective(NamedTuple):
             values[name] = term.function(student, *teacher, **given)
             total = total + at(loss.weight, moment.progress) * values[name]
         return total, values, kept._replace(statistics=statistics, memories=memories)
+
+    def _through(self, key: str, x: Array, kept: Kept) -> tuple[Any, Arrays]:
+        """What the head at that place makes of the student's part, and its statistics; as it is, if there is none."""
+        if key not in self.heads:
+            return x, {}
+        return self.heads[key].apply(kept.heads[key], kept.statistics[key], x, train=True)
 
 
 def compared(kind: str, moment: Moment, maps: tuple[str, str] | None) -> tuple[Array, ...]:

@@ -1,5 +1,6 @@
 """One step of training, written for one device of a named axis."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
@@ -10,6 +11,8 @@ from jax import lax
 from jaxtyping import Array
 
 from pcjax.models import Output
+from pcjax.terms import key_of
+from pcjax.training.beside import look
 from pcjax.training.functional import Functional
 from pcjax.training.objective import Kept, Moment, Objective
 from pcjax.training.state import State
@@ -44,6 +47,13 @@ def make_step(
         def loss_of(trained: tuple[Any, Any]) -> tuple[Array, Any]:
             output, statistics = student.apply(trained[0], state.statistics, batch["image"], train=True)
             moment = Moment(output, seen, fixed.classifier, batch, state.step, state.step / steps, AXIS)
+            if objective.neighbours and teacher is not None:
+
+                def sees(images: Array) -> Output:
+                    return student.apply(trained[0], state.statistics, images, train=True)[0]
+
+                key = key_of(objective.seed, len(objective.losses), state.step)
+                moment = moment._replace(beside=look(sees, functools.partial(teacher, fixed.teacher), batch, key))
             total, parts, kept = objective(moment, Kept(trained[1], state.head_statistics, state.memories))
             return total, (parts, statistics, kept)
 

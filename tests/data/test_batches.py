@@ -18,6 +18,7 @@ TEACHER = np.random.default_rng(6).normal(size=(N, 6)).astype(np.float16)
 EXAMPLES = whole(Arrays(RAW, LABELS), None)
 WHOLE = {"batch": BATCH, "seed": 3, "crop": 1, "flip": True, "normalise": (MEAN, STD), "columns": {"teacher": TEACHER}}
 PLAIN = {"batch": BATCH, "seed": 3}
+NEAR = (np.arange(N)[:, None] + np.array([1, 5, 9])) % N
 
 
 def steps(count, examples=EXAMPLES, **given):
@@ -37,6 +38,34 @@ def joined(parts):
 
 def normalised(raw):
     return (raw / 255 - MEAN) / STD
+
+
+def test_every_example_comes_with_one_of_its_neighbours():
+    given = WHOLE | {"crop": 0, "flip": False, "neighbours": NEAR}
+    drawn = set()
+    for batch, without in zip(
+        steps(6 * STEPS, **given), steps(6 * STEPS, **(given | {"neighbours": None})), strict=True
+    ):
+        own = {name: rows for name, rows in batch.items() if not name.startswith("neighbour_")}
+        assert_same(own, without)
+        near = np.argmax(np.all(batch["neighbour_teacher"][:, None] == TEACHER, axis=2), axis=1)
+        assert np.allclose(batch["neighbour_image"], normalised(RAW[near]), atol=1e-6)
+        drawn |= set(((near - batch["index"]) % N).tolist())
+    assert drawn == {1, 5, 9}
+
+
+def test_neighbours_are_changed_as_the_others_are_and_the_same_for_processes_and_resumptions():
+    given = WHOLE | {"neighbours": NEAR}
+    alone = steps(3, **given)
+    shares = [steps(3, **given, process_index=i, process_count=2) for i in range(2)]
+    for step, batch in enumerate(alone):
+        assert_same(joined([share[step] for share in shares]), batch)
+    one, two = (training_batches(EXAMPLES, **given) for _ in range(2))
+    next(one)
+    two.set_state(one.get_state())
+    assert_same(next(two), alone[1])
+    plain = np.concatenate([batch["neighbour_image"] for batch in steps(3, **(given | {"crop": 0, "flip": False}))])
+    assert not np.allclose(np.concatenate([batch["neighbour_image"] for batch in alone]), plain)
 
 
 def test_what_a_batch_is():
@@ -247,6 +276,8 @@ REFUSED = [
     ({"normalise": (MEAN, 0 * STD)}, "expected finite numbers, and a std above 0"),
     ({"normalise": (np.nan, 1)}, "expected finite numbers, and a std above 0"),
     ({"columns": {"label": LABELS}}, "got a column named 'label', as part of every batch is"),
+    ({"neighbours": NEAR[:-1]}, "got neighbours of shape (22, 3) and dtype int64 for 23 examples: expected (23, k)"),
+    ({"neighbours": NEAR + 1}, "got neighbours from 1 to 23: expected 0 to 22"),
     ({"columns": {"teacher": TEACHER[:-1]}}, "got column 'teacher' of shape (22, 6) for 23 examples"),
     ({"columns": {"teacher": np.float32(1)}}, "got column 'teacher' of shape () for 23 examples"),
     ({"examples": FLAT, "crop": 1}, "got crop=1 and flip=False for examples of shape (6,): only images"),

@@ -111,6 +111,36 @@ def test_features_and_runs_serve_as_teachers(run, capsys, tmp_path):
         assert json.loads((folder / "result.json").read_text())["student"] == expected
 
 
+LOSSES = """
+from pcjax.config import Config, Loss, Model, Teacher, Training
+losses = (
+    Loss("bingo", head="mlp", bank=100),
+    Loss("crd", head="linear", arguments={{"negatives": 8, "class_aware": True}}),
+    Loss("shared_classifier", head="linear"),
+    {more}
+)
+training = Training(steps=3, batch=32, devices=1)
+teacher = Teacher(Model("{model}", widths=(6,), features=6), live={live}, training=Training(steps=2, devices=1))
+config = Config(teacher=teacher, losses=losses, student=Model("{model}", widths=(4,), features=4), training=training)
+"""
+MAPS = """
+    Loss("attention_transfer"),
+    Loss("hint", head="conv", maps=("stage1", "stage1")),
+"""
+
+
+@pytest.mark.parametrize("live", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_losses_with_all_that_they_need(live, tmp_path, capsys):
+    given = {"live": live, "model": "cnn" if live else "mlp", "more": MAPS if live else ""}
+    (tmp_path / "mine.py").write_text(LOSSES.format(**given))
+    status, _, complaint = pcjax(capsys, "distill", tmp_path / "mine.py", "--workdir", tmp_path / "run")
+    assert status == 0, complaint
+    record = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    for name in ("bingo", "crd", "shared_classifier", *(("hint", "attention_transfer") if live else ())):
+        assert record[name] > 0, name
+    assert "skipped" not in record
+
+
 LABELLESS = "arrays:{tmp}/plain.npy"
 REFUSED = {
     "unknown job": (["distil"], "unknown job 'distil': expected one of distill, teach"),
@@ -135,6 +165,8 @@ REFUSED = {
     "too few held out": (["distill", "--data.validation", "0.001"], "got 1 validation examples from digits: expected"),
     "no temperature": (["distill", "{tmp}/bare.py"], "got no temperature among the arguments of perception_coherence"),
     "wrong argument": (["distill", "{tmp}/wrong.py"], "the losses (cross_entropy) cannot be computed as asked"),
+    "a map": (["distill", "{tmp}/map.py"], "unknown map of the student 'stage9': expected one of 'stage1'"),
+    "widths": (["distill", "{tmp}/widths.py"], "got student (256, 16) and teacher (256, 64): expected"),
     "no such teacher": (["distill", "--teacher.run", "{tmp}/none"], "none: expected the --workdir of an earlier"),
     "no such features": (["distill", "--teacher.features", "{tmp}/none.npz"], "none.npz (teacher.features)"),
     "corrupt features": (["distill", "--teacher.features", "{tmp}/corrupt.npz"], "cannot read"),
@@ -157,6 +189,9 @@ def test_what_cannot_be_done_is_said_in_a_line(name, tmp_path, capsys):
     (tmp_path / "bare.py").write_text(f"{head}config = Config(losses=(Loss(),))\n")
     wrong = 'Loss("cross_entropy", arguments={"label_smoothing": "x"})'
     (tmp_path / "wrong.py").write_text(f"{head}config = Config(losses=({wrong},))\n")
+    named = 'losses=(Loss("hint", maps=("stage9", "stage1")),), teacher=Teacher(live=True)'
+    (tmp_path / "map.py").write_text(f"from pcjax.config import Config, Loss, Teacher\nconfig = Config({named})\n")
+    (tmp_path / "widths.py").write_text(f'{head}config = Config(losses=(Loss("embed_distill"),))\n')
     given, message = REFUSED[name]
     arguments = [argument.format(tmp=tmp_path) for argument in given]
     if given[0] == "distill" and "--workdir" not in given:

@@ -82,7 +82,10 @@ def arrays(folder, step):
 
 @pytest.mark.parametrize("how", ["pmap", "shard_map"])
 def test_two_processes_with_two_devices_train_as_one_with_four(how, tmp_path):
-    asked = ["distill", *SMALL, "--training.steps", "20", "--training.save-every", "10", "--training.parallel", how]
+    # A bank, filled in the second step, holds the examples of all processes.
+    bank = ["--losses.0.bank", "100"]
+    asked = ["distill", *SMALL, *bank, "--training.steps", "20", "--training.save-every", "10"]
+    asked += ["--training.parallel", how]
     pcjax(*asked, "--workdir", tmp_path / "one", env=environment(JAX_NUM_CPU_DEVICES=4))
     for status, _, complaint in map(finish, start_two(*asked, "--workdir", tmp_path / "two")):
         assert status == 0, complaint

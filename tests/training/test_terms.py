@@ -11,8 +11,9 @@ from pcjax import data, losses, models
 from pcjax.config import Loss, Training
 from pcjax.jobs.prepare import classifier_of
 from pcjax.jobs.represent import Frozen
-from pcjax.terms import TERMS
+from pcjax.terms import TERMS, UNNAMED
 from pcjax.training import parallel
+from pcjax.training.beside import nearest
 from pcjax.training.checkpoint import Checkpoints, named
 from pcjax.training.functional import functional
 from pcjax.training.objective import HEADS, objective, with_memories
@@ -35,6 +36,7 @@ ASKED = {
     "crd of other classes": Loss(
         "crd", head="linear", arguments={"negatives": 6, "class_aware": True, "momentum": 0.2}
     ),
+    "bingo": Loss("bingo", head="mlp", bank=BANK),
     "hint": Loss("hint", head="linear"),
     "hint of maps": Loss("hint", head="conv", maps=STAGES),
     "variational_information": Loss("variational_information", head="variational"),
@@ -53,7 +55,7 @@ GROUPS = [[*CASES][first::6] for first in range(6)]
 def test_there_is_a_case_for_every_loss_and_a_term_for_every_function():
     assert {loss.name for loss in CASES.values()} == set(TERMS)
     helpers = {"crd_memory", "crd_update", "empty_queue", "enqueue", "valid"}
-    assert set(TERMS) == {name for name in losses.__all__ if name[0].islower()} - helpers - {"bingo", "proto2proto"}
+    assert set(TERMS) == {name for name in losses.__all__ if name[0].islower()} - helpers - set(UNNAMED)
 
 
 def test_every_head_is_among_the_cases():
@@ -67,7 +69,9 @@ def examples():
 
 @functools.cache
 def batches():
-    made = data.training_batches(examples(), batch=BATCH, seed=0, normalise=data.statistics(examples()))
+    near = nearest(examples().take(np.arange(len(examples()))).reshape(len(examples()), -1))
+    given = {"normalise": data.statistics(examples()), "neighbours": near}
+    made = data.training_batches(examples(), batch=BATCH, seed=0, **given)
     found = [next(made) for _ in range(STEPS)]
     made.close()
     return found

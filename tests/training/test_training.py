@@ -195,6 +195,22 @@ def test_stopped_after_any_step_and_gone_on_with_is_never_stopped(
     assert metrics_of(tmp_path) == metrics_of(folder)
 
 
+@pytest.mark.parametrize(("how", "count"), [("shard_map", 1), ("pmap", 8), ("shard_map", 8)])
+def test_the_same_holds_however_the_step_is_mapped(how, count, tmp_path, problem, examples):
+    mapped = parallel.Mapped(problem.step, jax.devices()[:count], how)
+    order, (state, *place) = train(tmp_path / "whole", mapped, problem, examples)
+    # Before the first checkpoint but that of the stop, between two, and after one.
+    for stop_in in (2, 11, 14):
+        folder = tmp_path / f"{stop_in}"
+        first, _ = train(folder, mapped, problem, examples, stop_in)
+        second, (found, *found_place) = train(folder, mapped, problem, examples)
+        assert first + second == order
+        assert found_place == place
+        for name, expected in named(state).items():
+            assert np.array_equal(named(found)[name], expected), name
+        assert metrics_of(folder) == metrics_of(tmp_path / "whole")
+
+
 def test_nothing_is_compiled_after_the_first_step(one_device, whole, problem, examples, tmp_path, caplog):
     with jax.log_compiles():
         train(tmp_path, one_device, problem, examples)
