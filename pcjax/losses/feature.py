@@ -143,9 +143,9 @@ def orthogonal_projection(
 ) -> Float[Array, "..."]:
     r"""The student, through an orthogonal projection, against the teacher's standardised features.
 
-    With t~_i = (t_i - mean of its entries) / their deviation, mean_i mean_k h(s_ik - t~_ik), where h(x) = x^2 / 2 up to
-    1 and |x| - 1/2 beyond. Miles et al., "VkD: Improving Knowledge Distillation using Orthogonal Projections"
-    (arXiv:2403.06213): of the mean over tokens; the student's projection is
+    With t~_i = (t_i - mean of its entries) / sqrt(their variance + 1e-5), mean_i mean_k h(s_ik - t~_ik), where h(x) =
+    x^2 / 2 up to 1 and |x| - 1/2 beyond. Miles et al., "VkD: Improving Knowledge Distillation using Orthogonal
+    Projections" (arXiv:2403.06213): of the mean over tokens; the student's projection is
     `pcjax.models.regressors.OrthogonalProjection`, which cannot change the student's geometry.
 
     Args:
