@@ -213,19 +213,19 @@ def _stored_features(path: pathlib.Path, loaded: Loaded) -> dict[str, np.ndarray
     _checks.require(path.is_file(), f"no file {path} (teacher.features): `pcjax embed RUN` writes one")
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            found = {part: np.asarray(file[part], np.float32) for part in parts_of(loaded.examples)}
-            fingerprint = str(file["fingerprint"])
+            same = str(file["fingerprint"]) == loaded.examples.train.fingerprint
+            # Of other data there may be no features of some part: they are refused for what they are.
+            found = {part: np.asarray(file[part], np.float32) for part in parts_of(loaded.examples) if same}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise RequestError(f"cannot read {path} (teacher.features): {error}; `pcjax embed RUN` writes one") from error
+    _checks.require(
+        same, f"{path} is of other data or another split: embed {loaded.examples.source} as it is split here"
+    )
     for split, features in found.items():
         examples: Examples = getattr(loaded.examples, split)
         got = f"{path} has {split} features of shape {features.shape} for {len(examples)} examples"
         _checks.require(features.ndim == 2 and len(features) == len(examples), f"{got}: expected one row per example")
         _checks.require(bool(np.isfinite(features).all()), f"{path} has {split} features that are not finite")
-    same = fingerprint == loaded.examples.train.fingerprint
-    _checks.require(
-        same, f"{path} is of other data or another split: embed {loaded.examples.source} as it is split here"
-    )
     return found
 
 

@@ -90,6 +90,8 @@ def train_teacher(config: Config, folder: pathlib.Path, loaded: Loaded, display:
 
 
 def coherence(student: np.ndarray, teacher: np.ndarray, neighbours: int) -> float:
-    """Spearman's degree of coherence, of at most 2,000 examples."""
+    """Spearman's degree of coherence, of at most 2,000 examples; of a student that diverged there is none."""
     some = slice(None, None, -(-len(student) // 2000))
+    if not np.all(np.isfinite(student[some])):
+        return float("nan")
     return float(metrics.coherence(student[some], teacher[some], k=neighbours).spearman.value)

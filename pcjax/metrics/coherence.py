@@ -12,6 +12,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 from pcjax import _checks, _sorting
 from pcjax._sorting import Sorted
 from pcjax.dissimilarity import Dissimilarity, resolve
+from pcjax.metrics._labelled import require_finite
 
 EVERY_ANCHOR_UP_TO = 4096
 SAMPLED_ANCHORS = 512
@@ -86,8 +87,8 @@ def coherence(
     >>> print(found.spearman.value.round(3), found.neighbours.value.round(3))
     1.0 1.0
     """
-    _checks.require_features("student", student)
-    _checks.require_features("teacher", teacher)
+    require_finite("student", student)
+    require_finite("teacher", teacher)
     shapes, n = (np.shape(student), np.shape(teacher)), np.shape(student)[0]
     got = f"got student {shapes[0]} and teacher {shapes[1]}"
     _checks.require(shapes[0][0] == shapes[1][0], f"{got}: both need one row per example")

@@ -204,7 +204,8 @@ def test_everything_about_a_run_by_the_commands(tmp_path, capsys, mnist_like):
     for given in (["--corruptions", "contrast", "box_blur"], ["--other", mnist_like], ["--other", "digits"]):
         status, said, complaint = pcjax(capsys, "evaluate", run, *given)
         assert status == 0, complaint
-        assert "on 107 test examples of 3 classes that no training saw" in said
+        judged = first["student"]["unseen"]["examples"]
+        assert f"on {judged} test examples of 3 classes that no training saw" in said
     assert pcjax(capsys, "evaluate", run, "--throughput")[0] == 0
     found = json.loads((run / "result.json").read_text())
     for name in ("teacher", "untrained", "student"):
@@ -219,9 +220,11 @@ def test_everything_about_a_run_by_the_commands(tmp_path, capsys, mnist_like):
     with np.load(run / "features.npz") as stored:
         assert len(stored["unseen"]) == first["student"]["unseen"]["examples"]
     taught = [*SMALL, "--teacher.features", run / "features.npz"]
-    status, _, complaint = pcjax(capsys, "distill", *taught, "--data.unseen", 2, "--workdir", tmp_path / "two")
-    assert status == 2
-    assert complaint.count("\n") == 1
+    for unseen in (0, 2):
+        given = [*taught, "--data.unseen", unseen, "--workdir", tmp_path / "other"]
+        status, _, complaint = pcjax(capsys, "distill", *given)
+        assert (status, complaint.count("\n")) == (2, 1)
+        assert "is of other data or another split: embed digits as it is split here" in complaint
     assert pcjax(capsys, "distill", *taught, "--data.unseen", 3, "--workdir", tmp_path / "three")[0] == 0
 
 

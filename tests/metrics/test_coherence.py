@@ -183,3 +183,12 @@ def test_fifty_thousand_examples():
         one, other = getattr(large, name), getattr(small, name)
         assert one.low < other.high
         assert other.low < one.high
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("who", ["student", "teacher"])
+def test_what_is_not_finite_is_refused(who):
+    given = dict(zip(("student", "teacher"), related(9, 0.5, 0), strict=True))
+    given[who] = np.where(np.arange(9)[:, None] == 4, np.nan, given[who])
+    with pytest.raises(ValueError, match=f"got {who} with 1 of 9 rows that hold NaN or infinity, row 4 the first"):
+        coherence(**given, k=3)
