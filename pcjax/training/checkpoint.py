@@ -4,6 +4,7 @@ A checkpoint proves itself: the manifest holds a digest of every array, of the p
 itself; what does not match it is put aside, said aloud, and the checkpoint before it taken.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -189,6 +190,9 @@ class Checkpoints:
         except Exception as error:  # of the file system, in whatever coat the libraries between give it
             if jax.process_count() > 1:  # the others saw nothing of it, and wait at a place this one cannot come to
                 raise UnsavedError(f"checkpoint {step} could not be saved ({_line(error)})") from error
+            with contextlib.suppress(Exception):  # what is on the disk counts, not what Orbax meant to have there
+                before, self._manager = self._manager, self._open()
+                before.close()
             kept = "none is saved yet" if self.latest is None else f"the newest that is saved is {self.latest}"
             which = "a checkpoint" if step is None else f"checkpoint {step}"
             self._unsaved = UnsavedError(f"{which} could not be saved ({_line(error)}); {kept}")

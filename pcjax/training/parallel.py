@@ -23,7 +23,13 @@ def join_processes() -> None:
         whole = count.isdecimal() and index.isdecimal() and int(index) < int(count)
         got = f"got PCJAX_COORDINATOR with PCJAX_PROCESSES={count!r} and PCJAX_PROCESS={index!r}"
         _checks.require(whole, f"{got}: expected how many processes there are and which this is, from 0")
-        jax.distributed.initialize(address, num_processes=int(count), process_id=int(index), initialization_timeout=60)
+        jax.distributed.initialize(
+            address,
+            num_processes=int(count),
+            process_id=int(index),
+            initialization_timeout=60,
+            heartbeat_timeout_seconds=10,  # after which the others end when one has died
+        )
     elif len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1 or (
         os.environ.get("SLURM_NTASKS", "1") != "1" and "SLURM_STEP_NODELIST" in os.environ
     ):

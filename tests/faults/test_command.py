@@ -1,0 +1,153 @@
+"""The command as a child process: killed, told to stop, trained on what is not finite, left hanging.
+
+PCJAX_FAULTS says how often (docs/reliability.md has the full count); one try of each unless it does.
+"""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from pcjax.training.checkpoint import Checkpoints
+
+pytestmark = pytest.mark.slow
+
+TRIES = int(os.environ.get("PCJAX_FAULTS", "1"))
+PCJAX = str(pathlib.Path(sys.executable).with_name("pcjax"))
+STEPS = 60
+SMALL = [
+    *("--teacher.model.widths", "24", "--teacher.model.features", "12", "--teacher.training.steps", "4"),
+    *("--student.widths", "8", "--student.features", "4", "--training.steps", str(STEPS), "--training.batch", "64"),
+    *("--teacher.training.batch", "64", "--training.save-every", "3", "--training.log-every", "2"),
+]
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """Starts a command whose compiled code is kept between the tries."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_", "PCJAX_"))}
+    cache = str(tmp_path_factory.mktemp("compiled"))
+    kept |= {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": cache,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    started = []
+
+    def begin(*arguments):
+        command = [PCJAX, *map(str, arguments)]
+        started.append(subprocess.Popen(command, env=kept, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+
+
+def finish(process):
+    said, complaint = process.communicate(timeout=200)
+    assert "Traceback" not in complaint, complaint
+    return process.returncode, said, complaint
+
+
+@pytest.fixture(scope="module")
+def whole(start, tmp_path_factory):
+    """A run that was never stopped, and the seconds it took."""
+    folder, began = tmp_path_factory.mktemp("whole") / "run", time.monotonic()
+    assert finish(start("distill", *SMALL, "--workdir", folder))[0] == 0
+    return folder, time.monotonic() - began
+
+
+def of(folder):
+    """Everything that must be the same: final state, metrics, place in the data."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    metrics = [{name: value for name, value in line.items() if name != "steps_per_second"} for line in lines]
+    checkpoints = Checkpoints(folder / "checkpoints", {}, writable=False)
+    arrays, place = checkpoints.arrays(STEPS)
+    checkpoints.close()
+    return metrics, {name: array.tobytes() for name, array in arrays.items()}, place
+
+
+def test_killed_at_random_moments(start, whole, tmp_path, tried):
+    random_ = random.Random(0)  # noqa: S311
+    folder = tmp_path / "run"
+    for _ in range(TRIES):
+        process = start("distill", *SMALL, "--workdir", folder)
+        # Every other time as soon as there is something to interrupt, which is when saves are under way.
+        if random_.random() < 0.5:
+            until = time.monotonic() + 100
+            while process.poll() is None and not (folder / "metrics.jsonl").exists() and time.monotonic() < until:
+                time.sleep(0.01)
+            time.sleep(random_.random())
+        else:
+            time.sleep(random_.random() * whole[1])
+        process.kill()
+        process.communicate()
+        if random_.random() < 0.3 or _ == TRIES - 1:
+            assert finish(start("distill", *SMALL, "--workdir", folder))[0] == 0
+            assert of(folder) == of(whole[0])
+            folder = tmp_path / f"run{_}"
+        tried("kill -9 at random moments", "resumed bit-identical")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_told_to_stop_at_random_moments(start, whole, tmp_path, tried, number, status):
+    random_ = random.Random(int(number))  # noqa: S311
+    for place in range(TRIES):
+        folder, wait = tmp_path / f"run{place}", 2 + random_.random() * max(whole[1] - 2, 1)
+        process = start("distill", *SMALL, "--workdir", folder)
+        time.sleep(wait)
+        process.send_signal(number)
+        found, _, complaint = finish(process)
+        assert found in (0, status), complaint
+        assert complaint.count("\n") == (found != 0)
+        assert finish(start("distill", *SMALL, "--workdir", folder))[0] == 0
+        assert of(folder) == of(whole[0])
+        tried(f"{number.name} at random moments", "one line, then resumed bit-identical")
+
+
+def test_told_to_stop_while_it_evaluates(start, whole, tried):
+    before = (whole[0] / "result.json").read_bytes()
+    for _ in range(TRIES):
+        process = start("evaluate", whole[0])
+        time.sleep(3)
+        process.send_signal(signal.SIGTERM)
+        status, _, complaint = finish(process)
+        assert status in (0, 143)
+        assert status == 0 or "stopped by SIGTERM; what was saved stays; to go on: pcjax evaluate" in complaint
+        assert json.loads((whole[0] / "result.json").read_text()) == json.loads(before)
+        tried("SIGTERM while evaluating", "one line")
+
+
+def test_steps_that_are_never_finite(start, tmp_path, tried):
+    folder = tmp_path / "run"
+    wild = ["--training.optimiser", "sgd", "--training.learning-rate", "1e37", "--training.bad-steps", "5"]
+    wild += ["--training.schedule", "constant", "--training.warmup", "0.0"]
+    status, said, complaint = finish(start("distill", *SMALL, *wild, "--workdir", folder))
+    assert (status, complaint.count("\n")) == (1, 1)
+    assert "5 steps in a row (training.bad_steps)" in complaint
+    assert "was not finite and not taken; its examples (" in said
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert all(len(set(line["skipped_examples"])) == 64 for line in lines if "skipped_examples" in line)
+    checkpoints = Checkpoints(folder / "checkpoints", {}, writable=False)
+    arrays, _ = checkpoints.arrays(checkpoints.latest)
+    checkpoints.close()
+    assert all(np.all(np.isfinite(array)) for array in arrays.values())
+    tried("steps that are never finite", "stopped, parameters finite")
+
+
+def test_a_step_that_never_ends(start, tmp_path, tried):
+    process = start("distill", *SMALL, "--training.watchdog-seconds", "0.01", "--workdir", tmp_path / "run")
+    _, complaint = process.communicate(timeout=200)
+    assert process.returncode == 1
+    assert "Thread 0x" in complaint
+    assert "student: step 1 has not ended for 0.01 s (training.watchdog_seconds)" in complaint
+    tried("a step that never ends", "ended with the stacks of all threads")
