@@ -146,7 +146,7 @@ def _train(job: str, given: list[str]) -> None:
     config = read(path) if path else Config()
     if job in ("compare", "tune"):
         config = _compared(config, given)
-    config, folder = _overridden(job, config, path, given)
+    config, folder = _overridden(job, _with_arguments(config, given), path, given)
     # Through JSON once, so that what is stored is exactly what is run, numbers as their fields' types.
     config = Config.from_json(config.to_json())
     run = getattr(importlib.import_module(f"pcjax.jobs.{job}"), job)
@@ -177,6 +177,35 @@ def _compared(config: "Config", given: list[str]) -> "Config":
         there = dataclasses.replace(there, contenders=contenders(asked.losses.split(","), there.contenders))
     numbers = {name: n for name in ("seeds", "trials") if (n := getattr(asked, name)) is not None}
     return dataclasses.replace(config, comparison=dataclasses.replace(there, **numbers))
+
+
+def _with_arguments(config: "Config", given: list[str]) -> "Config":
+    """The config with the losses' arguments that only the command line names, which are taken out of it."""
+    losses = list(config.losses)
+    for word in [word for word in given if word.startswith("--losses.")]:
+        name, _, value = word.partition("=")
+        found = re.fullmatch(r"--losses\.(\d+)\.arguments\.(\w+)", name)
+        if found is None or int(found[1]) >= len(losses) or found[2] in losses[int(found[1])].arguments:
+            continue
+        at, place = given.index(word), int(found[1])
+        if "=" not in word:
+            if at + 1 == len(given) or given[at + 1].startswith("--"):
+                raise RequestError(f"got {name} without a value: expected one")
+            value = given.pop(at + 1)
+        given.pop(at)
+        arguments = losses[place].arguments | {found[2]: _value(value)}
+        losses[place] = dataclasses.replace(losses[place], arguments=arguments)
+    return dataclasses.replace(config, losses=tuple(losses))
+
+
+def _value(text: str) -> bool | int | float | str:
+    """A loss's argument as it was meant."""
+    if text in ("True", "False"):
+        return text == "True"
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def _overridden(job: str, config: "Config", path: str | None, given: list[str]) -> tuple["Config", pathlib.Path]:

@@ -28,6 +28,7 @@ from pcjax.jobs.prepare import STUDENT_SEED, Loaded, load, new_model, steps_of, 
 from pcjax.jobs.represent import Frozen
 from pcjax.jobs.teach import teach
 from pcjax.training.display import Display
+from pcjax.training.guard import BadStepsError
 from pcjax.training.loop import METRICS, Plan
 
 RUNS, OUTCOME = "runs", "outcome.json"
@@ -109,17 +110,17 @@ def _run(
     began = time.perf_counter()
     begin_folder(own, asked, "distill")
     chosen = plan_student(asked, own, loaded, teacher, first, display)
-    costs: dict[str, float | None] = {"temporary_bytes": _temporary_bytes(chosen) if measured else None}
-    student = trained(chosen, first, display)
-    lines = [json.loads(line) for line in (own / METRICS).read_text().splitlines()]
-    costs["seconds_per_step"] = _seconds_per_step(lines)
+    costs = {"temporary_bytes": _temporary_bytes(chosen) if measured else None}
     steps = steps_of(asked.training, len(loaded.examples.train))
+    lines: list[dict[str, Any]] = []
     try:
+        student = trained(chosen, first, display)
+        lines = [json.loads(line) for line in (own / METRICS).read_text().splitlines()]
         skipped = max(line.get("skipped", 0) for line in lines)
         if skipped > steps / 2:
             raise judge.NotFiniteError(f"{skipped} of {steps} steps were not finite")
         judged = _judged(student, teacher, asked, loaded)
-    except judge.NotFiniteError as error:
+    except (judge.NotFiniteError, BadStepsError) as error:
         display.say(f"diverged: {error}")
         outcome: dict[str, Any] = {"status": summary.DIVERGED, "metrics": {}, **costs}
     else:
@@ -127,6 +128,7 @@ def _run(
         results = beside | {STUDENT: judged, "seconds": seconds, "steps": steps, "versions": judge.versions()}
         write_json(own / RESULT, results)
         outcome = {"status": summary.DONE, "metrics": summary.numbers(judged), **costs}
+    outcome["seconds_per_step"] = _seconds_per_step(lines)
     outcome["untrained"] = summary.numbers(beside["untrained"])
     write_json(own / OUTCOME, outcome)
     return outcome

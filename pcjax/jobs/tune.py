@@ -22,6 +22,7 @@ from pcjax.jobs.prepare import STUDENT_SEED, Loaded, load, new_model, trained
 from pcjax.jobs.represent import Frozen, represent
 from pcjax.jobs.teach import coherence
 from pcjax.training.display import Display
+from pcjax.training.guard import BadStepsError
 
 TRIALS, TRIAL, TUNED = "trials", "trial.json", "tuned.json"
 FACTOR = 8.0
@@ -113,8 +114,12 @@ def describe(contender: Contender) -> str:
 def _try(asked: Config, own: pathlib.Path, loaded: Loaded, teacher: KnownTeacher, display: Display) -> None:
     begin_folder(own, asked, "distill")
     first = new_model(asked.student, loaded, asked.training, STUDENT_SEED)
-    student = trained(plan_student(asked, own, loaded, teacher, first, display), first, display)
-    write_json(own / TRIAL, {"score": _score(student, asked, loaded, teacher)})
+    try:
+        student = trained(plan_student(asked, own, loaded, teacher, first, display), first, display)
+        score = _score(student, asked, loaded, teacher)
+    except BadStepsError:
+        score = None
+    write_json(own / TRIAL, {"score": score})
 
 
 def _score(student: Frozen, asked: Config, loaded: Loaded, teacher: KnownTeacher) -> float | None:

@@ -141,11 +141,25 @@ def test_losses_with_all_that_they_need(live, tmp_path, capsys):
     assert "skipped" not in record
 
 
+def test_arguments_that_a_config_does_not_name_can_be_given(capsys, tmp_path):
+    given = ["--losses.0.arguments.frame", "teacher", "--losses.0.arguments.power=2"]
+    given += ["--losses.0.head", "linear", "--losses.0.arguments.temperature", "0.3"]
+    status, _, complaint = pcjax(capsys, "distill", *SMALL, *given, "--workdir", tmp_path / "run")
+    assert status == 0, complaint
+    arguments = json.loads((tmp_path / "run" / "config.json").read_text())["config"]["losses"][0]["arguments"]
+    assert arguments == {"temperature": 0.3, "frame": "teacher", "power": 2}
+
+
 LABELLESS = "arrays:{tmp}/plain.npy"
 REFUSED = {
     "unknown job": (["distil"], "unknown job 'distil': expected one of distill, teach"),
     "unknown field": (["distill", "--training.bach", "3"], "--training.bach"),
     "wrong type": (["distill", "--training.batch", "many"], "--training.batch: invalid literal for int()"),
+    "unknown argument": (
+        ["distill", "--losses.0.arguments.sharpness", "3"],
+        "unknown argument of perception_coherence",
+    ),
+    "no value": (["distill", "--losses.0.arguments.power"], "got --losses.0.arguments.power without a value"),
     "unknown loss": (["distill", "--losses.0.name", "nope"], "unknown loss 'nope': expected one of"),
     "unknown model": (["distill", "--student.name", "resnet7"], "unknown model 'resnet7': expected one of"),
     "unknown data": (["distill", "--data.source", "mnist"], "unknown source 'mnist': expected"),

@@ -83,7 +83,8 @@ def test_what_is_done_is_kept_and_what_is_missing_is_added(comparison, capsys, t
     assert "training.steps 8, asked for now is 9" in complaint
 
 
-def test_a_run_that_diverges_is_said_to_and_the_others_go_on(comparison, capsys, tmp_path):
+@pytest.mark.parametrize("given_up_after", [3, 100])
+def test_a_run_that_diverges_is_said_to_and_the_others_go_on(given_up_after, comparison, capsys, tmp_path):
     config = tmp_path / "wild.py"
     config.write_text(
         "from pcjax.config import *\n"
@@ -100,7 +101,7 @@ def test_a_run_that_diverges_is_said_to_and_the_others_go_on(comparison, capsys,
         "--training.learning-rate",
         "1e-3",
     ]
-    asked += ["--workdir", tmp_path / "wild"]
+    asked += ["--workdir", tmp_path / "wild", "--training.bad-steps", given_up_after]
     status, said, complaint = pcjax(capsys, "compare", config, *asked)
     assert status == 0, complaint
     found = results(tmp_path / "wild")["losses"]
