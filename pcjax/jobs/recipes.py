@@ -41,6 +41,7 @@ RECIPES: dict[str, tuple[Loss, ...]] = {
     ),
     "similarity_kl": (Loss("similarity_kl", head="mlp", bank=65536, arguments={"temperature": 0.04}),),
     "crd": (Loss("crd", weight=0.8, head="linear", arguments={"negatives": 4096, "temperature": 0.07}),),
+    "bingo": (Loss("bingo", head="mlp", bank=65536, arguments={"temperature": 0.2, "own": 0.5}),),
     "hint": (Loss("hint", weight=100.0, head="linear"),),
     "embed_distill": (Loss("embed_distill", head="linear"),),
     "procrustes": (Loss("procrustes"),),

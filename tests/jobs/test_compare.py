@@ -83,7 +83,7 @@ def test_what_is_done_is_kept_and_what_is_missing_is_added(comparison, capsys, t
     assert "training.steps 8, asked for now is 9" in complaint
 
 
-@pytest.mark.parametrize("given_up_after", [3, 100])
+@pytest.mark.parametrize("given_up_after", [3, pytest.param(100, marks=pytest.mark.slow)])
 def test_a_run_that_diverges_is_said_to_and_the_others_go_on(given_up_after, comparison, capsys, tmp_path):
     config = tmp_path / "wild.py"
     config.write_text(
@@ -189,6 +189,7 @@ def test_a_ramp_is_scaled_as_a_whole():
     assert "temperature 0.4 to 0.1" in tune.describe(MIXED)
 
 
+@pytest.mark.slow
 def test_tuning_writes_a_comparison(comparison, capsys, tmp_path):
     asked = [*SMALL, "--teacher.run", comparison / "teacher", "--losses", "pkt,kd", "--trials", "2"]
     status, said, complaint = pcjax(capsys, "tune", *asked, "--workdir", tmp_path / "tuning")

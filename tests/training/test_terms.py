@@ -144,7 +144,9 @@ def test_they_train(group):
             assert key.endswith(tuple(fixed)) or not np.array_equal(array, after[key]), key
 
 
-@every_group
+@pytest.mark.parametrize(
+    "group", [0, *(pytest.param(group, marks=pytest.mark.slow) for group in range(1, len(GROUPS)))]
+)
 def test_eight_devices_train_as_one(group):
     step, state, fixed, names = problem(group)
     _, expected_states, expected = on_one_device(group)
