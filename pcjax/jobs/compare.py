@@ -116,7 +116,7 @@ def _run(
     try:
         student = trained(chosen, first, display)
         lines = [json.loads(line) for line in (own / METRICS).read_text().splitlines()]
-        skipped = max(line.get("skipped", 0) for line in lines)
+        skipped = max((line.get("skipped", 0) for line in lines), default=0)
         if skipped > steps / 2:
             raise judge.NotFiniteError(f"{skipped} of {steps} steps were not finite")
         judged = _judged(student, teacher, asked, loaded)

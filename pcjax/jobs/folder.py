@@ -76,7 +76,12 @@ def seconds_of(folder: pathlib.Path, seconds: float) -> float:
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """The file appears whole or not at all."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """The file appears whole or not at all; one of several processes writes it."""
     if jax.process_index() == 0:
         unfinished = path.with_name(path.name + ".unfinished")
-        unfinished.write_text(json.dumps(value, indent=1) + "\n")
+        unfinished.write_text(text)
         unfinished.replace(path)

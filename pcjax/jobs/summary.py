@@ -8,7 +8,7 @@ from typing import Any
 
 from scipy import stats
 
-from pcjax.jobs.folder import write_json
+from pcjax.jobs.folder import write_json, write_text
 from pcjax.training.display import Display
 
 COMPARISON, MARKDOWN = "comparison.json", "comparison.md"
@@ -138,6 +138,4 @@ def write(folder: pathlib.Path, found: Mapping[str, Any]) -> None:
     write_json(folder / COMPARISON, found)
     columns, rows = table(found)
     lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
-    unfinished = folder / f"{MARKDOWN}.unfinished"
-    unfinished.write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
-    unfinished.replace(folder / MARKDOWN)
+    write_text(folder / MARKDOWN, "".join(f"| {' | '.join(line)} |\n" for line in lines))
