@@ -83,5 +83,5 @@ def write_text(path: pathlib.Path, text: str) -> None:
     """The file appears whole or not at all; one of several processes writes it."""
     if jax.process_index() == 0:
         unfinished = path.with_name(path.name + ".unfinished")
-        unfinished.write_text(text)
+        unfinished.write_text(text, encoding="utf-8")
         unfinished.replace(path)

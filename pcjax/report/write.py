@@ -2,9 +2,8 @@
 
 import pathlib
 
-import jax
-
 from pcjax._checks import RequestError
+from pcjax.jobs.folder import write_text
 from pcjax.report.comparison import COMPARISON, comparison_page
 from pcjax.report.figures import require_matplotlib
 from pcjax.report.run import run_page
@@ -18,11 +17,8 @@ def report(folder: pathlib.Path, display: Display) -> None:
     require_matplotlib()
     made = comparison_page(folder) if (folder / COMPARISON).is_file() else run_page(folder)
     path = folder / REPORT
-    if jax.process_index() == 0:
-        unfinished = path.with_name(f"{REPORT}.unfinished")
-        try:
-            unfinished.write_text(made, encoding="utf-8")
-            unfinished.replace(path)
-        except OSError as error:
-            raise RequestError(f"cannot write {path}: {error.strerror}") from error
+    try:
+        write_text(path, made)
+    except OSError as error:
+        raise RequestError(f"cannot write {path}: {error.strerror}") from error
     display.say(f"{path}: {len(made.encode()) / 1e6:.1f} MB, one file to open in a browser or to send")
