@@ -9,6 +9,7 @@ import json
 import pathlib
 import statistics
 import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from pcjax import _checks
@@ -30,15 +31,24 @@ from pcjax.jobs.teach import teach
 from pcjax.training.display import Display
 from pcjax.training.guard import BadStepsError
 from pcjax.training.loop import METRICS, Plan
+from pcjax.training.parallel import wait_for_all
 
 RUNS, OUTCOME = "runs", "outcome.json"
 
 
 def compare(config: Config, folder: pathlib.Path, display: Display) -> None:
     """Trains what is not trained yet, and says how the contenders stand."""
+    config = with_earlier(config, folder, "compare")
     contenders, seeds = config.comparison.contenders, range(config.comparison.seeds)
     loaded = load(config)
-    shared = begin(config, folder, loaded, "compare", display)
+
+    def run_of(shared: Config, contender: Contender, seed: int) -> tuple[Config, pathlib.Path]:
+        return of_contender(shared, contender, seed), folder / RUNS / contender.name / str(seed)
+
+    def all_runs(shared: Config) -> Iterable[tuple[Config, pathlib.Path]]:
+        return [run_of(shared, contender, seed) for seed in seeds for contender in contenders]
+
+    shared = begin(config, folder, loaded, "compare", all_runs, display)
     teacher = find_teacher(shared, folder, loaded, display)
     taught = judge_teacher(config, teacher, loaded)
     runs: dict[str, dict[int, dict[str, Any]]] = {contender.name: {} for contender in contenders}
@@ -46,8 +56,7 @@ def compare(config: Config, folder: pathlib.Path, display: Display) -> None:
     for seed in seeds:
         untrained: dict[str, Any] = {}
         for contender in contenders:
-            asked, own = of_contender(shared, contender, seed), folder / RUNS / contender.name / str(seed)
-            check_folder(own, asked, "distill")
+            asked, own = run_of(shared, contender, seed)
             outcome = _outcome(own)
             if outcome is None:
                 display.say(f"{contender.name}, seed {seed}")
@@ -65,8 +74,24 @@ def compare(config: Config, folder: pathlib.Path, display: Display) -> None:
     display.say(f"next: pcjax report {folder} draws it; with more --seeds or --losses the same command adds them")
 
 
-def begin(config: Config, folder: pathlib.Path, loaded: Loaded, job: str, display: Display) -> Config:
-    """Refuses what cannot be trained, before anything is; the config of all runs, the teacher's training done."""
+def begin(
+    config: Config,
+    folder: pathlib.Path,
+    loaded: Loaded,
+    job: str,
+    runs: Callable[[Config], Iterable[tuple[Config, pathlib.Path]]],
+    display: Display,
+) -> Config:
+    """The config that all runs share, their teacher trained; what cannot be trained is refused before anything is.
+
+    Args:
+      config: what is asked for.
+      folder: where.
+      loaded: its data.
+      job: which.
+      runs: of the shared config, every run's config and folder.
+      display: where to say what is done.
+    """
     contenders = config.comparison.contenders
     _checks.require(len(contenders) > 0, f"got nothing to {job}: give --losses a,b,c")
     stored = folder / CONFIG
@@ -74,15 +99,29 @@ def begin(config: Config, folder: pathlib.Path, loaded: Loaded, job: str, displa
     check_folder(folder, dataclasses.replace(config, comparison=before), job)
     for contender in contenders:
         check_distilling(dataclasses.replace(config, losses=contender.losses), loaded)
+    alone = dataclasses.replace(config, comparison=Comparison())
+    own, trained_here = (folder / TEACHER).resolve(), config.teacher.run is None and config.teacher.features is None
+    taught = dataclasses.replace(config.teacher, run=str(own)) if trained_here else config.teacher
+    shared = dataclasses.replace(alone, teacher=taught)
+    for asked, place in runs(shared):
+        check_folder(place, asked, "distill")
     begin_folder(folder, config, job)
     write_json(stored, {"job": job, "config": json.loads(config.to_json())})
-    alone = dataclasses.replace(config, comparison=Comparison())
-    if config.teacher.run is not None or config.teacher.features is not None:
-        return alone
-    own = folder / TEACHER
-    if not (own / RESULT).exists():
+    if trained_here and not (own / RESULT).exists():
         teach(alone, own, display)
-    return dataclasses.replace(alone, teacher=dataclasses.replace(config.teacher, run=str(own)))
+        wait_for_all("the teacher's result is written")
+    return shared
+
+
+def with_earlier(config: Config, folder: pathlib.Path, job: str) -> Config:
+    """The config with the contenders that the folder has runs of and the command does not name."""
+    if not (folder / CONFIG).exists():
+        return config
+    now = config.comparison.contenders
+    named = {contender.name for contender in now}
+    earlier = [one for one in config_of(folder, job)[1].comparison.contenders if one.name not in named]
+    comparison = dataclasses.replace(config.comparison, contenders=(*earlier, *now))
+    return dataclasses.replace(config, comparison=comparison)
 
 
 def of_contender(shared: Config, contender: Contender, seed: int) -> Config:
@@ -112,13 +151,8 @@ def _run(
     chosen = plan_student(asked, own, loaded, teacher, first, display)
     costs = {"temporary_bytes": _temporary_bytes(chosen) if measured else None}
     steps = steps_of(asked.training, len(loaded.examples.train))
-    lines: list[dict[str, Any]] = []
     try:
-        student = trained(chosen, first, display)
-        lines = [json.loads(line) for line in (own / METRICS).read_text().splitlines()]
-        skipped = max((line.get("skipped", 0) for line in lines), default=0)
-        if skipped > steps / 2:
-            raise judge.NotFiniteError(f"{skipped} of {steps} steps were not finite")
+        student = train_finite(chosen, first, display)
         judged = _judged(student, teacher, asked, loaded)
     except (judge.NotFiniteError, BadStepsError) as error:
         display.say(f"diverged: {error}")
@@ -128,10 +162,23 @@ def _run(
         results = beside | {STUDENT: judged, "seconds": seconds, "steps": steps, "versions": judge.versions()}
         write_json(own / RESULT, results)
         outcome = {"status": summary.DONE, "metrics": summary.numbers(judged), **costs}
-    outcome["seconds_per_step"] = _seconds_per_step(lines)
+    outcome["seconds_per_step"] = _seconds_per_step(_metrics_of(own))
     outcome["untrained"] = summary.numbers(beside["untrained"])
     write_json(own / OUTCOME, outcome)
     return outcome
+
+
+def train_finite(chosen: Plan, first: Frozen, display: Display) -> Frozen:
+    """The trained student, if at least half of the steps were taken."""
+    student = trained(chosen, first, display)
+    skipped = max((line.get("skipped", 0) for line in _metrics_of(chosen.folder)), default=0)
+    if skipped > chosen.steps / 2:
+        raise judge.NotFiniteError(f"{skipped} of {chosen.steps} steps were not finite")
+    return student
+
+
+def _metrics_of(own: pathlib.Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (own / METRICS).read_text().splitlines()]
 
 
 def _judged(model: Frozen, teacher: KnownTeacher, asked: Config, loaded: Loaded) -> dict[str, Any]:

@@ -51,11 +51,11 @@ def evaluate(folder: pathlib.Path, display: Display, asked: Asked | None = None)
     """Computes a run's table again, from its best checkpoint, and what else is asked for."""
     asked = asked or Asked()
     stored = folder / RESULT
-    job, config = config_of(folder)
+    job, config = run_of(folder)
     _checks.require(stored.is_file(), f"no {RESULT} in {folder}: run the command that trains it to its end first")
     try:
         before = dict(json.loads(stored.read_text()))
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise RequestError(f"{stored} is damaged ({error}): delete it, and give the run's command again") from error
     judged = dataclasses.replace(config, evaluation=asked.evaluation(config))
     loaded = load(judged)
@@ -83,9 +83,17 @@ def evaluate(folder: pathlib.Path, display: Display, asked: Asked | None = None)
     tables.show(results, display)
 
 
+def run_of(folder: pathlib.Path) -> tuple[str, Config]:
+    """The job and the config of a run of one model."""
+    job, config = config_of(folder)
+    several = job in ("compare", "tune")
+    _checks.require(not several, f"{folder} is of `pcjax {job}`, which has many runs: name one, LOSS/SEED, in it")
+    return job, config
+
+
 def embed(folder: pathlib.Path, display: Display) -> None:
     """Writes the features of a run's model for every example; `--teacher.features` reads them."""
-    job, config = config_of(folder)
+    job, config = run_of(folder)
     loaded = load(config)
     model, _ = models(job, config, folder, loaded)
     said = represent_all(model, loaded.examples, loaded.normalise, config.evaluation.batch)

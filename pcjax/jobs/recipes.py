@@ -1,7 +1,9 @@
 """What `--losses a,b,c` stands for: every loss with the weight, head and arguments it was published with.
 
-Where a paper has its loss beside a cross-entropy, the classes are left out here: what is compared is what a loss
-transfers by itself, without labels. A contender that does see labels is marked in every table.
+But for this project's own: `perception_coherence` is the sum of two terms that it recommends, found in experiments of
+its own, and `perception_coherence_own` is the loss in its plain form. Where a paper has its loss beside a
+cross-entropy, the classes are left out: what is compared is what a loss transfers by itself, without labels. A
+contender that does see labels is marked in every table.
 """
 
 from pcjax import _checks

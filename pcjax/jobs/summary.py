@@ -26,7 +26,7 @@ def numbers(found: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
         if isinstance(value, Mapping) and "value" in value:
             flat[prefix + name] = float(value["value"])
         elif isinstance(value, Mapping):
-            flat |= numbers(value, "" if name in ("coherence", "retrieval") else f"{prefix}{name}_")
+            flat |= numbers(value, prefix if name in ("coherence", "retrieval") else f"{prefix}{name}_")
         elif isinstance(value, (int, float)) and not isinstance(value, bool) and name not in _NOT_COMPARED:
             flat[prefix + name] = float(value)
     return flat
@@ -68,7 +68,8 @@ def summarise(runs: Mapping[str, Mapping[int, Mapping[str, Any]]], labelled: Map
             losses[name][cost] = statistics.median(known) if known else None
     for metric in measured:
         means = {name: loss["summary"][metric]["mean"] for name, loss in losses.items() if metric in loss["summary"]}
-        best = max(means, key=lambda name: means[name])
+        # Of a contender some of whose runs diverged the others may be the lucky ones.
+        best = max(means, key=lambda name: (not _diverged(runs[name]), means[name]))
         for name in means:
             # The same seed is the same first weights and the same order of the data: only what differs is left.
             both = [seed for seed in done[name] if seed in done[best]]
@@ -81,6 +82,10 @@ def summarise(runs: Mapping[str, Mapping[int, Mapping[str, Any]]], labelled: Map
     return {"losses": dict(sorted(losses.items(), key=lambda item: _place(item[1], primary))), "primary": primary}
 
 
+def _diverged(runs: Mapping[Any, Mapping[str, Any]]) -> int:
+    return sum(run["status"] == DIVERGED for run in runs.values())
+
+
 def of_untrained(runs: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> dict[str, Any]:
     """The students before training, one for every seed."""
     seeds = {seed: run["untrained"] for of in runs.values() for seed, run in of.items()}
@@ -88,8 +93,8 @@ def of_untrained(runs: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> dict[st
     return {metric: estimate([one[metric] for one in seeds.values()]) for metric in metrics}
 
 
-def _place(loss: Mapping[str, Any], primary: str | None) -> float:
-    return -loss["summary"][primary]["mean"] if primary in loss["summary"] else math.inf
+def _place(loss: Mapping[str, Any], primary: str | None) -> tuple[bool, float]:
+    return _diverged(loss["runs"]) > 0, -loss["summary"][primary]["mean"] if primary in loss["summary"] else math.inf
 
 
 def table(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -98,7 +103,7 @@ def table(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     columns = ["loss", *(SHOWN[metric] for metric in shown), "to the best", "ms a step", "MB a step"]
     rows = []
     for name, loss in found["losses"].items():
-        diverged = sum(run["status"] == DIVERGED for run in loss["runs"].values())
+        diverged = _diverged(loss["runs"])
         title = f"{name} (labels)" if loss["labelled"] else name
         title += f" ({diverged} of {len(loss['runs'])} diverged)" if diverged else ""
         row = [title, *(_interval(loss["summary"].get(metric), metric) for metric in shown)]

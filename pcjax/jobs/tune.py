@@ -7,6 +7,7 @@ there are several, by factors between 1/8 and 8, spread evenly on a logarithmic 
 import dataclasses
 import json
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,10 @@ from scipy.stats import qmc
 from pcjax import metrics
 from pcjax.config import Config, Contender, Loss, Ramp
 from pcjax.jobs import judge
-from pcjax.jobs.compare import begin, of_contender
+from pcjax.jobs.compare import begin, of_contender, train_finite, with_earlier
 from pcjax.jobs.distill import KnownTeacher, find_teacher, plan_student
-from pcjax.jobs.folder import begin_folder, check_folder, write_json
-from pcjax.jobs.prepare import STUDENT_SEED, Loaded, load, new_model, trained
+from pcjax.jobs.folder import begin_folder, write_json
+from pcjax.jobs.prepare import STUDENT_SEED, Loaded, load, new_model
 from pcjax.jobs.represent import Frozen, represent
 from pcjax.jobs.teach import coherence
 from pcjax.training.display import Display
@@ -26,24 +27,35 @@ from pcjax.training.guard import BadStepsError
 
 TRIALS, TRIAL, TUNED = "trials", "trial.json", "tuned.json"
 FACTOR = 8.0
+SEED = 10_000  # the students that are compared later begin with other weights
 SCALES = ("temperature", "teacher_temperature", "sharpness", "alpha", "beta", "gamma", "width")
 
 
 def tune(config: Config, folder: pathlib.Path, display: Display) -> None:
     """Tries what is not tried yet, and writes the best setting of each contender as a config to compare."""
-    loaded = load(config)
-    shared = begin(config, folder, loaded, "tune", display)
+    config = with_earlier(config, folder, "tune")
+    loaded, trials = load(config), config.comparison.trials
+
+    def run_of(shared: Config, setting: Contender, number: int) -> tuple[Config, pathlib.Path]:
+        return of_contender(shared, setting, SEED), folder / TRIALS / setting.name / str(number)
+
+    def all_runs(shared: Config) -> Iterable[tuple[Config, pathlib.Path]]:
+        contenders = config.comparison.contenders
+        return [run_of(shared, s, n) for contender in contenders for n, s in enumerate(settings(contender, trials))]
+
+    shared = begin(config, folder, loaded, "tune", all_runs, display)
     teacher = find_teacher(shared, folder, loaded, display)
     best, rows = [], []
     for contender in config.comparison.contenders:
         tried = []
-        for number, setting in enumerate(settings(contender, config.comparison.trials)):
-            asked, own = of_contender(shared, setting, 0), folder / TRIALS / contender.name / str(number)
-            check_folder(own, asked, "distill")
-            if not (own / TRIAL).exists():
-                display.say(f"{contender.name}, try {number + 1} of {config.comparison.trials}: {describe(setting)}")
-                _try(asked, own, loaded, teacher, display)
-            tried.append((json.loads((own / TRIAL).read_text())["score"], setting))
+        for number, setting in enumerate(settings(contender, trials)):
+            asked, own = run_of(shared, setting, number)
+            if (own / TRIAL).exists():
+                score = json.loads((own / TRIAL).read_text())["score"]
+            else:
+                display.say(f"{contender.name}, try {number + 1} of {trials}: {describe(setting)}")
+                score = _try(asked, own, loaded, teacher, display)
+            tried.append((score, setting))
         scores = [-np.inf if score is None else score for score, _ in tried]
         at = int(np.argmax(scores))
         best.append(tried[at][1])
@@ -111,15 +123,16 @@ def describe(contender: Contender) -> str:
     )
 
 
-def _try(asked: Config, own: pathlib.Path, loaded: Loaded, teacher: KnownTeacher, display: Display) -> None:
+def _try(asked: Config, own: pathlib.Path, loaded: Loaded, teacher: KnownTeacher, display: Display) -> float | None:
     begin_folder(own, asked, "distill")
     first = new_model(asked.student, loaded, asked.training, STUDENT_SEED)
     try:
-        student = trained(plan_student(asked, own, loaded, teacher, first, display), first, display)
+        student = train_finite(plan_student(asked, own, loaded, teacher, first, display), first, display)
         score = _score(student, asked, loaded, teacher)
-    except BadStepsError:
+    except (judge.NotFiniteError, BadStepsError):
         score = None
     write_json(own / TRIAL, {"score": score})
+    return score
 
 
 def _score(student: Frozen, asked: Config, loaded: Loaded, teacher: KnownTeacher) -> float | None:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 from pcjax.data.batches import NEIGHBOUR
 from pcjax.models import Output
 
+LOOKED_AT = 2**24  # similarities at a time
 NEAREST = 5  # neighbours, one of which is drawn in every step
 
 
@@ -28,8 +29,9 @@ def nearest(features: np.ndarray, k: int = NEAREST) -> Int[np.ndarray, "n k"]:
     length = np.linalg.norm(features, axis=1, keepdims=True)
     directions = (features / np.where(length > 0, length, 1)).astype(np.float32)
     k, found = min(k, len(features) - 1), []
-    for first in range(0, len(features), 1024):
-        similarity = directions[first : first + 1024] @ directions.T
+    rows = max(1, LOOKED_AT // len(features))
+    for first in range(0, len(features), rows):
+        similarity = directions[first : first + rows] @ directions.T
         own = np.arange(len(similarity))
         similarity[own, first + own] = -np.inf
         found.append(np.argpartition(-similarity, k - 1, axis=1)[:, :k])

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
@@ -34,6 +35,12 @@ def join_processes() -> None:
         os.environ.get("SLURM_NTASKS", "1") != "1" and "SLURM_STEP_NODELIST" in os.environ
     ):
         jax.distributed.initialize()
+
+
+def wait_for_all(what: str) -> None:
+    """Until every process of the job has come this far."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
 
 
 def choose_devices(count: int | None, batch: int) -> list[Any]:

@@ -62,7 +62,7 @@ def test_a_run_of_a_comparison_is_what_distill_makes_of_its_config(comparison, c
     assert alone["student"] == json.loads((own / "result.json").read_text())["student"]
 
 
-def test_what_is_done_is_kept_and_what_is_missing_is_added(comparison, capsys, tmp_path):
+def test_what_is_done_is_kept_and_what_is_missing_is_added(comparison, capsys, monkeypatch):
     before, files = results(comparison), sorted(path.name for path in comparison.iterdir())
     assert files == ["comparison.json", "comparison.md", "config.json", "runs", "teacher"]
     removed = comparison / "runs" / "pkt" / "1" / "outcome.json"
@@ -71,16 +71,40 @@ def test_what_is_done_is_kept_and_what_is_missing_is_added(comparison, capsys, t
     for name, loss in results(comparison)["losses"].items():
         for seed, run in loss["runs"].items():
             assert run["metrics"] == before["losses"][name]["runs"][seed]["metrics"]
-    status, said, _ = pcjax(
-        capsys, "compare", *SMALL, "--losses", "pkt,cka,cross_entropy", "--workdir", comparison, "--seeds", "2"
-    )
-    assert status == 0
+    # The folder by another name, and a loss more.
+    monkeypatch.chdir(comparison.parent)
+    asked = ["compare", *SMALL, "--losses", "cka", "--seeds", "2", "--workdir", comparison.name]
+    status, said, complaint = pcjax(capsys, *asked)
+    assert status == 0, complaint
     assert "cka, seed 1" in said
     assert "pkt, seed" not in said
-    assert [run["status"] for run in results(comparison)["losses"]["cka"]["runs"].values()] == ["done", "done"]
-    status, _, complaint = pcjax(capsys, "compare", *SMALL, *LOSSES, "--workdir", comparison, "--training.steps", "9")
+    found = results(comparison)["losses"]
+    assert found.keys() == {"pkt", "cross_entropy", "cka"}
+    assert [run["status"] for run in found["cka"]["runs"].values()] == ["done", "done"]
+
+
+def test_a_comparison_of_something_else_is_refused_and_nothing_changed(comparison, capsys, tmp_path):
+    def everything():
+        return {path: path.read_bytes() for path in comparison.glob("*.*")}
+
+    before = everything()
+    other = tmp_path / "other.py"
+    other.write_text(
+        "from pcjax.config import *\n"
+        "config = Config(comparison=Comparison(contenders=(Contender('pkt', (Loss('pkt', weight=7.0),)),)))\n"
+    )
+    for given, message in (
+        ([*LOSSES, "--training.steps", "9"], "training.steps 8, asked for now is 9"),
+        ([other], "losses"),
+    ):
+        place = ["compare", *given[:1], *SMALL, *given[1:]] if given == [other] else ["compare", *SMALL, *given]
+        status, _, complaint = pcjax(capsys, *place, "--seeds", "2", "--workdir", comparison)
+        assert (status, complaint.count("\n")) == (2, 1)
+        assert message in complaint
+        assert everything() == before
+    status, _, complaint = pcjax(capsys, "evaluate", comparison)
     assert status == 2
-    assert "training.steps 8, asked for now is 9" in complaint
+    assert "has many runs: name one" in complaint
 
 
 @pytest.mark.parametrize("given_up_after", [3, pytest.param(100, marks=pytest.mark.slow)])
@@ -135,6 +159,15 @@ def test_means_and_differences_are_scipys():
     assert found["losses"]["d"]["summary"] == found["losses"]["d"]["paired"] == {}
 
 
+def test_a_contender_that_diverged_once_is_not_the_best():
+    lucky = {0: {"status": "done", "metrics": {"knn_accuracy": 0.99}}, 1: {"status": "diverged", "metrics": {}}}
+    found = summary.summarise(
+        {"lucky": lucky, "a": RUNS["a"], "b": RUNS["b"]}, dict.fromkeys(("lucky", "a", "b"), False)
+    )
+    assert [*found["losses"]] == ["a", "b", "lucky"]
+    assert found["losses"]["b"]["paired"]["knn_accuracy"]["to"] == "a"
+
+
 def test_all_may_have_diverged():
     found = summary.summarise({"d": RUNS["d"]}, {"d": True}) | {"teacher": {}, "untrained": {}}
     assert found["primary"] is None
@@ -148,9 +181,10 @@ def test_numbers_are_those_of_a_result():
         "parameters": 7,
         "coherence": {"spearman": {"value": 0.3, "low": 0.2, "high": 0.4}},
         "retrieval": {"recall_at_1": 0.25},
-        "unseen": {"map": 0.75},
+        "unseen": {"coherence": {"spearman": {"value": 0.1}}, "retrieval": {"recall_at_1": 0.75}, "knn_accuracy": 0.6},
     }
-    expected = {"knn_accuracy": 0.5, "spearman": 0.3, "recall_at_1": 0.25, "unseen_map": 0.75}
+    expected = {"knn_accuracy": 0.5, "spearman": 0.3, "recall_at_1": 0.25}
+    expected |= {"unseen_spearman": 0.1, "unseen_recall_at_1": 0.75, "unseen_knn_accuracy": 0.6}
     assert summary.numbers(found) == expected
 
 

@@ -143,6 +143,15 @@ def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(tmp_pat
     assert (tmp_path / "run" / "checkpoints" / stopped.pop()).is_dir()
 
 
+def test_two_processes_compare_as_one(tmp_path):
+    asked = ["compare", *SMALL, "--losses", "pkt,cka", "--seeds", "1", "--training.steps", "6"]
+    for status, _, complaint in map(finish, start_two(*asked, "--workdir", tmp_path / "two")):
+        assert status == 0, complaint
+    found = json.loads((tmp_path / "two" / "comparison.json").read_text())["losses"]
+    assert [run["status"] for loss in found.values() for run in loss["runs"].values()] == ["done", "done"]
+    assert not [*(tmp_path / "two").rglob("*.unfinished")]
+
+
 def test_what_a_newcomer_runs(tmp_path):
     """`pcjax distill` in an empty folder: the student's k-NN accuracy against the teacher's, on two cores in 150 s."""
     pcjax("distill", cwd=tmp_path)
