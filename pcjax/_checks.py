@@ -62,6 +62,16 @@ def require_positive(what: str, value: Any, optional: bool = False) -> None:
     require(bool(np.all(np.isfinite(values) & (values > 0))), expected)
 
 
+def require_share(what: str, value: Any) -> None:
+    """Refuses anything but a number from 0 to 1 wherever the value is known while tracing."""
+    expected = f"got {what} {value!r}: expected a number from 0 to 1"
+    require(not isinstance(value, (str, bytes, bool)) and value is not None, expected)
+    if isinstance(value, Tracer):
+        return
+    values = np.asarray(value)
+    require(values.dtype.kind in "uif" and bool(np.all((values >= 0) & (values <= 1))), expected)
+
+
 def require_whole(what: str, value: Any, least: int, most: int | None = None, context: str = "") -> None:
     """Refuses anything but an integer from `least` to `most`."""
     bounds = f"of at least {least}" if most is None else f"from {least} to {most}"

@@ -39,6 +39,8 @@ with the installation. RUN and DIR are folders; a command that was stopped goes 
 """
 TRAINED = ("distill", "teach", "compare", "tune")
 LOOKED_AT = ("evaluate", "embed", "report")
+LONGEST_LINE = 2000
+NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
 FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 
 
@@ -63,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
+        if error.errno in NO_PATH:
+            _fail(f"{error.filename}: {error.strerror}: expected a path that can be, give another")
         if error.errno not in FULL_OR_BROKEN:
             raise
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
@@ -96,7 +100,10 @@ def _signals_stop() -> Iterator[None]:
 
 
 def _fail(message: str, status: int = 2) -> None:
-    print(f"pcjax: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+    line = " ".join(message.split())
+    # What was given may be of any length; what was expected stands at the end.
+    line = line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
+    print(f"pcjax: {line}", file=sys.stderr)  # noqa: T201
     sys.exit(status)
 
 
@@ -143,7 +150,7 @@ def _train(job: str, given: list[str]) -> None:
     from pcjax.training.stopping import StoppedError
 
     path = given.pop(0) if given and not given[0].startswith("-") else None
-    config = read(path) if path else Config()
+    config = Config() if path is None else read(path)
     if job in ("compare", "tune"):
         config = _compared(config, given)
     config, folder = _overridden(job, _with_arguments(config, given), path, given)
@@ -247,5 +254,5 @@ def _parsed(cls: type[T], default: T, prog: str, given: list[str], *how: Any) ->
 def _one_line(text: str) -> str:
     """What is said in a box of several lines."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    plain = re.sub(r"[─━│╭╮╰╯┃┏┓┗┛]+", " ", plain)
+    plain = re.sub(r"[─━│╭╮╰╯┃┏┓┗┛]+|-{8,}", " ", plain)
     return " ".join(plain.split())

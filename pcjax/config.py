@@ -21,6 +21,16 @@ from pcjax.data import CORRUPTIONS
 from pcjax.models import MODELS, OPTIONS
 from pcjax.terms import TERMS, UNNAMED, needs_labels
 
+JOBS = ("distill", "teach", "compare", "tune")
+# Steps are counted in int32, seeds become keys of 32 bits.
+MOST = 2**31 - 1
+# What is not 0 must not become 0 or infinity in float32.
+TINIEST, GREATEST = 1.2e-38, 3.4e38
+# Past these nothing is meant, and memory would end before anything is said.
+WIDEST, LARGEST_BANK, LARGEST_BATCH, LARGEST_SIDE, MOST_RUNS = 2**20, 2**24, 2**16, 2**14, 10_000
+LARGEST_FILE = 2**24  # bytes
+LONGEST_WATCH = 366 * 24 * 3600.0
+
 
 def _require_at_least(what: str, value: int | float | None, least: int | float) -> None:
     fits = value is None or (math.isfinite(value) and value >= least)
@@ -66,12 +76,12 @@ class Data:
     """so many classes, the last ones by number, are in no training; their test examples are judged apart"""
 
     def __post_init__(self):
-        _checks.require_whole("data.crop", self.crop, 0)
+        _checks.require_whole("data.crop", self.crop, 0, LARGEST_SIDE)
         some = self.unseen != 1
         _checks.require(some, "got data.unseen 1: expected 0 or at least 2, within one class all neighbours are right")
-        _checks.require_whole("data.unseen", self.unseen, 0)
+        _checks.require_whole("data.unseen", self.unseen, 0, MOST)
         if self.image_size is not None:
-            _checks.require_whole("data.image_size", self.image_size, 1)
+            _checks.require_whole("data.image_size", self.image_size, 1, LARGEST_SIDE)
         some = 0 < self.part <= 1
         _checks.require(some, f"got data.part {self.part!r}: expected a share, above 0 and at most 1")
         share = 0 < self.validation < 1
@@ -96,6 +106,10 @@ class Model:
         for option in self.options():
             expected = " or ".join(known) or "none, all of it is in its name"
             _checks.require(option in known, f"got {option} for the model {self.name!r}: its options are {expected}")
+        if self.features is not None:
+            _checks.require_whole("features", self.features, 1, WIDEST)
+        for width in self.widths or ():
+            _checks.require_whole("width", width, 1, WIDEST, context=f" in widths {self.widths}")
 
     def options(self) -> dict[str, Any]:
         """What was given, as keyword arguments of the architecture."""
@@ -124,7 +138,9 @@ class Loss:
         _checks.require(self.name not in UNNAMED, unnamed)
         _checks.require_name("loss", self.name, TERMS)
         _checks.require_name("head", self.head, _choices(Loss)["head"])
-        _checks.require_whole("bank", self.bank, 0)
+        _checks.require_whole("bank", self.bank, 0, LARGEST_BANK)
+        for number in (self.weight.start, self.weight.end) if isinstance(self.weight, Ramp) else (self.weight,):
+            _require_at_least("weight", number, 0)
         term = TERMS[self.name]
         sized = term.memory is not None and term.memory.sized
         if self.bank:
@@ -137,8 +153,12 @@ class Loss:
             _checks.require("maps" in term.kinds, f"{got}: it compares {term.kinds[0]}, leave them out")
             _checks.require(len(self.maps) == 2, f"{got}: expected two names, the student's and the teacher's")
         self._check_head()
-        for name in self.arguments:
+        for name, value in self.arguments.items():
             _checks.require_name(f"argument of {self.name}", name, term.arguments)
+            flag = name not in term.flags or isinstance(value, bool)
+            _checks.require(flag, f"got {name} {value!r} for the loss {self.name}: expected True or False")
+            fits = not isinstance(value, int) or abs(value) <= MOST
+            _checks.require(fits, f"got {name} {value} for the loss {self.name}: expected at most {MOST}")
         for name in term.required:
             given = f"got no {name} among the arguments of {self.name}"
             _checks.require(name in self.arguments, f"{given}: it has no default, give one")
@@ -201,16 +221,19 @@ class Training:
 
     def __post_init__(self):
         for what in ("epochs", "batch", "log_every", "save_every", "keep", "bad_steps"):
-            _checks.require_whole(f"training.{what}", getattr(self, what), 1)
+            _checks.require_whole(f"training.{what}", getattr(self, what), 1, MOST)
         for what in ("steps", "devices"):
             if getattr(self, what) is not None:
-                _checks.require_whole(f"training.{what}", getattr(self, what), 1)
-        _checks.require_whole("training.seed", self.seed, 0)
+                _checks.require_whole(f"training.{what}", getattr(self, what), 1, MOST)
+        _checks.require_whole("training.seed", self.seed, 0, MOST)
         enough = self.batch >= 3
         _checks.require(enough, f"got training.batch {self.batch}: expected at least 3, one neighbour has no order")
         _checks.require_positive("training.learning_rate", self.learning_rate)
         _checks.require_positive("training.clip", self.clip, optional=True)
         _checks.require_positive("training.watchdog_seconds", self.watchdog_seconds, optional=True)
+        waits = self.watchdog_seconds is None or self.watchdog_seconds <= LONGEST_WATCH
+        got = f"got training.watchdog_seconds {self.watchdog_seconds}"
+        _checks.require(waits, f"{got}: expected a year at most, or None")
         _require_at_least("training.weight_decay", self.weight_decay, 0)
         for what, names in _choices(type(self)).items():
             _checks.require_name(f"training.{what}", getattr(self, what), names)
@@ -254,8 +277,8 @@ class Evaluation:
     """what is done to test images before they are looked up among the clean training images: names, or all"""
 
     def __post_init__(self):
-        _checks.require_whole("evaluation.neighbours", self.neighbours, 1)
-        _checks.require_whole("evaluation.batch", self.batch, 1)
+        _checks.require_whole("evaluation.neighbours", self.neighbours, 1, MOST)
+        _checks.require_whole("evaluation.batch", self.batch, 1, LARGEST_BATCH)
         placed = self.other_dir is None or self.other is not None
         _checks.require(placed, f"got evaluation.other_dir {self.other_dir!r} without evaluation.other: give it too")
         for name in self.corruptions:
@@ -307,8 +330,8 @@ class Comparison:
     """how many settings of each contender `pcjax tune` tries"""
 
     def __post_init__(self):
-        _checks.require_whole("comparison.seeds", self.seeds, 1)
-        _checks.require_whole("comparison.trials", self.trials, 1)
+        _checks.require_whole("comparison.seeds", self.seeds, 1, MOST_RUNS)
+        _checks.require_whole("comparison.trials", self.trials, 1, MOST_RUNS)
         names = [contender.name for contender in self.contenders]
         twice = sorted({name for name in names if names.count(name) > 1})
         _checks.require(not twice, f"got two contenders named {', '.join(twice)}: expected every name once")
@@ -345,8 +368,24 @@ class Config:
             raise RequestError(f"not JSON: {error}") from error
 
     def digest(self) -> str:
-        """Equal for equal configs, across versions of Python."""
-        return hashlib.blake2b(self.to_json().encode(), digest_size=16).hexdigest()
+        """Equal for equal configs, across versions of Python and of pcjax, which may have more fields with defaults."""
+        return hashlib.blake2b(json.dumps(told(self), sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def told(value: Any) -> Any:
+    """What is not as the classes have it by default, as JSON: enough to build an equal one."""
+    if dataclasses.is_dataclass(value):
+        fields = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
+        return {field.name: told(given) for field, given in fields if not _is_default(field, given)}
+    if isinstance(value, dict):
+        return {name: told(item) for name, item in value.items()}
+    return [told(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+
+def _is_default(field: dataclasses.Field, given: Any) -> bool:
+    if field.default_factory is not dataclasses.MISSING:
+        return given == field.default_factory()
+    return field.default is not dataclasses.MISSING and given == field.default
 
 
 def read(path: str | pathlib.Path) -> Config:
@@ -355,11 +394,13 @@ def read(path: str | pathlib.Path) -> Config:
     _checks.require(path.is_file(), f"no config {path}: expected a .py file that sets `config`, or a run's config.json")
     if path.suffix == ".json":
         return read_stored(path)[1]
+    # runpy also runs what hides in archives and compiled files.
+    _checks.require(path.suffix == ".py", f"{path} is no config: expected a .py file, which is run, or a config.json")
     try:
         found = runpy.run_path(str(path)).get("config")
     except RequestError as error:
         raise RequestError(f"{path}: {error}") from error
-    except Exception as error:  # whatever the code of a config raises
+    except (Exception, SystemExit) as error:  # whatever the code of a config raises
         raise RequestError(f"{path}: {type(error).__name__}: {error}") from error
     _checks.require(isinstance(found, Config), f"{path} sets no `config`: expected config = pcjax.config.Config(...)")
     return typing.cast(Config, found)
@@ -368,12 +409,21 @@ def read(path: str | pathlib.Path) -> Config:
 def read_stored(path: pathlib.Path) -> tuple[str, Config]:
     """The job and the config that a run's config.json holds."""
     try:
-        stored = json.loads(path.read_text())
-        whole = isinstance(stored, dict) and stored.keys() == {"job", "config"} and isinstance(stored["job"], str)
+        _checks.require(path.stat().st_size <= LARGEST_FILE, "it is larger than any config")
+        stored = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
+        whole = isinstance(stored, dict) and stored.keys() == {"job", "config"}
         _checks.require(whole, "expected a job and its config, as a run stores them")
+        _checks.require_name("job", stored["job"], JOBS)
         return stored["job"], _decode(Config, stored["config"], "")
     except (ValueError, RecursionError, OSError) as error:
         raise RequestError(f"{path}: {error}") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object in which no name stands twice."""
+    found = dict(pairs)
+    _checks.require(len(found) == len(pairs), "a name stands twice in one object: leave one of them")
+    return found
 
 
 def _choices(cls: type) -> dict[str, tuple[str, ...]]:
@@ -397,10 +447,13 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
         for name in value:
             _checks.require_name("field", f"{where}{name}", [f"{where}{known}" for known in hints])
         fields = {name: _decode(hints[name], item, f"{where}{name}.") for name, item in value.items()}
+        place = where.rstrip(".")
         try:
             return hint(**fields)  # pyright: ignore[reportCallIssue]
         except TypeError as error:
-            raise RequestError(f"{where.rstrip('.')}: {error}") from error
+            raise RequestError(f"{place}: {str(error).partition('__init__() ')[2] or error}") from error
+        except RequestError as error:
+            raise error if place in str(error) else RequestError(f"{place}: {error}") from error
     elif origin is Literal and value in arguments:
         return value
     elif origin is tuple and isinstance(value, list):
@@ -408,12 +461,22 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
     elif origin is dict and isinstance(value, dict):
         return {name: _decode(arguments[1], item, f"{where}{name}.") for name, item in value.items()}
     elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value) if math.isfinite(value) else _refuse(hint, value, where)
+        return float(value) if _fits(value) else _refuse(hint, value, where)
+    elif isinstance(value, str) and "\0" in value:
+        _refuse(hint, value, where)
     elif isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
     return _refuse(hint, value, where)
 
 
+def _fits(number: float) -> bool:
+    return number == 0 or TINIEST <= abs(number) <= GREATEST
+
+
 def _refuse(hint: Any, value: Any, where: str) -> typing.NoReturn:
     expected = getattr(hint, "__name__", str(hint)) if not typing.get_origin(hint) else str(hint)
-    raise RequestError(f"got {where.rstrip('.')} {value!r}: expected {expected}")
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and not _fits(value):
+        expected = "a number that float32 holds"
+    given = repr(value)
+    given = given if len(given) <= 200 else f"{given[:200]}..."
+    raise RequestError(f"got {where.rstrip('.')} {given}: expected {expected}")

@@ -81,6 +81,13 @@ class Term:
         return tuple(name for name in self.own if self._takes[name].default is inspect.Parameter.empty)
 
     @property
+    def flags(self) -> tuple[str, ...]:
+        """Those among them that are True or False."""
+        begins = inspect.signature(self.memory.begin).parameters if self.memory else {}
+        takes = {**self._takes, **begins}
+        return tuple(name for name in self.arguments if name in takes and isinstance(takes[name].default, bool))
+
+    @property
     def columns(self) -> dict[str, str]:
         """Arguments that are columns of the batch."""
         return {name: column for name, column in COLUMNS.items() if name in self._takes}

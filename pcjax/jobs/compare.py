@@ -24,7 +24,7 @@ from pcjax.jobs.distill import (
     judge_teacher,
     plan_student,
 )
-from pcjax.jobs.folder import CONFIG, RESULT, begin_folder, check_folder, config_of, write_json
+from pcjax.jobs.folder import CONFIG, RESULT, begin_folder, check_folder, config_of, stored_object, write_json
 from pcjax.jobs.prepare import STUDENT_SEED, Loaded, load, new_model, steps_of, trained
 from pcjax.jobs.represent import Frozen
 from pcjax.jobs.teach import teach
@@ -34,6 +34,7 @@ from pcjax.training.loop import METRICS, Plan
 from pcjax.training.parallel import wait_for_all
 
 RUNS, OUTCOME = "runs", "outcome.json"
+REMEDY = "delete it, and what came of the run is found out again"
 
 
 def compare(config: Config, folder: pathlib.Path, display: Display) -> None:
@@ -133,7 +134,12 @@ def of_contender(shared: Config, contender: Contender, seed: int) -> Config:
 def _outcome(own: pathlib.Path) -> dict[str, Any] | None:
     """What came of a run, if it has ended."""
     path = own / OUTCOME
-    return dict(json.loads(path.read_text())) if path.exists() else None
+    if not path.exists():
+        return None
+    found, remedy = stored_object(path, REMEDY), f"{path} is damaged: {REMEDY}"
+    whole = isinstance(found.get("status"), str) and isinstance(found.get("metrics"), dict)
+    _checks.require(whole, remedy)
+    return found
 
 
 def _run(

@@ -1,7 +1,6 @@
 """`pcjax evaluate RUN` and `pcjax embed RUN`: what a run that has ended is worth, and its features as a file."""
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
@@ -14,7 +13,7 @@ from pcjax.config import Config, Evaluation
 from pcjax.jobs import judge, tables
 from pcjax.jobs.beyond import throughput
 from pcjax.jobs.distill import STUDENT, TEACHER, find_teacher, trained_model, worth
-from pcjax.jobs.folder import RESULT, config_of, write_json
+from pcjax.jobs.folder import RESULT, config_of, result_of, write_json
 from pcjax.jobs.prepare import STUDENT_SEED, TEACHER_SEED, Loaded, load, new_model
 from pcjax.jobs.represent import Frozen, represent_all
 from pcjax.jobs.teach import worth_of_teacher
@@ -52,11 +51,7 @@ def evaluate(folder: pathlib.Path, display: Display, asked: Asked | None = None)
     asked = asked or Asked()
     stored = folder / RESULT
     job, config = run_of(folder)
-    _checks.require(stored.is_file(), f"no {RESULT} in {folder}: run the command that trains it to its end first")
-    try:
-        before = dict(json.loads(stored.read_text()))
-    except (ValueError, TypeError) as error:
-        raise RequestError(f"{stored} is damaged ({error}): delete it, and give the run's command again") from error
+    before = result_of(folder)
     judged = dataclasses.replace(config, evaluation=asked.evaluation(config))
     loaded = load(judged)
     judge.check_judging(judged.evaluation, loaded.examples, loaded.other)

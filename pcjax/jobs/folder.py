@@ -11,6 +11,7 @@ from pcjax import _checks
 from pcjax._checks import RequestError
 from pcjax.config import Config, read_stored
 
+LARGEST = 2**26  # bytes of what a job wrote
 CONFIG, RESULT, CHECKPOINTS = "config.json", "result.json", "checkpoints"
 
 
@@ -66,11 +67,34 @@ def _difference(before: Any, now: Any, name: str = "") -> tuple[str, Any, Any] |
     return None if before == now else (name, before, now)
 
 
+def stored_object(path: pathlib.Path, remedy: str) -> dict[str, Any]:
+    """The JSON object that a job wrote; anything else is refused."""
+    try:
+        _checks.require(path.stat().st_size <= LARGEST, "it is larger than any result")
+        found = json.loads(path.read_text())
+        _checks.require(isinstance(found, dict), f"expected an object, found {type(found).__name__}")
+        return found
+    except (OSError, ValueError, RecursionError) as error:
+        raise RequestError(f"{path} is damaged ({error}): {remedy}") from error
+
+
+def result_of(folder: pathlib.Path) -> dict[str, Any]:
+    """What came of a run that has ended: of every model it judged, and beside that of the run."""
+    stored, remedy = folder / RESULT, "delete it, and give the run's command again"
+    missing = f"no {RESULT} in {folder}: give its own command again, which goes on to the end"
+    _checks.require(stored.is_file(), missing)
+    found = stored_object(stored, remedy)
+    for name in ("teacher", "untrained", "student", "versions"):
+        whole = isinstance(found.get(name, {}), dict)
+        _checks.require(whole, f"{stored} is damaged ({name} is no object): {remedy}")
+    return found
+
+
 def seconds_of(folder: pathlib.Path, seconds: float) -> float:
     """How long the run took: the first time that it came to its end, not when its table was only repeated."""
     try:
         return float(json.loads((folder / RESULT).read_text())["seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return seconds
 
 

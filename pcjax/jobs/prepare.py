@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from flax import nnx
 
 from pcjax import _checks, data, models
 from pcjax._checks import RequestError
-from pcjax.config import Config, Loss, Model, Training
+from pcjax.config import MOST, Config, Loss, Model, Ramp, Training, told
 from pcjax.data import Dataset
 from pcjax.jobs.beyond import load_other
 from pcjax.jobs.folder import CHECKPOINTS
@@ -28,7 +27,7 @@ from pcjax.training.checkpoint import Checkpoints, digest
 from pcjax.training.display import Display
 from pcjax.training.functional import functional, functional_shapes
 from pcjax.training.loop import Plan, train
-from pcjax.training.objective import Moment, objective, with_memories
+from pcjax.training.objective import Moment, Objective, objective, with_memories
 from pcjax.training.state import State, make_optimiser, start
 from pcjax.training.step import AXIS, Batch, Fixed, make_step, metric_names
 
@@ -116,15 +115,32 @@ def rehearse(
         shapes = {"kernel": (width, classes), "bias": (classes,)}
         classifier = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
 
-    def total(student: Any, teacher: Any, classifier: Any, batch: Any, step: Any, progress: Any, kept: Any) -> Any:
-        beside = Beside(student, teacher, student, jnp.ones(training.batch)) if what.neighbours else None
-        return what(Moment(student, teacher, classifier, batch, step, progress, None, beside), kept)
+    def total(what: Objective) -> Callable[..., Any]:
+        def of(student: Any, teacher: Any, classifier: Any, batch: Any, step: Any, progress: Any, kept: Any) -> Any:
+            beside = Beside(student, teacher, student, jnp.ones(training.batch)) if what.neighbours else None
+            return what(Moment(student, teacher, classifier, batch, step, progress, None, beside), kept)
 
+        return of
+
+    # What moves has no value while it is traced: where it starts and where it ends are looked at in its place.
+    still = [] if _still(losses, "start") == losses else [_still(losses, end) for end in ("start", "end")]
     try:
-        jax.eval_shape(total, rows(student), seen, classifier, batch, step, progress, kept)
+        for at in (*still, losses):
+            asked = what._replace(losses=at)
+            jax.eval_shape(total(asked), rows(student), seen, classifier, batch, step, progress, kept)
     except (TypeError, ValueError) as error:
         names = ", ".join(what.names())
         raise RequestError(f"the losses ({names}) cannot be computed as asked: {str(error).splitlines()[0]}") from error
+
+
+def _still(losses: tuple[Loss, ...], end: str) -> tuple[Loss, ...]:
+    """The losses with every ramp among their arguments at one of its ends."""
+
+    def of(loss: Loss) -> Loss:
+        ends = {name: getattr(value, end) for name, value in loss.arguments.items() if isinstance(value, Ramp)}
+        return dataclasses.replace(loss, arguments=loss.arguments | ends) if ends else loss
+
+    return tuple(map(of, losses))
 
 
 def check(config: Config, training: Training, losses: tuple[Loss, ...], loaded: Loaded) -> None:
@@ -136,6 +152,8 @@ def check(config: Config, training: Training, losses: tuple[Loss, ...], loaded: 
     shape = loaded.examples.train.shape
     got = f"got data.crop {config.data.crop} and data.flip {config.data.flip} for examples of shape {shape}"
     _checks.require(len(shape) == 3 or not (config.data.crop or config.data.flip), f"{got}: only images have them")
+    fits = len(shape) != 3 or config.data.crop <= min(shape[:2])
+    _checks.require(fits, f"got data.crop {config.data.crop} for images of shape {shape}: expected at most their side")
     steps_of(training, len(loaded.examples.train))
     parallel.choose_devices(training.devices, training.batch)
     for loss in losses:
@@ -147,7 +165,9 @@ def steps_of(training: Training, examples: int) -> int:
     """How many steps the training takes."""
     got = f"got training.batch {training.batch} for {examples} training examples"
     _checks.require(training.batch <= examples, f"{got}: expected at most as many")
-    return training.steps or training.epochs * (examples // training.batch)
+    steps = training.steps or training.epochs * (examples // training.batch)
+    _checks.require(steps <= MOST, f"got training.epochs {training.epochs}, {steps} steps: expected at most {MOST}")
+    return steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +226,7 @@ def plan(
     mapped = parallel.Mapped(step, devices, training.parallel)
     manifest = {
         "role": name,
-        "model": json.loads(json.dumps(dataclasses.asdict(model))),
+        "model": told(model),
         "data": train_examples.fingerprint,
         "batch": training.batch,
         "seed": training.seed,

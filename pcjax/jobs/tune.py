@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from scipy.stats import qmc
 
-from pcjax import metrics
+from pcjax import _checks, metrics
 from pcjax.config import Config, Contender, Loss, Ramp
 from pcjax.jobs import judge
 from pcjax.jobs.compare import begin, of_contender, train_finite, with_earlier
 from pcjax.jobs.distill import KnownTeacher, find_teacher, plan_student
-from pcjax.jobs.folder import begin_folder, write_json
+from pcjax.jobs.folder import begin_folder, stored_object, write_json
 from pcjax.jobs.prepare import STUDENT_SEED, Loaded, load, new_model
 from pcjax.jobs.represent import Frozen, represent
 from pcjax.jobs.teach import coherence
@@ -51,7 +51,7 @@ def tune(config: Config, folder: pathlib.Path, display: Display) -> None:
         for number, setting in enumerate(settings(contender, trials)):
             asked, own = run_of(shared, setting, number)
             if (own / TRIAL).exists():
-                score = json.loads((own / TRIAL).read_text())["score"]
+                score = _score_of(own / TRIAL)
             else:
                 display.say(f"{contender.name}, try {number + 1} of {trials}: {describe(setting)}")
                 score = _try(asked, own, loaded, teacher, display)
@@ -65,6 +65,14 @@ def tune(config: Config, folder: pathlib.Path, display: Display) -> None:
     tuned = dataclasses.replace(config, comparison=dataclasses.replace(config.comparison, contenders=tuple(best)))
     write_json(folder / TUNED, {"job": "compare", "config": json.loads(tuned.to_json())})
     display.say(f"next: pcjax compare {folder / TUNED}")
+
+
+def _score_of(path: pathlib.Path) -> float | None:
+    remedy = "delete it, and that setting is tried again"
+    score = stored_object(path, remedy).get("score")
+    number = score is None or (isinstance(score, (int, float)) and not isinstance(score, bool))
+    _checks.require(number, f"{path} is damaged (score {score!r}): {remedy}")
+    return score
 
 
 def settings(contender: Contender, trials: int) -> list[Contender]:

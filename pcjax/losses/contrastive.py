@@ -250,7 +250,7 @@ def bingo(
     _checks.require(
         np.shape(share) in ((), shape[:1]), f"got share of shape {np.shape(share)}: expected () or {shape[:1]}"
     )
-    _checks.require(0 <= own <= 1, f"got own {own!r}: expected a number from 0 to 1")
+    _checks.require_share("own", own)
     temperature = require_number("temperature", temperature)
 
     def of(queries: ArrayLike, keys: ArrayLike) -> Batch:

@@ -189,7 +189,7 @@ def crd_update(
     >>> print(pcjax.losses.crd_update(memory, jnp.array([[3.0, 4.0]]), jnp.ones((1, 2)), **given).student[7])
     [0.6 0.8]
     """
-    _checks.require(0 <= momentum <= 1, f"got momentum {momentum!r}: expected a number from 0 to 1")
+    _checks.require_share("momentum", momentum)
     temperature = require_number("temperature", temperature)
     student, teacher = (lax.stop_gradient(jnp.asarray(x)) for x in (student, teacher))
     batch = Batch.of(student, teacher, where=where, axis_name=axis_name, reduce_fn=None)

@@ -7,7 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pcjax._checks import RequestError, require
+from pcjax._checks import require
+from pcjax.jobs.folder import stored_object
 from pcjax.report import charts, words
 from pcjax.report.charts import Interval
 from pcjax.report.page import Markup, details, figure, joined, page, table, tag
@@ -64,16 +65,19 @@ def comparison_page(folder: pathlib.Path) -> str:
 
 
 def _read(folder: pathlib.Path) -> dict[str, Any]:
-    stored = folder / COMPARISON
-    try:
-        found = json.loads(stored.read_text())
-        losses = found["losses"]
-        whole = isinstance(losses, dict) and all(isinstance(loss, dict) for loss in losses.values())
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RequestError(
-            f"{stored} is damaged ({error!r}): delete it, and give the comparison's command again"
-        ) from error
-    require(whole and bool(losses), f"{stored} has no losses: give the comparison's command again, it goes on")
+    stored, remedy = folder / COMPARISON, "delete it, and give the comparison's command again"
+    found = stored_object(stored, remedy)
+    losses = found.get("losses")
+    require(isinstance(losses, dict) and bool(losses), f"{stored} has no losses: {remedy}")
+    for label, loss in found["losses"].items():
+        parts = [loss.get(part, {}) for part in ("summary", "runs")] if isinstance(loss, dict) else [None]
+        whole = all(isinstance(part, dict) and all(isinstance(one, dict) for one in part.values()) for part in parts)
+        numbers = whole and all(
+            value is None or isinstance(value, (int, float))
+            for one in parts[0].values()
+            for value in (one.get("mean"), one.get("low"), one.get("high"))
+        )
+        require(numbers, f"{stored} is damaged (what it has of {label!r} is no summary of runs): {remedy}")
     return found
 
 

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pcjax import metrics
-from pcjax._checks import RequestError, require
+from pcjax._checks import require
 from pcjax.config import Config
 from pcjax.data import Examples
 from pcjax.jobs import evaluate
 from pcjax.jobs.distill import find_teacher
-from pcjax.jobs.folder import RESULT, config_of
+from pcjax.jobs.folder import config_of, result_of
 from pcjax.jobs.prepare import Loaded, load
 from pcjax.jobs.represent import represent, represent_all
 from pcjax.report import charts, space, words
@@ -44,16 +44,6 @@ def run_page(folder: pathlib.Path) -> str:
     sections: Sections = [("Results", _results(result, loaded)), ("Training", _training(job, folder))]
     sections += _taught(config, folder, loaded) if job == "teach" else _distilled(config, folder, loaded)
     return page(f"{name}: report of pcjax {job}", lead, sections)
-
-
-def result_of(folder: pathlib.Path) -> dict[str, Any]:
-    """What came of a run that has ended."""
-    stored = folder / RESULT
-    require(stored.is_file(), f"no {RESULT} in {folder}: give its own command again, which goes on to the end")
-    try:
-        return dict(json.loads(stored.read_text()))
-    except (ValueError, TypeError) as error:
-        raise RequestError(f"{stored} is damaged ({error}): delete it, and give the run's command again") from error
 
 
 def records_of(folder: pathlib.Path) -> list[dict[str, Any]]:
