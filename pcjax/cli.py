@@ -100,7 +100,8 @@ def _signals_stop() -> Iterator[None]:
 
 
 def _fail(message: str, status: int = 2) -> None:
-    line = " ".join(message.split())
+    # What was given may hold what moves a terminal's cursor.
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(message.split()))
     # What was given may be of any length; what was expected stands at the end.
     line = line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
     print(f"pcjax: {line}", file=sys.stderr)  # noqa: T201

@@ -256,6 +256,8 @@ class Teacher:
     training: Training = dataclasses.field(default_factory=lambda: Training(save_every=50))
 
     def __post_init__(self):
+        for what in ("run", "features"):
+            _checks.require(getattr(self, what) != "", f"got an empty teacher.{what}: expected a path, or leave it out")
         one = self.run is None or self.features is None
         _checks.require(one, "got both teacher.run and teacher.features: expected one of them")
         possible = not (self.live and self.features is not None)

@@ -32,6 +32,58 @@ def test_equal_configs_have_equal_digests_and_others_have_not():
     assert Config().digest() != dataclasses.replace(Config(), training=Training(seed=1)).digest()
 
 
+def without(stored, path):
+    """The stored config as it was before there was that field."""
+    *sections, name = path
+    for section in sections:
+        stored = stored[section]
+    stored.pop(name)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("data", "unseen"),
+        ("data",),
+        ("comparison",),
+        ("evaluation", "corruptions"),
+        ("teacher", "training", "watchdog_seconds"),
+        ("teacher", "model", "width"),
+        ("student", "width"),
+        ("training", "bad_steps"),
+        ("losses", 0, "maps"),
+        ("losses", 0, "arguments", "temperature", "shape"),
+    ],
+)
+def test_a_config_stored_before_there_was_a_field_is_the_same_config(path, tmp_path):
+    config = Config(training=Training(seed=3), losses=(Loss(arguments={"temperature": Ramp(0.3, 0.1)}),))
+    stored = json.loads(config.to_json())
+    without(stored, path)
+    (tmp_path / "config.json").write_text(json.dumps({"job": "distill", "config": stored}))
+    found = read(tmp_path / "config.json")
+    assert found == config
+    assert found.digest() == config.digest()
+
+
+def test_every_field_that_is_not_as_by_default_counts():
+    base = json.loads(Config().to_json())
+    digests = {Config().digest()}
+    changes = [("training", "epochs", 30), ("training", "save_every", 500), ("student", "features", None)]
+    changes += [("student", "widths", None), ("teacher", "live", True), ("data", "flip", True), ("data", "crop", 1)]
+    for section, field, value in changes:
+        digests.add(Config.from_json(json.dumps(base | {section: base[section] | {field: value}})).digest())
+    digests.add(Config(training=Training()).digest())
+    digests.add(Config(student=Model()).digest())
+    digests.add(Config(losses=(Loss(arguments={"temperature": 0.1}), Loss("pkt"))).digest())
+    assert len(digests) == len(changes) + 4
+
+
+def test_the_order_of_arguments_does_not_count():
+    given = {"temperature": 0.1, "dissimilarity": "cosine"}
+    turned = dict(reversed(given.items()))
+    assert Config(losses=(Loss(arguments=given),)).digest() == Config(losses=(Loss(arguments=turned),)).digest()
+
+
 def test_ramps_and_tuples_come_back_as_what_they_were():
     loss = Loss(weight=Ramp(1.0, 0.0), arguments={"temperature": Ramp(0.5, 0.1, shape="geometric"), "power": 2})
     config = Config(losses=(loss,), student=Model("mlp", widths=(8, 4)))

@@ -3,7 +3,8 @@
 import math
 import pathlib
 import zipfile
-from typing import Any
+from collections.abc import Collection
+from typing import IO, Any
 
 import numpy as np
 
@@ -15,6 +16,8 @@ LABELS = ("labels", "y")
 CLASSES = "classes"
 PARTS = ("train", "validation", "test")
 IN_MEMORY = 2**30  # bytes; larger arrays are mapped where the file allows it
+LONGEST_HEADER = 10_000  # bytes, as NumPy has it
+EXPANDS = 100  # times; what is larger than IN_MEMORY and grows more than that is taken for an attack on the memory
 
 
 def read(path: str) -> Splits:
@@ -48,6 +51,9 @@ def _keys() -> str:
 
 def _only(candidates: list[pathlib.Path], folder: pathlib.Path) -> pathlib.Path | None:
     there = [path for path in candidates if path.is_file()]
+    for path in there:
+        out = not path.resolve().is_relative_to(folder.resolve())
+        _checks.require(not out, f"{path} is a symbolic link out of its folder: give the folder that it leads to")
     names = " and ".join(path.name for path in there)
     _checks.require(len(there) < 2, f"{folder}: both {names}: leave one of them")
     return there[0] if there else None
@@ -60,11 +66,19 @@ def _members(path: pathlib.Path, prefixes: tuple[str, ...] = ("",)) -> dict[str,
     if suffix == ".npy":
         return {IMAGES[0]: _parsed(path, lambda: _file(path))}
     expected = {prefix + key for prefix in prefixes for key in (*IMAGES, *LABELS)} | {CLASSES}
+    return members(
+        path, expected, _keys() + (' and those with "test_" or "validation_" before' if len(prefixes) > 1 else "")
+    )
+
+
+def members(path: pathlib.Path, expected: Collection[str], listed: str) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file by name; others than the expected ones, as listed in words, are refused."""
     with _parsed(path, lambda: zipfile.ZipFile(path)) as archive:
         names = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        unknown = ", ".join(repr(name) for name in names if name not in expected)
-        listed = _keys() + (' and those with "test_" or "validation_" before' if len(prefixes) > 1 else "")
+        unknown = ", ".join(repr(name) for name in [*names][:9] if name not in expected)
         _checks.require(not unknown, f"{path}: unknown arrays {unknown}: expected {listed}, rename or leave out others")
+        once = len(names) == len(archive.infolist())
+        _checks.require(once, f"{path}: an array stands in it twice: write the file again")
         return {name: _parsed(path, lambda info=info: _member(path, archive, info)) for name, info in names.items()}
 
 
@@ -79,6 +93,8 @@ def _parsed(path: pathlib.Path, read: Any) -> Any:
 
 
 def _file(path: pathlib.Path) -> np.ndarray:
+    with path.open("rb") as file:
+        _header(file)
     array = np.lib.format.open_memmap(path, mode="r")
     if array.offset + array.nbytes != path.stat().st_size:
         raise ValueError("it is longer than its header says")
@@ -88,6 +104,12 @@ def _file(path: pathlib.Path) -> np.ndarray:
 def _member(path: pathlib.Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
     if info.compress_type == zipfile.ZIP_STORED and info.file_size > IN_MEMORY:
         return _mapped(path, info)
+    if info.file_size > max(IN_MEMORY, EXPANDS * info.compress_size):
+        raise ValueError(f"{info.filename} grows from {info.compress_size} to {info.file_size} bytes, np.savez it")
+    with archive.open(info) as file:
+        shape, _, dtype = _header(file)
+        if file.tell() + math.prod(shape) * dtype.itemsize > info.file_size and not dtype.hasobject:
+            raise ValueError(f"{info.filename} is not as long as its header says")
     with archive.open(info) as file:
         array = np.lib.format.read_array(file, allow_pickle=False)
         file.read()  # to the end, however long the header says it is: only there is the checksum compared
@@ -100,15 +122,27 @@ def _mapped(path: pathlib.Path, info: zipfile.ZipInfo) -> np.ndarray:
         file.seek(info.header_offset + 26)
         start = info.header_offset + 30 + sum(np.frombuffer(file.read(4), "<u2").tolist())
         file.seek(start)
-        version = np.lib.format.read_magic(file)
-        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-        shape, fortran, dtype = header(file)
+        shape, fortran, dtype = _header(file)
         offset = file.tell()
     if dtype.hasobject:
         raise ValueError("Python objects")
     if offset + math.prod(shape) * dtype.itemsize != start + info.file_size:
         raise ValueError(f"{info.filename} is not as long as its header says")
     return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    start = file.tell()
+    version = np.lib.format.read_magic(file)
+    known = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in known:
+        raise ValueError(f"NumPy's format {version} is not read here")
+    # NumPy makes room for what a header claims to be before it looks at how long one may be.
+    if int.from_bytes(file.read(2 if version == (1, 0) else 4), "little") > LONGEST_HEADER:
+        raise ValueError("its header is longer than any")
+    file.seek(start)
+    np.lib.format.read_magic(file)
+    return known[version](file)
 
 
 def _store(members: dict[str, np.ndarray], prefix: str, path: pathlib.Path | None) -> Arrays:

@@ -2,7 +2,6 @@
 
 import pathlib
 import time
-import zipfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from pcjax import _checks
 from pcjax._checks import RequestError
 from pcjax.config import Config, Training
 from pcjax.data import Examples
+from pcjax.data.arrays import members
 from pcjax.jobs import judge, tables
 from pcjax.jobs.folder import CHECKPOINTS, RESULT, begin_folder, check_folder, config_of, seconds_of, write_json
 from pcjax.jobs.prepare import (
@@ -212,11 +212,16 @@ def _stored_features(path: pathlib.Path, loaded: Loaded) -> dict[str, np.ndarray
     """What `pcjax embed` wrote, if it fits the data."""
     _checks.require(path.is_file(), f"no file {path} (teacher.features): `pcjax embed RUN` writes one")
     try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            same = str(file["fingerprint"]) == loaded.examples.train.fingerprint
-            # Of other data there may be no features of some part: they are refused for what they are.
-            found = {part: np.asarray(file[part], np.float32) for part in parts_of(loaded.examples) if same}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        _checks.require(path.suffix == ".npz", "expected a file named .npz")
+        file = members(path, (*parts_of(loaded.examples), "unseen", "fingerprint"), "what `pcjax embed` writes")
+        _checks.require("fingerprint" in file, "it has no fingerprint of the data")
+        same = str(file["fingerprint"]) == loaded.examples.train.fingerprint
+        # Of other data there may be no features of some part: they are refused for what they are.
+        parts = parts_of(loaded.examples) if same else ()
+        missing = ", ".join(part for part in parts if part not in file or file[part].dtype.kind not in "uif")
+        _checks.require(not missing, f"it has no numbers for {missing}")
+        found = {part: np.asarray(file[part], np.float32) for part in parts}
+    except (OSError, RequestError) as error:
         raise RequestError(f"cannot read {path} (teacher.features): {error}; `pcjax embed RUN` writes one") from error
     _checks.require(
         same, f"{path} is of other data or another split: embed {loaded.examples.source} as it is split here"

@@ -238,7 +238,8 @@ class Checkpoints:
 
     def _manifest_of(self, step: int) -> dict[str, Any]:
         """The manifest as it was saved; nothing else is known to be so by then."""
-        for path in (self.folder / str(step)).rglob("*"):
+        own = self.folder / str(step)
+        for path in (own, *own.rglob("*")):
             if path.is_symlink():
                 raise ValueError(f"{path.name} is a symbolic link")
             if path.parent.name == "manifest" and path.stat().st_size > LARGEST_MANIFEST:

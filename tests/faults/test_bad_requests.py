@@ -311,7 +311,13 @@ def test_commands_and_paths(refused, tmp_path):
         f"arrays:{folder}",
         "arrays:/dev/zero",
     ):
-        refused("a source", ("distill", "--data.source", source, *new), source or "source", "no data set")
+        refused(
+            "a source",
+            ("distill", "--data.source", source, *new),
+            source or "source",
+            "no data set",
+            source.partition(":")[2],
+        )
     for flag in ("--teacher.run", "--teacher.features"):
         for path in (none, folder, text, "", "/dev/zero", tmp_path / "loop", "/"):
             refused("a teacher", ("distill", flag, path, *new), path or "teacher", flag[2:])

@@ -1,0 +1,127 @@
+"""Batches that are no numbers, spikes, or all alike: the step is left out or finite, and the run goes on."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from pcjax import data, models
+from pcjax.config import Loss, Training
+from pcjax.training import parallel
+from pcjax.training.functional import functional
+from pcjax.training.objective import objective, with_memories
+from pcjax.training.state import make_optimiser, start
+from pcjax.training.step import AXIS, Fixed, make_step, metric_names
+
+pytestmark = pytest.mark.slow
+
+STEPS, BATCH = 100, 16
+TRAINING = Training(learning_rate=0.01, batch=BATCH)
+LOSSES = (
+    Loss("perception_coherence", bank=8, arguments={"temperature": 0.1, "dissimilarity": "cosine"}),
+    Loss("info_nce", head="linear", arguments={"temperature": 0.1}),
+    Loss("cross_entropy", weight=0.1),
+)
+
+
+class Problem(NamedTuple):
+    step: object
+    state: object
+    frozen: object
+
+
+@pytest.fixture(scope="module")
+def problem():
+    def build(seed, axis_name):
+        given = {"shape": (8, 8, 1), "classes": 10, "features": 4, "widths": (6,), "axis_name": axis_name}
+        return lambda: models.build("mlp", rngs=nnx.Rngs(seed), **given)
+
+    student, parameters, statistics = functional(build(0, AXIS))
+    teacher, *frozen = functional(build(1, None))
+
+    def looks(frozen, batch):
+        return teacher.apply(*frozen, batch["image"], train=False)[0]
+
+    shapes = jax.eval_shape(looks, frozen, {"image": jax.ShapeDtypeStruct((1, 8, 8, 1), np.float32)})
+    what, kept = objective(LOSSES, shapes, shapes, 0, AXIS)
+    kept = with_memories(kept, what, shapes, shapes, examples=0, labels=None)
+    optimiser = make_optimiser(TRAINING, STEPS)
+    state = start(parameters, statistics, kept, optimiser, metric_names(what))
+    mapped = parallel.Mapped(make_step(student, looks, what, optimiser, STEPS), jax.devices()[:1], "pmap")
+    return Problem(mapped, mapped.place(state), mapped.place(Fixed(tuple(frozen))))
+
+
+def with_some(value, count):
+    def change(image, rng):
+        image.reshape(-1)[rng.choice(image.size, count, replace=False)] = value
+
+    return change
+
+
+def times(factor, rows=slice(None)):
+    def change(image, rng):
+        image[rows] *= factor
+
+    return change
+
+
+def all_like(value):
+    def change(image, rng):
+        image[:] = image[:1] if value is None else value
+
+    return change
+
+
+def noise(scale):
+    def change(image, rng):
+        image[:] = scale * rng.normal(size=image.shape)
+
+    return change
+
+
+# How the images of a batch are changed, and whether the step must be left out.
+BAD = {
+    **{f"{n} times {value}": (with_some(value, n), True) for n in (1, 50, 1024) for value in (np.nan, np.inf, -np.inf)},
+    **{f"{factor:g} times as large": (times(factor), None) for factor in (-100.0, 100.0, 1e4, 1e8, 1e18, 1e30, 1e38)},
+    **{f"one example {factor:g} times": (times(factor, 0), None) for factor in (100.0, 1e4, 1e8, 1e18, 1e30, 1e38)},
+    **{f"all {value}": (all_like(value), None) for value in (None, 0.0, 1.0, -1e4, 1e-30, 1e-42)},
+    **{f"noise of {scale:g}": (noise(scale), None) for scale in (1e-38, 1e-8, 100.0, 1e20)},
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_the_step_is_left_out_or_finite_and_the_run_goes_on(name, problem, tried):
+    batches = data.training_batches(
+        examples := data.load("digits").train, batch=BATCH, seed=1, normalise=data.statistics(examples)
+    )
+    change, left_out = BAD[name]
+    state, rng = problem.state, np.random.default_rng(3)
+    # A good step, the bad one, and good ones again.
+    skipped, losses = [], []
+    for step in range(6):
+        batch = next(batches)
+        if step == 1:
+            batch["image"] = batch["image"].copy()
+            change(batch["image"], rng)
+        before = jax.device_get((state.student, state.optimiser))
+        state, metrics = problem.step(problem.frozen, state, problem.step.split(batch))
+        skipped.append(int(state.skipped))
+        losses.append(float(metrics["loss"]))
+        after = jax.device_get((state.student, state.optimiser))
+        same = all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (before, after)), strict=True))
+        if skipped[-1] != (skipped[-2] if step else 0):
+            assert step == 1, f"step {step} was left out: {losses}"
+            assert same
+        else:
+            assert not same
+            assert np.isfinite(losses[-1])
+    batches.close()
+    assert int(state.step) == 6
+    for part in (state.student, state.statistics, state.heads, state.memories, state.optimiser, state.sums):
+        for leaf in jax.tree.leaves(jax.device_get(part)):
+            assert np.all(np.isfinite(leaf)), name
+    if left_out is not None:
+        assert skipped[-1] == int(left_out)
+    tried("a bad batch", "left out, the run went on" if skipped[-1] else "a finite step, the run went on")

@@ -1,0 +1,105 @@
+"""Nothing of the application runs what stands in a file: no pickle, no eval, no arrays of objects."""
+
+import ast
+import json
+import pathlib
+import subprocess
+import sys
+
+import pcjax
+
+FOLDER = pathlib.Path(pcjax.__file__).parent
+SOURCES = sorted(FOLDER.rglob("*.py"))
+LOADERS = (
+    "pickle",
+    "_pickle",
+    "cPickle",
+    "cloudpickle",
+    "dill",
+    "marshal",
+    "shelve",
+    "joblib",
+    "yaml",
+    "torch",
+    "jsonpickle",
+)
+RUNNERS = ("eval", "exec", "compile", "__import__", "execfile")
+# A config's .py file is code, and the one thing that is run. What of it is a job is imported by its checked name.
+EXCEPTIONS = {("config.py", "runpy"), ("cli.py", "import_module")}
+
+LOADED = """
+import importlib, json, pkgutil, sys
+import pcjax
+for module in pkgutil.walk_packages(pcjax.__path__, "pcjax."):
+    importlib.import_module(module.name)
+found, count = [], 0
+for name, module in list(sys.modules.items()):
+    if name == "pcjax" or name.startswith("pcjax."):
+        count += 1
+        for what, value in vars(module).items():
+            origin = getattr(value, "__module__", None) or ""
+            named = getattr(value, "__name__", "")
+            kind = (named if type(value).__name__ == "module" else origin).split(".")[0]
+            if kind in LOADERS or value in (eval, exec, compile) and what != "__builtins__":
+                found.append([name, what])
+print(json.dumps([count, found]))
+"""
+
+
+def suspicious(tree):
+    """What in a module reads or runs code: (what, line)."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [alias.name for alias in node.names]
+            modules = [*names, node.module or ""] if isinstance(node, ast.ImportFrom) else names
+            for name in modules:
+                if name.split(".")[0] in (*LOADERS, "runpy", "imp", "code") or name == "import_module":
+                    yield name.split(".")[0], node.lineno
+        elif isinstance(node, ast.Call):
+            called = node.func
+            name = called.id if isinstance(called, ast.Name) else getattr(called, "attr", "")
+            plain = isinstance(called, ast.Name) or getattr(getattr(called, "value", None), "id", "") == "builtins"
+            if (name in RUNNERS and plain) or name in (
+                "import_module",
+                "unsafe_load",
+                "extractall",
+                "restore_args_from_pickle",
+            ):
+                yield name, node.lineno
+            given = {keyword.arg: keyword.value for keyword in node.keywords}
+            if "allow_pickle" in given and getattr(given["allow_pickle"], "value", True) is not False:
+                yield "allow_pickle", node.lineno
+            if name in ("load", "read_array") and "allow_pickle" not in given and ast.unparse(called).startswith("np."):
+                yield "allow_pickle left to its default", node.lineno
+            if name in ("system", "popen") or getattr(given.get("shell"), "value", False):
+                yield name, node.lineno
+
+
+def test_no_source_loads_or_runs_what_a_file_holds():
+    found = {
+        (str(path.relative_to(FOLDER)), what) for path in SOURCES for what, _ in suspicious(ast.parse(path.read_text()))
+    }
+    assert found == EXCEPTIONS
+
+
+def test_the_search_finds_what_it_looks_for():
+    bad = ["import pickle", "from marshal import loads", "import torch.serialization", "eval('1')", "np.load(p)"]
+    bad += ["np.load(p, allow_pickle=True)", "np.load(p, allow_pickle=x)", "os.system('x')", "builtins.exec('1')"]
+    bad += ["f(shell=True)", "import runpy", "importlib.import_module(x)", "np.lib.format.read_array(f)"]
+    assert [line for line in bad if not list(suspicious(ast.parse(line)))] == []
+    good = [
+        "np.load(p, allow_pickle=False)",
+        "re.compile('x')",
+        "jitted.lower().compile()",
+        "json.loads(x)",
+        "manager.load(x)",
+    ]
+    assert [line for line in good if list(suspicious(ast.parse(line)))] == []
+
+
+def test_no_loaded_module_holds_a_loader():
+    script = f"LOADERS = {LOADERS!r}\n{LOADED}"
+    out = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=300).stdout
+    count, found = json.loads(out.splitlines()[-1])
+    assert count == len(SOURCES) - len(list(FOLDER.rglob("__main__.py")))
+    assert found == []
