@@ -40,7 +40,7 @@ for name, module in list(sys.modules.items()):
             origin = getattr(value, "__module__", None) or ""
             named = getattr(value, "__name__", "")
             kind = (named if type(value).__name__ == "module" else origin).split(".")[0]
-            if kind in LOADERS or value in (eval, exec, compile) and what != "__builtins__":
+            if kind in LOADERS or any(value is one for one in (eval, exec, compile)):
                 found.append([name, what])
 print(json.dumps([count, found]))
 """
@@ -53,18 +53,14 @@ def suspicious(tree):
             names = [alias.name for alias in node.names]
             modules = [*names, node.module or ""] if isinstance(node, ast.ImportFrom) else names
             for name in modules:
-                if name.split(".")[0] in (*LOADERS, "runpy", "imp", "code") or name == "import_module":
+                if name.split(".")[0] in (*LOADERS, "runpy", "imp", "code"):
                     yield name.split(".")[0], node.lineno
         elif isinstance(node, ast.Call):
             called = node.func
             name = called.id if isinstance(called, ast.Name) else getattr(called, "attr", "")
             plain = isinstance(called, ast.Name) or getattr(getattr(called, "value", None), "id", "") == "builtins"
-            if (name in RUNNERS and plain) or name in (
-                "import_module",
-                "unsafe_load",
-                "extractall",
-                "restore_args_from_pickle",
-            ):
+            known = bool(node.args) and isinstance(node.args[0], ast.Constant)
+            if (name in RUNNERS and plain) or name == "extractall" or (name == "import_module" and not known):
                 yield name, node.lineno
             given = {keyword.arg: keyword.value for keyword in node.keywords}
             if "allow_pickle" in given and getattr(given["allow_pickle"], "value", True) is not False:
@@ -76,24 +72,24 @@ def suspicious(tree):
 
 
 def test_no_source_loads_or_runs_what_a_file_holds():
-    found = {
-        (str(path.relative_to(FOLDER)), what) for path in SOURCES for what, _ in suspicious(ast.parse(path.read_text()))
-    }
+    trees = {str(path.relative_to(FOLDER)): ast.parse(path.read_text()) for path in SOURCES}
+    found = {(name, what) for name, tree in trees.items() for what, _ in suspicious(tree)}
     assert found == EXCEPTIONS
 
 
 def test_the_search_finds_what_it_looks_for():
     bad = ["import pickle", "from marshal import loads", "import torch.serialization", "eval('1')", "np.load(p)"]
     bad += ["np.load(p, allow_pickle=True)", "np.load(p, allow_pickle=x)", "os.system('x')", "builtins.exec('1')"]
-    bad += ["f(shell=True)", "import runpy", "importlib.import_module(x)", "np.lib.format.read_array(f)"]
-    assert [line for line in bad if not list(suspicious(ast.parse(line)))] == []
-    good = [
-        "np.load(p, allow_pickle=False)",
-        "re.compile('x')",
-        "jitted.lower().compile()",
-        "json.loads(x)",
-        "manager.load(x)",
+    bad += [
+        "f(shell=True)",
+        "import runpy",
+        "importlib.import_module(x)",
+        "archive.extractall(x)",
+        "np.lib.format.read_array(f)",
     ]
+    assert [line for line in bad if not list(suspicious(ast.parse(line)))] == []
+    good = ["np.load(p, allow_pickle=False)", "re.compile('x')", "jitted.lower().compile()", "json.loads(x)"]
+    good += ["manager.load(x)", "importlib.import_module('tensorboardX')"]
     assert [line for line in good if list(suspicious(ast.parse(line)))] == []
 
 

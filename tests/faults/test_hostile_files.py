@@ -72,7 +72,7 @@ def hostile(folder, canary):
     raw["a header longer than any"] = b"\x93NUMPY\x02\x00\xff\xff\xff\xff" + b"{" * 99
     raw["a header that nests"] = b"\x93NUMPY\x01\x00\x10\x27" + b"(" * 10_000
     for what, content in raw.items():
-        for ending in ("npy", "npz", "pt", "pth"):
+        for ending in ("npy", "pth") if "header" in what else ("npy", "npz", "pt", "pth"):
             (folder / f"raw.{ending}").write_bytes(content)
             yield f"{what} as .{ending}", folder / f"raw.{ending}"
         zipped(folder / "member.npz", **{"x.npy": content})
@@ -109,11 +109,13 @@ def test_nothing_in_a_file_is_run_and_nothing_it_claims_is_allocated(tmp_path, c
     }
     for what, path in hostile(tmp_path, canary):
         for way, arguments in ways.items():
-            if "features" in way and path.suffix != ".npz":
-                continue  # refused for its name
-            tracemalloc.start()
+            if "features" in way and not (path.suffix == ".npz" and ("features" in what or "pickle" in what)):
+                continue  # refused for its name, or as examples are
+            claims = "header" in what or "bomb" in what
+            if claims:  # all else is slower while it is watched
+                tracemalloc.start()
             status, said, complaint = command(*arguments(path), "--workdir", new)
-            _, peak = tracemalloc.get_traced_memory()
+            peak = tracemalloc.get_traced_memory()[1] if claims else 0
             tracemalloc.stop()
             got = f"{what} as {way}: {status} {complaint[:400]}"
             assert (status, said, complaint.count("\n")) == (2, "", 1), got
