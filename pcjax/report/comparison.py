@@ -72,9 +72,10 @@ def _read(folder: pathlib.Path) -> dict[str, Any]:
     for label, loss in found["losses"].items():
         parts = [loss.get(part, {}) for part in ("summary", "runs")] if isinstance(loss, dict) else [None]
         whole = all(isinstance(part, dict) and all(isinstance(one, dict) for one in part.values()) for part in parts)
+        summaries = loss.get("summary", {}).values() if whole else ()
         numbers = whole and all(
             value is None or isinstance(value, (int, float))
-            for one in parts[0].values()
+            for one in summaries
             for value in (one.get("mean"), one.get("low"), one.get("high"))
         )
         require(numbers, f"{stored} is damaged (what it has of {label!r} is no summary of runs): {remedy}")

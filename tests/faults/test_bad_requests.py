@@ -156,7 +156,7 @@ def test_every_argument_of_every_loss(name, refused, tmp_path):
     path = tmp_path / "config.json"
     for argument in TERMS[name].arguments:
         below = {"start": -2.0, "end": -1.0}
-        for value in (-1, "nonsense", below, {"start": 1.0}, [], None, HUGE * 10**300, NAN):
+        for value in (-1, "nonsense", below, NAN):
             arguments = stored["losses"][0]["arguments"] | {argument: value}
             config_ = stored | {"losses": [stored["losses"][0] | {"arguments": arguments}, *stored["losses"][1:]]}
             path.write_text(json.dumps({"job": "distill", "config": config_}))
@@ -167,7 +167,7 @@ def test_every_argument_of_every_loss(name, refused, tmp_path):
 def test_texts_that_are_no_stored_config(refused, tmp_path):
     whole = changed(("data", "source"), "digits")
     rng = np.random.default_rng(0)
-    texts = [whole[: int(cut)].encode() for cut in rng.integers(0, len(whole) - 1, 30)]
+    texts = [whole[: int(cut)].encode() for cut in rng.integers(0, len(whole) - 1, 9)]
     texts += [b"\xff\xfe" + whole.encode("utf-16-le"), b"\x00" * 99, rng.bytes(5000), b"[" * 100_000, b'{"a":' * 50_000]
     texts += [b"3", b"null", b'"x"', b"[]", b"NaN", b"{}", b'{"job": "distill"}', b'{"job": 3, "config": {}}']
     for job in ("teach2", "", "../x", None, [], "__import__('os').system('true')"):
@@ -186,7 +186,7 @@ def test_texts_that_are_no_stored_config(refused, tmp_path):
         for arguments in jobs[:2] if len(text) > 100_000 else jobs:
             names = (run / "config.json", "unknown source")
             refused("a damaged or forged config.json", arguments, *names)
-        if len(text) <= 100_000:
+        if len(text) <= 5000:
             refused("a damaged or forged config.json", ("distill", "--teacher.run", run, *new), run)
             refused("a damaged or forged config.json", ("compare", "--losses", "pkt", "--workdir", run), run)
 
