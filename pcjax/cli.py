@@ -37,11 +37,28 @@ CONFIG is a Python file that sets `config` (it is run), or the config.json of a 
 with the installation. RUN and DIR are folders; a command that was stopped goes on when it is given again.
 `pcjax distill --help` lists every field.
 """
+# Threads of Orbax that wait for ten minutes for the parts of a save that will never come.
+LEFT_BEHIND = ("json_ch_save", "np_type_handler", "write_metadata_after_commits")
 TRAINED = ("distill", "teach", "compare", "tune")
 LOOKED_AT = ("evaluate", "embed", "report")
 LONGEST_LINE = 2000
 NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
 FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
+
+
+def command() -> None:
+    """What the shell runs: `main`, with an end that does not wait for what a save that failed has left behind."""
+    status: Any = 0
+    try:
+        main()
+    except SystemExit as ended:
+        status = ended.code or 0
+    waiting = [thread for thread in threading.enumerate() if thread.name in LEFT_BEHIND]
+    if waiting and isinstance(status, int):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

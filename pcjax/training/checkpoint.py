@@ -162,6 +162,7 @@ class Checkpoints:
         What cannot be written is said, and forgotten with the next save that can; what was there before stays.
         """
         self.wait()
+        self._unsaved = None
         if step in self._manager.all_steps():
             return
         arrays = {name: np.asarray(leaf) for name, leaf in named(jax.device_get(state)).items()}
@@ -193,14 +194,16 @@ class Checkpoints:
             with contextlib.suppress(Exception):  # what is on the disk counts, not what Orbax meant to have there
                 before, self._manager = self._manager, self._open()
                 before.close()
+                # Only now does nothing write any more, and what was left half written goes when the folder is opened.
+                self._manager.close()
+                self._manager = self._open()
             kept = "none is saved yet" if self.latest is None else f"the newest that is saved is {self.latest}"
             which = "a checkpoint" if step is None else f"checkpoint {step}"
             self._unsaved = UnsavedError(f"{which} could not be saved ({_line(error)}); {kept}")
             self._say(f"{self._unsaved}; what was learnt stays in memory, and the next save is tried")
 
     def wait(self) -> UnsavedError | None:
-        """Until what is being saved is saved; what went wrong with it, if it was the last."""
-        self._unsaved = None
+        """Until what is being saved is saved; what went wrong with the last save."""
         self._attempt(None, self._manager.wait_until_finished)
         return self._unsaved
 
