@@ -5,8 +5,8 @@ Command: on every worker of the pod, with ImageNet prepared by TFDS in a bucket:
          pcjax teach configs/imagenet_pod.py --data.data-dir gs://BUCKET/tfds --workdir gs-mounted/teacher
          pcjax distill configs/imagenet_pod.py --data.data-dir gs://BUCKET/tfds --teacher.run gs-mounted/teacher
              --workdir gs-mounted/student
-         Try it small first, on a CPU: --data.source digits --data.image-size None --teacher.model.name mlp
-         --student.name mlp
+         Try it small first, on a CPU: --data.source digits --data.image-size None --data.crop 0
+         --teacher.model.name mlp --student.name mlp
          --training.batch 64 --training.steps 5 --teacher.training.batch 64 --teacher.training.steps 5
 Expected: not measured, no such machine was at hand.
 Cost: a v4-32 or larger, a day.

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import errno
+import gc
 import importlib
 import io
 import os
@@ -105,13 +106,28 @@ def _signals_stop() -> Iterator[None]:
     def stop(number: int, _: object) -> None:
         raise _StoppedBySignal(number)
 
+    def once_more(ignored: Any) -> None:
+        if isinstance(ignored.exc_value, _StoppedBySignal):
+            threading.Timer(0.01, tell, [ignored.exc_value.number]).start()
+        else:
+            unraisable(ignored)
+
+    def tell(number: int) -> None:
+        if inside:
+            os.kill(os.getpid(), number)
+
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    inside = True
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    # What is raised in a finalizer or while garbage is collected is ignored: a signal that comes just then comes again.
+    unraisable, sys.unraisablehook = sys.unraisablehook, once_more
     try:
         yield
     finally:
+        inside = False
+        sys.unraisablehook = unraisable
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -261,12 +277,24 @@ def _parsed(cls: type[T], default: T, prog: str, given: list[str], *how: Any) ->
 
     said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(said), _no_collection():
             return tyro.cli(cls, prog=prog, args=given, default=default, config=how)
     except SystemExit as exit_:
         if exit_.code in (0, None):
             raise
         raise RequestError(_one_line(said.getvalue())) from exit_
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Before Python 3.11.8, a collection of garbage can fail the parsing of source code, as tyro does (gh-106905)."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def _one_line(text: str) -> str:

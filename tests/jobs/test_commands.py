@@ -1,9 +1,12 @@
 """The commands, as a user gives them."""
 
+import gc
 import json
 import pathlib
 import shutil
+import signal
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -240,6 +243,24 @@ def test_help_and_version(capsys):
     assert status == 0
     assert "--training.batch" in said
     assert pcjax(capsys, "--version")[0] == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_obeyed_that_comes_where_python_ignores_exceptions(number, monkeypatch, capsys):
+    def told(phase, _):
+        if phase == "start":
+            gc.callbacks.remove(told)
+            signal.raise_signal(number)
+
+    def works(*_):
+        gc.callbacks.append(told)
+        gc.collect()
+        time.sleep(20)
+
+    monkeypatch.setattr(cli, "_run", works)
+    status, _, complaint = pcjax(capsys, "evaluate", "runs/one")
+    assert status == 128 + number
+    assert complaint == f"pcjax: stopped by {number.name}; what was saved stays; to go on: pcjax evaluate runs/one\n"
 
 
 def test_the_command_is_installed():
