@@ -11,11 +11,17 @@ jax.config.update("jax_num_cpu_devices", 8)
 def pytest_configure(config):
     """The quick tests compile much and compute little: they do without the compiler's optimisations.
 
-    The slow tests have them, and so has everything where PCJAX_TESTS_OPTIMISED is set.
+    The slow tests have them, and so has everything where PCJAX_TESTS_OPTIMISED is set. What is compiled is kept, also
+    for the next run (`--cache-clear` forgets it), by each worker for itself: JAX does not write such files atomically.
     """
     quick = config.option.markexpr.startswith("not slow")
     if quick and "PCJAX_TESTS_OPTIMISED" not in os.environ:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+    if hasattr(config, "cache"):
+        kept = config.cache.mkdir(f"compiled-{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}")
+        jax.config.update("jax_compilation_cache_dir", str(kept))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @pytest.fixture
