@@ -117,19 +117,23 @@ def find_teacher(config: Config, folder: pathlib.Path, loaded: Loaded, display: 
     asked = config.teacher
     if asked.features is not None:
         return KnownTeacher(_stored_features(pathlib.Path(asked.features), loaded), None, None)
-    if asked.run is not None:
-        model = load_teacher(pathlib.Path(asked.run), config, loaded)
-    elif display is None:
-        like = new_model(asked.model, loaded, asked.training, TEACHER_SEED)
-        model = trained_model(
-            folder / TEACHER, {"role": TEACHER, "data": loaded.examples.train.fingerprint}, like, asked.training
-        )
-    else:
+    if asked.run is None and display is not None:
         own = folder / TEACHER
         own.mkdir(exist_ok=True)
         model = train_teacher(config, own, loaded, display)
+    else:
+        model = teacher_model(config, folder, loaded)
     said = represent_all(model, loaded.examples, loaded.normalise, config.evaluation.batch)
     return KnownTeacher(judge.features_of(TEACHER, said), said["train"].logits, model)
+
+
+def teacher_model(config: Config, folder: pathlib.Path, loaded: Loaded) -> Frozen:
+    """The teacher that was trained before, by a run of its own or in that folder."""
+    if config.teacher.run is not None:
+        return load_teacher(pathlib.Path(config.teacher.run), config, loaded)
+    training = config.teacher.training
+    like = new_model(config.teacher.model, loaded, training, TEACHER_SEED)
+    return trained_model(folder / TEACHER, {"role": TEACHER, "data": loaded.examples.train.fingerprint}, like, training)
 
 
 def load_teacher(folder: pathlib.Path, config: Config, loaded: Loaded) -> Frozen:

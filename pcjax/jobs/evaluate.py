@@ -9,7 +9,7 @@ import numpy as np
 
 from pcjax import _checks
 from pcjax._checks import RequestError
-from pcjax.config import Config, Evaluation
+from pcjax.config import Config, Evaluation, Model, Training
 from pcjax.jobs import judge, tables
 from pcjax.jobs.beyond import throughput
 from pcjax.jobs.distill import STUDENT, TEACHER, find_teacher, trained_model, worth
@@ -18,6 +18,7 @@ from pcjax.jobs.prepare import STUDENT_SEED, TEACHER_SEED, Loaded, load, new_mod
 from pcjax.jobs.represent import Frozen, represent_all
 from pcjax.jobs.teach import worth_of_teacher
 from pcjax.training.display import Display
+from pcjax.training.functional import functional_shapes
 
 FEATURES = "features.npz"
 
@@ -90,7 +91,7 @@ def embed(folder: pathlib.Path, display: Display) -> None:
     """Writes the features of a run's model for every example; `--teacher.features` reads them."""
     job, config = run_of(folder)
     loaded = load(config)
-    model, _ = models(job, config, folder, loaded)
+    model = model_of(job, config, folder, loaded)
     said = represent_all(model, loaded.examples, loaded.normalise, config.evaluation.batch)
     path = folder / FEATURES
     arrays: dict[str, Any] = {part: one.features for part, one in said.items()}
@@ -108,11 +109,20 @@ def embed(folder: pathlib.Path, display: Display) -> None:
 
 def models(job: str, config: Config, folder: pathlib.Path, loaded: Loaded) -> tuple[Frozen, Frozen]:
     """The run's model, and the same with its first weights."""
-    if job == "teach":
-        role, training = TEACHER, config.teacher.training
-        first = new_model(config.teacher.model, loaded, training, TEACHER_SEED)
-    else:
-        role, training = STUDENT, config.training
-        first = new_model(config.student, loaded, training, STUDENT_SEED)
+    model, training, stream = _trained_by(job, config)
+    return model_of(job, config, folder, loaded), new_model(model, loaded, training, stream)
+
+
+def model_of(job: str, config: Config, folder: pathlib.Path, loaded: Loaded) -> Frozen:
+    """The run's model, from the checkpoint that counts."""
+    model, training, stream = _trained_by(job, config)
+    role = TEACHER if job == "teach" else STUDENT
     manifest = {"role": role, "data": loaded.examples.train.fingerprint, "config": config.digest()}
-    return trained_model(folder, manifest, first, training), first
+    like = new_model(model, loaded, training, stream, functional_shapes)
+    return trained_model(folder, manifest, like, training)
+
+
+def _trained_by(job: str, config: Config) -> tuple[Model, Training, int]:
+    if job == "teach":
+        return config.teacher.model, config.teacher.training, TEACHER_SEED
+    return config.student, config.training, STUDENT_SEED

@@ -277,8 +277,8 @@ def weights(checkpoints: Checkpoints, step: int, like: Frozen) -> Frozen:
     except RequestError:
         raise
     except Exception as error:  # whatever a damaged file makes its readers raise
-        where = f"checkpoint {step} in {checkpoints.folder}"
-        raise RequestError(f"{where} cannot be read ({error}): move it away, and the next best is taken") from error
+        where, why = f"checkpoint {step} in {checkpoints.folder}", " ".join(str(error).split())[:200]
+        raise RequestError(f"{where} cannot be read ({why}): move it away, and the next best is taken") from error
 
     def pick(part: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
         return {name: jnp.asarray(arrays[f"{part}/{name.replace('/', '.')}"]) for name in wanted}

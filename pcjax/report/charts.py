@@ -11,6 +11,8 @@ from pcjax.report.page import Markup
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+SMALL = 180  # pixels, of what stands beside many others
+PANEL = (SMALL, SMALL)
 MOST_POINTS = 400  # of a curve: more than there are pixels to show them
 
 
@@ -74,30 +76,40 @@ def histogram(name: str, shown: Mapping[str, np.ndarray], alternative: str) -> M
     return draw(name, paint, alternative)
 
 
-def rank_density(name: str, title: str, found: np.ndarray, alternative: str) -> Markup:
+def rank_density(
+    name: str, title: str, found: np.ndarray, alternative: str, size: tuple[int, int] = (340, 340)
+) -> Markup:
     """The teacher's rank of an example against the student's, over all pairs."""
-    from matplotlib.collections import PolyCollection
 
     def paint(axes: "Axes") -> None:
-        bins = len(found)
-        corners = [
-            [(x, y), (x + 1, y), (x + 1, y + 1), (x, y + 1)]
-            for x in range(bins)
-            for y in range(bins)
-            if found[x, y] > 0
-        ]
-        outlines = [[(x / bins, y / bins) for x, y in corner] for corner in corners]
-        strength = np.sqrt(found[found > 0] / max(float(found.max()), 1e-9))
-        colours = [_rgba(COLOURS["accent"], float(one)) for one in strength]
-        axes.add_collection(PolyCollection(outlines, facecolors=colours, edgecolors="none"))
+        _cells(axes, found / max(float(found.max()), 1e-9))
         axes.plot([0, 1], [0, 1], color=COLOURS["muted"], linewidth=1, linestyle=":")
-        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
-        axes.set(xticks=[], yticks=[])
-        axes.set_title(title)
-        axes.set_xlabel("the teacher's rank, nearest to farthest")
-        axes.set_ylabel("the student's rank")
+        if title:
+            axes.set_title(title)
+            axes.set_xlabel("the teacher's rank, nearest to farthest")
+            axes.set_ylabel("the student's rank")
 
-    return draw(name, paint, alternative, width=340, height=340)
+    return draw(name, paint, alternative, width=size[0], height=size[1])
+
+
+def confusion_map(name: str, shares: np.ndarray, alternative: str) -> Markup:
+    """Which classes (rows, the first on top) are taken for which, as a small panel."""
+    return draw(name, lambda axes: _cells(axes, shares.T[:, ::-1]), alternative, width=SMALL, height=SMALL)
+
+
+def _cells(axes: "Axes", found: np.ndarray) -> None:
+    """Squares on a square, the first index across and the second up: the stronger the more."""
+    from matplotlib.collections import PolyCollection
+
+    bins = len(found)
+    corners = [
+        [(x, y), (x + 1, y), (x + 1, y + 1), (x, y + 1)] for x in range(bins) for y in range(bins) if found[x, y] > 0
+    ]
+    outlines = [[(x / bins, y / bins) for x, y in corner] for corner in corners]
+    colours = [_rgba(COLOURS["accent"], float(one)) for one in np.sqrt(found[found > 0])]
+    axes.add_collection(PolyCollection(outlines, facecolors=colours, edgecolors="none"))
+    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xticks=[], yticks=[])
+    axes.spines[["top", "right"]].set_visible(True)
 
 
 def _rgba(colour: str, alpha: float) -> tuple[float, float, float, float]:
@@ -106,7 +118,9 @@ def _rgba(colour: str, alpha: float) -> tuple[float, float, float, float]:
     return to_rgba(colour, round(alpha, 2))
 
 
-def scatter(name: str, title: str, points: np.ndarray, groups: Mapping[str, np.ndarray], alternative: str) -> Markup:
+def scatter(
+    name: str, title: str, points: np.ndarray, groups: Mapping[str, np.ndarray], alternative: str, small: bool = False
+) -> Markup:
     """A map: every example a dot, every group of them in its colour with its name in its middle.
 
     Args:
@@ -115,28 +129,32 @@ def scatter(name: str, title: str, points: np.ndarray, groups: Mapping[str, np.n
       points: (n, 2).
       groups: which of them belong together, by name, at most ten groups; what belongs to none is grey.
       alternative: in words.
+      small: one of many: less large, without title and names.
     """
 
     def paint(axes: "Axes") -> None:
         rest = np.ones(len(points), bool)
         for members in groups.values():
             rest[members] = False
-        size = 14 if len(points) <= 500 else 7
+        size = 5 if small else 14 if len(points) <= 500 else 7
         # Few among many grey ones would not be seen.
         larger = 2 * size if groups and rest.any() else size
         for colour, members in zip(CLASSES, groups.values(), strict=False):
             axes.scatter(*points[members].T, s=larger, color=colour, alpha=0.65, linewidths=0)
         colour, strength = (COLOURS["muted"], 0.3) if groups else (COLOURS["accent"], 0.5)
         axes.scatter(*points[rest].T, s=size, color=colour, alpha=strength, linewidths=0, zorder=0)
-        for label, colour, (x, y) in zip(groups, CLASSES, _middles(points, groups), strict=False):
-            shown = {"color": colour, "fontsize": 13, "fontweight": "bold", "gid": HALO}
-            axes.text(x, y, _short(label, 14), ha="center", va="center", **shown)
         axes.set(xticks=[], yticks=[])
         axes.set_aspect("equal", adjustable="datalim")
         axes.spines[["top", "right"]].set_visible(True)
+        if small:
+            return
         axes.set_title(title)
+        for label, colour, (x, y) in zip(groups, CLASSES, _middles(points, groups), strict=False):
+            shown = {"color": colour, "fontsize": 13, "fontweight": "bold", "gid": HALO}
+            axes.text(x, y, _short(label, 14), ha="center", va="center", **shown)
 
-    return draw(name, paint, alternative, width=340, height=350)
+    width, height = (SMALL, SMALL) if small else (340, 350)
+    return draw(name, paint, alternative, width=width, height=height)
 
 
 def _middles(points: np.ndarray, groups: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -237,4 +255,19 @@ def against_all(
         axes.set_ylim(*limits)
         axes.locator_params(nbins=3)
 
-    return draw(name, paint, alternative, width=180, height=115)
+    return draw(name, paint, alternative, width=SMALL, height=115)
+
+
+def histogram_against_all(
+    name: str, own: np.ndarray, all_: np.ndarray, edges: np.ndarray, top: float, alternative: str
+) -> Markup:
+    """Shares, in %, of one student's anchors between the edges, in front of all students' in grey."""
+
+    def paint(axes: "Axes") -> None:
+        axes.stairs(all_, edges, color=COLOURS["line"], linewidth=1.4)
+        axes.stairs(own, edges, fill=True, color=COLOURS["accent"], alpha=0.4, linewidth=0)
+        axes.stairs(own, edges, color=COLOURS["accent"], linewidth=1.4)
+        axes.set_ylim(0, top)
+        axes.locator_params(nbins=3)
+
+    return draw(name, paint, alternative, width=SMALL, height=115)

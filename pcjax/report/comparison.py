@@ -7,14 +7,15 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pcjax._checks import require
+from pcjax._checks import RequestError, require
 from pcjax.jobs.folder import stored_object
 from pcjax.report import charts, words
 from pcjax.report.charts import Interval
 from pcjax.report.page import Markup, details, figure, joined, page, table, tag
 from pcjax.report.run import Sections, records_of
+from pcjax.report.side_by_side import run_folder, sections_of
 
-COMPARISON, RUNS = "comparison.json", "runs"
+COMPARISON = "comparison.json"
 DRAWN = {"knn_accuracy": "k-NN accuracy", "linear_probe_accuracy": "linear probe", "spearman": "coherence (Spearman)"}
 COSTS = {"seconds_per_step": ("time a step", 1e3, "ms"), "temporary_bytes": ("memory a step", 1e-6, "MB")}
 LABELS = "class-aware"
@@ -60,6 +61,7 @@ def comparison_page(folder: pathlib.Path) -> str:
         ("Differences to the best", _paired(losses, order, drawn)),
         ("Time and memory", [tag("div", *(one for one in costs if one), class_="panels"), *_unknown(costs)]),
         ("Training", _training(folder, losses, order)),
+        *sections_of(folder, losses, order),
     ]
     return page(f"{name}: report of pcjax compare", lead, sections)
 
@@ -313,7 +315,8 @@ def _training(folder: pathlib.Path, losses: Mapping[str, Any], order: Sequence[s
 
 
 def _course_of(folder: pathlib.Path, label: str, seed: str) -> charts.Curve:
-    runs = (folder / RUNS).resolve()
-    run = (runs / label / seed).resolve()
-    # A name from a file must not lead elsewhere.
-    return charts.curve_of(records_of(run) if run.is_relative_to(runs) else [], VALIDATION).thinned()
+    try:
+        records = records_of(run_folder(folder, label, seed))
+    except (RequestError, OSError):
+        records = []
+    return charts.curve_of(records, VALIDATION).thinned()

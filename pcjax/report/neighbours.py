@@ -2,16 +2,15 @@
 
 import base64
 import io
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from pcjax.data import Examples
-from pcjax.report import space
 from pcjax.report.page import Markup, tag
 
-WORST, MIDDLE, BEST, SHOWN = 6, 3, 3, 6
 LARGEST = 64  # pixels of a picture's longer side
 
 
@@ -28,50 +27,57 @@ class Seen(NamedTuple):
 
 
 def rows_of(
-    test: Seen, places: np.ndarray, coherence: np.ndarray, teacher: np.ndarray, student: np.ndarray
+    test: Seen,
+    places: np.ndarray,
+    chosen: np.ndarray,
+    coherence: Mapping[str, np.ndarray],
+    near: Mapping[str, np.ndarray],
 ) -> list[Markup]:
-    """Examples seen most differently, and some usual ones, with their nearest as both models see them.
+    """Examples with their nearest, as every model sees them.
 
     Args:
       test: the examples that were sampled.
       places: (n,) where they are among all.
-      coherence: (n,) of teacher and student, seen from each.
-      teacher: (n, n) ranks.
-      student: (n, n) ranks.
+      chosen: which of the sampled ones are shown, those seen most differently first.
+      coherence: (n,) of the teacher with each student, seen from each.
+      near: (n, k) the nearest of each; the teacher's first, then the students', by their names.
     """
-    chosen = space.telling(coherence, WORST, MIDDLE, BEST)
-    k = min(SHOWN, len(places) - 1)
-    near = [space.nearest(of[chosen], k) for of in (teacher, student)]
-    wanted = np.unique(np.concatenate([chosen, *(one.ravel() for one in near)]))
+    by = {who: of[chosen] for who, of in near.items()}
+    (teacher, own), *students = by.items()
+    k = own.shape[1]
+    wanted = np.unique(np.concatenate([chosen, *(one.ravel() for one in by.values())]))
     pictures = _pictures(test.examples, places[wanted])
     shown = {int(place): picture for place, picture in zip(wanted, pictures, strict=True)} if pictures else {}
 
     def one(place: int, shared: bool = False) -> Markup:
         label = "" if test.labels is None else f", class {test.name_of(int(test.labels[place]))}"
-        said = f"test example {places[place]}{label}{', near to both' if shared else ''}"
+        said = f"test example {places[place]}{label}{', shared' if shared else ''}"
         if not shown:
             return tag("span", f"{places[place]}{label.replace(', class', ':')}", title=said)
         return tag("img", src=shown[place], alt=said, title=said)
 
+    def strip(who: str, nearest: np.ndarray, shared: set[int]) -> list[Markup]:
+        cells = [
+            tag("li", one(other, other in shared), class_="shared" if other in shared else None)
+            for other in nearest.tolist()
+        ]
+        several = len(students) > 1 and who != teacher
+        said = f"by {who}: {len(shared)} of {k} shared" if several else f"nearest by {who}"
+        return [tag("div", said, class_="by"), tag("ol", *cells)]
+
     items = []
     for row, place in enumerate(chosen):
-        by = [[int(other) for other in of[row]] for of in near]
-        both = set(by[0]) & set(by[1])
-        strips = []
-        for who, nearest in zip(("teacher", "student"), by, strict=True):
-            cells = [
-                tag("li", one(other, other in both), class_="shared" if other in both else None) for other in nearest
-            ]
-            strips += [tag("div", f"nearest by the {who}", class_="by"), tag("ol", *cells)]
+        shared = {who: set(own[row].tolist()) & set(of[row].tolist()) for who, of in students}
+        kept = set.intersection(*shared.values())
+        strips = strip(teacher, own[row], kept)
+        for who, of in students:
+            strips += strip(who, of[row], shared[who])
         label = "" if test.labels is None else f"class {test.name_of(int(test.labels[place]))}, "
-        said = f"{label}coherence {coherence[place]:.3f}, {len(both)} of {k} shared"
-        items.append(tag("li", tag("p", said), tag("div", one(int(place))), tag("div", *strips)))
-    how = (
-        f"Test examples and their {k} nearest among the {len(places):,} sampled, the nearest first, as teacher and "
-        f"student see them; what both have among them is framed. First the {min(WORST, len(chosen))} whose "
-        "surroundings the student sees most differently, then usual ones, then those it sees most alike."
-    )
-    return [tag("p", how), tag("ul", *items, class_="rows")]
+        seen = sorted(float(of[place]) for of in coherence.values())
+        said = f"coherence {seen[0]:.3f}" if len(seen) == 1 else f"coherence {seen[0]:.3f} to {seen[-1]:.3f}"
+        said += f", {len(kept)} of {k} shared{' by all' if len(students) > 1 else ''}"
+        items.append(tag("li", tag("p", f"{label}{said}"), tag("div", one(int(place))), tag("div", *strips)))
+    return [tag("ul", *items, class_="rows")]
 
 
 def _pictures(examples: Examples, rows: np.ndarray) -> list[str]:

@@ -55,6 +55,16 @@ def nearest(of: Float[np.ndarray, "n n"], k: int) -> Int[np.ndarray, "n k"]:
     return np.argsort(of, axis=1, kind="stable")[:, 1 : k + 1]
 
 
+def voted(near: Int[np.ndarray, "n k"], labels: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+    """The class that most of each one's nearest have; of equally many the one whose members are nearer."""
+    votes = np.zeros((len(labels), int(labels.max()) + 1))
+    k = near.shape[1]
+    for place in range(k):
+        # All that one vote may gain by its place is less than a vote.
+        np.add.at(votes, (np.arange(len(labels)), labels[near[:, place]]), 1 + (k - place) / (k + 1) ** 2)
+    return votes.argmax(axis=1)
+
+
 class Map(NamedTuple):
     """Points in the plane in which they vary most."""
 

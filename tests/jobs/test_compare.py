@@ -133,6 +133,11 @@ def test_a_run_that_diverges_is_said_to_and_the_others_go_on(given_up_after, com
     assert found["tame"]["runs"]["0"]["status"] == "done"
     assert [*found] == ["tame", "wild"]
     assert "wild (1 of 1 diverged)" in said
+    if given_up_after == 100:  # the slow one
+        assert pcjax(capsys, "report", tmp_path / "wild")[0] == 0
+        text = (tmp_path / "wild" / "report.html").read_text()
+        assert "Density of tame&#x27;s ranks against the teacher" in text
+        assert "Without a finished run, and so not drawn: wild." in text
 
 
 RUNS = {

@@ -1,6 +1,7 @@
 """A comparison's folder as `pcjax compare` leaves it, with numbers that are made up."""
 
 import json
+import shutil
 
 import numpy as np
 
@@ -49,7 +50,7 @@ def write_comparison(
             losses[label]["summary"] = {m: estimate([one[m] for one in done[label].values()]) for m in METRICS}
     for metric in METRICS:
         means = {label: loss["summary"][metric]["mean"] for label, loss in losses.items() if loss["summary"]}
-        best = max(means, key=lambda label: means[label])
+        best = max(means, key=lambda label: means[label], default=None)
         for label in means:
             both = [seed for seed in done[label] if seed in done[best]]
             if label != best and both:
@@ -64,4 +65,15 @@ def write_comparison(
         "config": {"training": {"steps": 500}},
     }
     (folder / "comparison.json").write_text(json.dumps(found))
+    return found
+
+
+def compared_from(run, folder, labels, missing=()):
+    """A comparison whose students are all that of one `pcjax distill` run; the first loss's first seed diverged."""
+    found = write_comparison(folder, (*labels, *missing), seeds=2, diverged={(labels[0], 0)})
+    shutil.copytree(run / "teacher", folder / "teacher")
+    told = (run / "config.json").read_text()
+    (folder / "config.json").write_text(told.replace('"distill"', '"compare"', 1))
+    for label in labels:
+        shutil.copytree(run, folder / "runs" / label / str(int(label == labels[0])), dirs_exist_ok=True)
     return found

@@ -4,7 +4,7 @@ import re
 
 import pytest
 from browser import browser, missing
-from synthetic import write_comparison
+from synthetic import compared_from, write_comparison
 from test_report_run import SMALL
 
 from pcjax import cli
@@ -46,9 +46,12 @@ def reports(tmp_path_factory):
     names = ("perception_coherence", "a_loss_with_a_name_that_is_far_too_long_for_a_chart", "crd", "kd")
     (folder / "comparison").mkdir()
     write_comparison(folder / "comparison", labels=names, diverged={("kd", 0)})
-    for name in ("run", "comparison"):
+    (folder / "compared").mkdir()
+    compared_from(folder / "run", folder / "compared", names)
+    names = ("run", "comparison", "compared")
+    for name in names:
         cli.main(["report", str(folder / name)])
-    return [folder / name / "report.html" for name in ("run", "comparison")]
+    return [folder / name / "report.html" for name in names]
 
 
 def test_reports_in_a_browser(reports):

@@ -78,6 +78,19 @@ def test_names_stay_text_and_lead_nowhere(tmp_path):
     assert "../../elsewhere: curves of validation coherence, never judged" in text
 
 
+def test_where_nothing_is_finished_there_is_a_page(tmp_path):
+    write_comparison(tmp_path, labels=("a", "b"), seeds=1, diverged={("a", 0), ("b", 0)})
+    page, text = page_of(tmp_path)
+    assert "No run is finished" in text
+    assert page.texts["h2"][-1] == "Spaces"
+
+
+def test_where_the_config_is_missing_the_rest_is_drawn(tmp_path):
+    write_comparison(tmp_path, labels=("a", "b"), seeds=1)
+    page, _ = page_of(tmp_path)
+    assert any("spaces are not drawn: no run in" in text for text in page.texts["p"])
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"losses": {}}', '{"losses": [1]}', '{"losses": {"a": 1}}'])
 def test_a_damaged_comparison_is_refused_in_one_line(text, tmp_path, capsys):
     (tmp_path / "comparison.json").write_text(text)

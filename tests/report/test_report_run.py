@@ -8,9 +8,16 @@ import sys
 import numpy as np
 import pytest
 from reading import check
+from scipy import stats
 from sklearn.datasets import load_digits
+from synthetic import compared_from
 
 from pcjax import cli, data
+from pcjax.jobs.distill import find_teacher
+from pcjax.jobs.evaluate import model_of
+from pcjax.jobs.folder import config_of
+from pcjax.jobs.prepare import load
+from pcjax.jobs.represent import represent
 from pcjax.report import words
 
 NASTY = [
@@ -26,7 +33,8 @@ NASTY = [
     "]]>",
 ]
 SMALL = [
-    *("--teacher.model.widths", "16", "--teacher.model.features", "8", "--teacher.training.steps", "4"),
+    # As many features each: what judges them is compiled once.
+    *("--teacher.model.widths", "16", "--teacher.model.features", "4", "--teacher.training.steps", "4"),
     *("--student.widths", "8", "--student.features", "4", "--training.steps", "4"),
     *("--training.batch", "64", "--teacher.training.batch", "64", "--training.devices", "1"),
     *("--teacher.training.devices", "1", "--training.save-every", "2", "--training.log-every", "2"),
@@ -54,12 +62,16 @@ def run(tmp_path_factory):
     return folder / "run"
 
 
-def test_a_run_as_a_page(run):
+@pytest.fixture(scope="module")
+def written(run):
+    return page_of(run)
+
+
+def test_a_run_as_a_page(run, written):
     before = everything_in(run)
     page, text = page_of(run)
-    after = everything_in(run)
-    assert after.pop("report.html")
-    assert after == before
+    assert everything_in(run) == before
+    assert text == written[1]
     assert page.texts["h2"] == ["Results", "Training", "Coherence", "Maps", "Neighbours", "Confusion"]
     # loss and coherence of the student, loss and accuracy of the teacher, a histogram, two densities, three maps
     assert len(page.all("svg")) == 2 + 2 + 1 + 2 + 3
@@ -68,8 +80,6 @@ def test_a_run_as_a_page(run):
     assert len(page.all("img")) == 12 * 13
     names = page.texts["th"]
     assert all(name in names for name in NASTY)
-    page_of(run)
-    assert (run / "report.html").read_text() == text
 
 
 def test_metrics_are_numbers_and_names_are_text(run, tmp_path):
@@ -87,8 +97,8 @@ def test_metrics_are_numbers_and_names_are_text(run, tmp_path):
     assert any('"><script> on validation examples' in text for text in alternatives)
 
 
-def test_every_number_of_the_result_is_in_the_table(run):
-    page, _ = page_of(run)
+def test_every_number_of_the_result_is_in_the_table(run, written):
+    page, _ = written
     result = json.loads((run / "result.json").read_text())
     shown = page.texts["td"]
     for who in ("teacher", "untrained", "student"):
@@ -108,18 +118,18 @@ def test_every_number_of_the_result_is_in_the_table(run):
     assert json.dumps(result, indent=1) in html.unescape((run / "report.html").read_text())
 
 
-def test_the_confusion_is_that_of_the_accuracy(run):
-    page, _ = page_of(run)
+def test_the_confusion_is_that_of_the_accuracy(run, written):
+    page, _ = written
     accuracy = json.loads((run / "result.json").read_text())["student"]["knn_accuracy"]
     assert any(f"student after: {100 * accuracy:.1f} % of" in text for text in page.texts["caption"])
 
 
 def test_vectors_without_labels_and_a_teacher_known_by_its_features(tmp_path):
     random = np.random.default_rng(0)
-    np.save(tmp_path / "plain.npy", random.normal(size=(200, 6)).astype(np.float32))
+    np.save(tmp_path / "plain.npy", random.normal(size=(600, 6)).astype(np.float32))
     source = f"arrays:{tmp_path / 'plain.npy'}"
     loaded = data.load(source)
-    splits = {split: random.normal(size=(len(getattr(loaded, split)), 5)) for split in ("train", "validation", "test")}
+    splits = {split: random.normal(size=(len(getattr(loaded, split)), 4)) for split in ("train", "validation", "test")}
     np.savez(tmp_path / "teacher.npz", fingerprint=np.array(loaded.train.fingerprint), **splits)
     given = ["--data.source", source, "--teacher.features", str(tmp_path / "teacher.npz")]
     cli.main(["distill", *SMALL, *given, "--workdir", str(tmp_path / "run")])
@@ -136,6 +146,60 @@ def test_a_teacher_alone(run, tmp_path):
     page, _ = page_of(tmp_path / "teacher")
     assert page.texts["h2"] == ["Results", "Training", "Map", "Confusion"]
     assert len(page.all("svg")) == 2 + 1
+
+
+@pytest.fixture(scope="module")
+def comparison(run, tmp_path_factory):
+    """One student under two names, and runs that cannot be read."""
+    folder = tmp_path_factory.mktemp("comparison")
+    found = compared_from(run, folder, ("one", "same", "damaged"), ("missing",))
+    found["losses"]["../../elsewhere"] = {"runs": {"0": {"status": "done"}}}
+    (folder / "comparison.json").write_text(json.dumps(found))
+    for part in (folder / "runs" / "damaged" / "0" / "checkpoints").glob("*/state/**/d/*"):
+        part.write_bytes(bytes(reversed(part.read_bytes())))
+    return folder
+
+
+def test_students_of_a_comparison_side_by_side(run, comparison):
+    before = everything_in(comparison)
+    page, _ = page_of(comparison)
+    after = everything_in(comparison)
+    assert after.pop("report.html")
+    assert after == before
+    assert page.texts["h2"][-3:] == ["Spaces", "Neighbours", "Confusion"]
+    assert page.texts["h3"] == ["Maps", "Coherence per anchor", "Rank against rank"]
+    said = [drawing["aria-label"] for drawing in page.all("svg")]
+    for drawn, whose in (
+        ("as {} sees them, 10 classes", ["the teacher", "one", "same"]),
+        ("Histogram of {}'s", ["one", "same"]),
+        ("Density of {}'s ranks", ["one", "same"]),
+        ("Confusion of 10 classes as {} sees", ["the teacher", "one", "same"]),
+    ):
+        shown = [one for one in said if any(drawn.format(name) in one for name in whose)]
+        assert len(shown) == len(whose)
+        # The same run under another name looks the same.
+        assert shown[-1] == shown[-2].replace(" one", " same")
+    # Four examples, and six nearest of each by three models.
+    assert len(page.all("img")) == 4 * (1 + 3 * 6)
+    missing = [one for one in page.texts["li"] if ", seed 0: " in one]
+    for name, why in (("damaged", "cannot be read"), ("missing", "no run in"), ("../../elsewhere", "is no folder in")):
+        assert [why in one for one in missing if one.startswith(f"{name}, ")] == [True], missing
+    assert len(missing) == 3
+
+
+def test_the_numbers_of_a_student_beside_others_are_those_of_its_features(run, comparison):
+    page, _ = page_of(comparison)
+    config = config_of(run)[1]
+    loaded = load(config)
+    whole = represent(model_of("distill", config, run, loaded), loaded.examples.test, loaded.normalise, 512).features
+    teacher = find_teacher(config, run, loaded, None).features["test"]
+    near = [np.linalg.norm(of[:, None] - of, axis=2).astype(np.float64) for of in (whole, teacher)]
+    count = len(whole)
+    each = [stats.spearmanr(*(np.delete(of[anchor], anchor) for of in near)).statistic for anchor in range(count)]
+    cells = page.texts["td"]
+    assert f"{np.median(each):.3f}" in cells
+    assert f"{np.quantile(each, 0.1):.3f}" in cells
+    assert f"median {np.median(each):.3f}" in page.texts["small"]
 
 
 def refused(folder, capsys):

@@ -66,6 +66,13 @@ def test_confusion_counts():
     np.testing.assert_array_equal(found, [[1, 0, 1], [0, 1, 0], [0, 0, 1]])
 
 
+def test_what_most_of_the_nearest_are_and_of_equally_many_those_that_are_nearer():
+    labels = np.array([0, 1, 2, 2, 1])
+    near = np.array([[1, 2, 3, 4], [2, 4, 3, 0], [1, 0, 3, 4], [1, 2, 4, 0], [0, 0, 1, 1]])
+    np.testing.assert_array_equal(space.voted(near, labels), [1, 2, 1, 1, 0])
+    np.testing.assert_array_equal(space.voted(near[:, :1], labels), [1, 2, 1, 1, 0])
+
+
 def test_what_is_worth_a_look_begins_with_the_worst():
     values = np.array([0.9, 0.1, 0.5, 0.3, 0.7])
     np.testing.assert_array_equal(space.telling(values, 2, 1, 1), [1, 3, 2, 0])
