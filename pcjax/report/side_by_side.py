@@ -234,7 +234,7 @@ def _densities(seen: Mapping[str, _Sight]) -> Markup:
     panels, unrelated = {}, 0.0
     for place, (label, sight) in enumerate(_students(seen).items()):
         share, unrelated = views.near_diagonal(sight.density)
-        said = f"{share:.0f} % of the pairs near the diagonal"
+        said = f"{share:.0f} % near the diagonal"
         alternative = (
             f"Density of {label}'s ranks against the teacher's: {share:.0f} % of the pairs lie near the diagonal."
         )
