@@ -32,6 +32,7 @@ USAGE = """pcjax transfers the representation of a large teacher model to a ligh
   pcjax evaluate RUN [--other SOURCE --other-dir DIR] [--corruptions [NAME ...]] [--throughput]
                                                                        a run's tables once more, and what else is asked
   pcjax embed RUN                                                      write its features, RUN/features.npz
+  pcjax export RUN                                                     the student alone, RUN/student.safetensors
   pcjax report RUN                                                     draw it: RUN/report.html
 
 CONFIG is a Python file that sets `config` (it is run), or the config.json of a run; without one, the digits that come
@@ -41,7 +42,7 @@ with the installation. RUN and DIR are folders; a command that was stopped goes 
 # Threads of Orbax that wait for ten minutes for the parts of a save that will never come.
 LEFT_BEHIND = ("json_ch_save", "np_type_handler", "write_metadata_after_commits")
 TRAINED = ("distill", "teach", "compare", "tune")
-LOOKED_AT = ("evaluate", "embed", "report")
+LOOKED_AT = ("evaluate", "embed", "export", "report")
 LONGEST_LINE = 2000
 NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
 FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
@@ -160,6 +161,7 @@ def _run(job: str, given: list[str]) -> None:
 
         join_processes()
         from pcjax.jobs import evaluate
+        from pcjax.jobs.export import export
         from pcjax.report import report
         from pcjax.training.display import Display
 
@@ -167,7 +169,7 @@ def _run(job: str, given: list[str]) -> None:
             asked = _parsed(evaluate.Asked, evaluate.Asked(), "pcjax evaluate RUN", given[1:])
             evaluate.evaluate(pathlib.Path(given[0]), Display(), asked)
         else:
-            (evaluate.embed if job == "embed" else report)(pathlib.Path(given[0]), Display())
+            {"embed": evaluate.embed, "export": export, "report": report}[job](pathlib.Path(given[0]), Display())
         return
     _train(job, given)
 

@@ -14,7 +14,7 @@ from flax import nnx
 from pcjax import _checks, data, models
 from pcjax._checks import RequestError
 from pcjax.config import MOST, Config, Loss, Model, Ramp, Training, told
-from pcjax.data import Dataset
+from pcjax.data import Dataset, Examples
 from pcjax.jobs.beyond import load_other
 from pcjax.jobs.folder import CHECKPOINTS
 from pcjax.jobs.judge import LEAST, check_judging
@@ -61,9 +61,7 @@ def new_model(
 ) -> Frozen:
     """A model with its first weights, which depend on the seed alone."""
     examples = loaded.examples.train
-    classes = None if examples.classes is None else len(examples.classes)
-    if classes is None and examples.labels is not None and examples.labels.max() >= 0:
-        classes = int(examples.labels.max()) + 1
+    classes = classes_of(examples)
     seed = 2 * training.seed + stream
 
     def build() -> nnx.Module:
@@ -78,6 +76,14 @@ def new_model(
         )
 
     return Frozen(*make(build))
+
+
+def classes_of(examples: Examples) -> int | None:
+    """How many classes a model of these examples tells apart; None where nothing is known of them."""
+    if examples.classes is not None:
+        return len(examples.classes)
+    labels = examples.labels
+    return None if labels is None or labels.max() < 0 else int(labels.max()) + 1
 
 
 def promised(model: Model, loaded: Loaded, training: Training) -> Output:

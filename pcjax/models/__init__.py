@@ -26,6 +26,8 @@ statistics move by a tenth a step, and their variance is the biased one.
     mobilenetv2_imagenet                 3,504,872                           width
     shufflenetv2_imagenet                2,278,604                           width
 
+`load("RUN/student.safetensors")` gives back what `pcjax export RUN` wrote, in evaluation mode, with its normalisation.
+
 The CIFAR networks are RepDistiller's and keep their resolution in the stem (MobileNetV2 halves it); ImageNet's are
 torchvision's. No stem is chosen by the image's size: its name says which it is.
 """
@@ -41,6 +43,7 @@ from jaxtyping import DTypeLike
 from pcjax import _checks
 from pcjax.models import heads
 from pcjax.models.cnn import CNN
+from pcjax.models.exported import Exported, load
 from pcjax.models.foreign import from_function, from_linen
 from pcjax.models.mlp import MLP
 from pcjax.models.mobilenetv2 import MobileNetV2
@@ -49,7 +52,18 @@ from pcjax.models.resnet import Basic, Bottleneck, ResNet
 from pcjax.models.shufflenetv2 import ShuffleNetV2
 from pcjax.models.wrn import WideResNet
 
-__all__ = ["MODELS", "OPTIONS", "Output", "build", "from_function", "from_linen", "heads", "parameter_count"]
+__all__ = [
+    "MODELS",
+    "OPTIONS",
+    "Exported",
+    "Output",
+    "build",
+    "from_function",
+    "from_linen",
+    "heads",
+    "load",
+    "parameter_count",
+]
 
 _narrow = partial(ResNet, block=Basic, widths=(16, 32, 64), stem=16, imagenet=False)
 _fourfold = partial(ResNet, block=Basic, widths=(64, 128, 256), stem=32, imagenet=False)

@@ -11,7 +11,8 @@ import time
 import numpy as np
 import pytest
 
-from pcjax import cli
+from pcjax import cli, data, models
+from pcjax.jobs.folder import config_of
 
 SMALL = [
     *("--teacher.model.widths", "24", "--teacher.model.features", "12", "--teacher.training.steps", "6"),
@@ -112,6 +113,32 @@ def test_features_and_runs_serve_as_teachers(run, capsys, tmp_path):
         assert status == 0, complaint
         assert not (folder / "teacher").exists()
         assert json.loads((folder / "result.json").read_text())["student"] == expected
+
+
+def test_the_exported_student_has_the_features_that_embed_writes(run, capsys, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    status, said, _ = pcjax(capsys, "export", copy)
+    assert status == 0
+    file = copy / "student.safetensors"
+    assert f"{file.stat().st_size:,} bytes" in said
+    assert pcjax(capsys, "embed", copy)[0] == 0
+    model = models.load(file)
+    assert model.about["config"] == config_of(copy)[1].digest()
+    test = data.load("digits").test
+    # In a batch of the same size, as what is compiled for another one may add in another order.
+    images = test.take(np.minimum(np.arange(512), len(test) - 1))
+    with np.load(copy / "features.npz") as stored:
+        np.testing.assert_array_equal(np.asarray(model(images).features)[: len(test)], stored["test"])
+        assert model.about["features"] == stored["test"].shape[1]
+
+
+def test_what_has_no_student_is_not_exported(run, capsys, tmp_path):
+    (tmp_path / "config.json").write_text((run / "config.json").read_text().replace('"distill"', '"teach"', 1))
+    for folder, why in ((tmp_path, "has no student"), (tmp_path / "none", "no run in")):
+        status, _, complaint = pcjax(capsys, "export", folder)
+        assert (status, complaint.count("\n")) == (2, 1)
+        assert why in complaint
 
 
 LOSSES = """
