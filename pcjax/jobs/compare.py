@@ -8,7 +8,6 @@ import dataclasses
 import json
 import pathlib
 import statistics
-import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -24,14 +23,28 @@ from pcjax.jobs.distill import (
     judge_teacher,
     plan_student,
 )
-from pcjax.jobs.folder import CONFIG, RESULT, begin_folder, check_folder, config_of, stored_object, write_json
+from pcjax.jobs.folder import (
+    CONFIG,
+    RESULT,
+    are_numbers,
+    begin_folder,
+    check_folder,
+    config_of,
+    is_number,
+    own_place,
+    stored_object,
+    write_json,
+    write_proven,
+)
 from pcjax.jobs.prepare import STUDENT_SEED, Loaded, load, new_model, steps_of, trained
 from pcjax.jobs.represent import Frozen
 from pcjax.jobs.teach import teach
+from pcjax.training.clock import Clock
 from pcjax.training.display import Display
 from pcjax.training.guard import BadStepsError
-from pcjax.training.loop import METRICS, Plan
+from pcjax.training.loop import Plan
 from pcjax.training.parallel import wait_for_all
+from pcjax.training.records import read_records
 
 RUNS, OUTCOME = "runs", "outcome.json"
 REMEDY = "delete it, and what came of the run is found out again"
@@ -44,12 +57,12 @@ def compare(config: Config, folder: pathlib.Path, display: Display) -> None:
     loaded = load(config)
 
     def run_of(shared: Config, contender: Contender, seed: int) -> tuple[Config, pathlib.Path]:
-        return of_contender(shared, contender, seed), folder / RUNS / contender.name / str(seed)
+        return of_contender(shared, contender, seed), own_place(folder, RUNS, contender.name, str(seed))
 
     def all_runs(shared: Config) -> Iterable[tuple[Config, pathlib.Path]]:
         return [run_of(shared, contender, seed) for seed in seeds for contender in contenders]
 
-    shared = begin(config, folder, loaded, "compare", all_runs, display)
+    shared = begin(config, folder, loaded, "compare", all_runs, _outcome, display)
     teacher = find_teacher(shared, folder, loaded, display)
     taught = judge_teacher(config, teacher, loaded)
     runs: dict[str, dict[int, dict[str, Any]]] = {contender.name: {} for contender in contenders}
@@ -81,6 +94,7 @@ def begin(
     loaded: Loaded,
     job: str,
     runs: Callable[[Config], Iterable[tuple[Config, pathlib.Path]]],
+    ended: Callable[[pathlib.Path], Any],
     display: Display,
 ) -> Config:
     """The config that all runs share, their teacher trained; what cannot be trained is refused before anything is.
@@ -91,6 +105,7 @@ def begin(
       loaded: its data.
       job: which.
       runs: of the shared config, every run's config and folder.
+      ended: reads what came of a run, and refuses what is damaged.
       display: where to say what is done.
     """
     contenders = config.comparison.contenders
@@ -101,11 +116,13 @@ def begin(
     for contender in contenders:
         check_distilling(dataclasses.replace(config, losses=contender.losses), loaded)
     alone = dataclasses.replace(config, comparison=Comparison())
-    own, trained_here = (folder / TEACHER).resolve(), config.teacher.run is None and config.teacher.features is None
+    own = own_place(folder, TEACHER).resolve()
+    trained_here = config.teacher.run is None and config.teacher.features is None
     taught = dataclasses.replace(config.teacher, run=str(own)) if trained_here else config.teacher
     shared = dataclasses.replace(alone, teacher=taught)
     for asked, place in runs(shared):
         check_folder(place, asked, "distill")
+        ended(place)
     begin_folder(folder, config, job)
     write_json(stored, {"job": job, "config": json.loads(config.to_json())})
     if trained_here and not (own / RESULT).exists():
@@ -136,9 +153,16 @@ def _outcome(own: pathlib.Path) -> dict[str, Any] | None:
     path = own / OUTCOME
     if not path.exists():
         return None
-    found, remedy = stored_object(path, REMEDY), f"{path} is damaged: {REMEDY}"
-    whole = isinstance(found.get("status"), str) and isinstance(found.get("metrics"), dict)
-    _checks.require(whole, remedy)
+    found = stored_object(path, REMEDY)
+    status, metrics = found.get("status"), found.get("metrics")
+    sound = {
+        "status": status in (summary.DONE, summary.DIVERGED),
+        "metrics": are_numbers(metrics) and bool(metrics) == (status == summary.DONE),
+        "untrained": are_numbers(found.get("untrained")),
+    }
+    sound |= {cost: found.get(cost) is None or (is_number(found[cost]) and found[cost] > 0) for cost in summary.COSTS}
+    for name, whole in sound.items():
+        _checks.require(whole, f"{path} is damaged ({name}): {REMEDY}")
     return found
 
 
@@ -152,39 +176,36 @@ def _run(
     display: Display,
     measured: bool,
 ) -> dict[str, Any]:
-    began = time.perf_counter()
+    clock = Clock()
     begin_folder(own, asked, "distill")
-    chosen = plan_student(asked, own, loaded, teacher, first, display)
+    chosen = plan_student(asked, own, loaded, teacher, first, display, clock)
     costs = {"temporary_bytes": _temporary_bytes(chosen) if measured else None}
     steps = steps_of(asked.training, len(loaded.examples.train))
     try:
         student = train_finite(chosen, first, display)
         judged = _judged(student, teacher, asked, loaded)
+        if not are_numbers(summary.numbers(judged)):
+            raise judge.NotFiniteError("what its student is worth is not finite")
     except (judge.NotFiniteError, BadStepsError) as error:
         display.say(f"diverged: {error}")
         outcome: dict[str, Any] = {"status": summary.DIVERGED, "metrics": {}, **costs}
     else:
-        seconds = round(time.perf_counter() - began, 1)
-        results = beside | {STUDENT: judged, "seconds": seconds, "steps": steps, "versions": judge.versions()}
+        results = beside | {STUDENT: judged, "seconds": round(clock(), 1)}
+        results |= {"steps": steps, "versions": judge.versions()}
         write_json(own / RESULT, results)
         outcome = {"status": summary.DONE, "metrics": summary.numbers(judged), **costs}
-    outcome["seconds_per_step"] = _seconds_per_step(_metrics_of(own))
+    outcome["seconds_per_step"] = _seconds_per_step(read_records(own).sound)
     outcome["untrained"] = summary.numbers(beside["untrained"])
-    write_json(own / OUTCOME, outcome)
+    write_proven(own / OUTCOME, outcome)
     return outcome
 
 
 def train_finite(chosen: Plan, first: Frozen, display: Display) -> Frozen:
     """The trained student, if at least half of the steps were taken."""
-    student = trained(chosen, first, display)
-    skipped = max((line.get("skipped", 0) for line in _metrics_of(chosen.folder)), default=0)
+    student, skipped = trained(chosen, first, display)
     if skipped > chosen.steps / 2:
         raise judge.NotFiniteError(f"{skipped} of {chosen.steps} steps were not finite")
     return student
-
-
-def _metrics_of(own: pathlib.Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (own / METRICS).read_text().splitlines()]
 
 
 def _judged(model: Frozen, teacher: KnownTeacher, asked: Config, loaded: Loaded) -> dict[str, Any]:
@@ -201,5 +222,5 @@ def _temporary_bytes(chosen: Plan) -> int | None:
 
 def _seconds_per_step(lines: list[dict[str, Any]]) -> float | None:
     """The median over what was written down; the first time is left out, a step was compiled in it."""
-    rates = [line["steps_per_second"] for line in lines if line.get("steps_per_second")]
+    rates = [rate for line in lines if is_number(rate := line.get("steps_per_second")) and rate > 0]
     return 1 / statistics.median(rates[1:]) if len(rates) > 1 else None

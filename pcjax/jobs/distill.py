@@ -1,7 +1,6 @@
 """`pcjax distill`: the main job. A teacher, a student, and what the student is worth before and after."""
 
 import pathlib
-import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -37,6 +36,7 @@ from pcjax.jobs.represent import Frozen, parts_of, represent, represent_all
 from pcjax.jobs.teach import check_teaching, coherence, train_teacher
 from pcjax.models import Output
 from pcjax.training.checkpoint import Checkpoints
+from pcjax.training.clock import Clock
 from pcjax.training.display import Display
 from pcjax.training.loop import Plan
 
@@ -45,19 +45,19 @@ STUDENT, TEACHER = "student", "teacher"
 
 def distill(config: Config, folder: pathlib.Path, display: Display) -> None:
     """Trains the student in its folder, and the teacher first if there is none."""
-    began = time.perf_counter()
+    clock = Clock()
     check_folder(folder, config, "distill")
     loaded = load(config)
     check_distilling(config, loaded)
     begin_folder(folder, config, "distill")
     display.say(f"data: {_counts(loaded)} from {config.data.source}; the run lies in {folder}")
-    teacher = find_teacher(config, folder, loaded, display)
+    teacher = find_teacher(config, folder, loaded, display, clock)
     first = new_model(config.student, loaded, config.training, STUDENT_SEED)
-    student = trained(plan_student(config, folder, loaded, teacher, first, display), first, display)
+    chosen = plan_student(config, folder, loaded, teacher, first, display, clock)
+    student, _ = trained(chosen, first, display)
     results = worth(config, teacher, first, student, loaded)
-    seconds = round(time.perf_counter() - began, 1)
     steps = steps_of(config.training, len(loaded.examples.train))
-    seconds = seconds_of(folder, seconds)
+    seconds = seconds_of(folder, clock)
     results |= {"seconds": seconds, "steps": steps, "versions": judge.versions()}
     write_json(folder / RESULT, results)
     tables.show(results, display)
@@ -73,7 +73,13 @@ def check_distilling(config: Config, loaded: Loaded) -> None:
 
 
 def plan_student(
-    config: Config, folder: pathlib.Path, loaded: Loaded, teacher: "KnownTeacher", first: Frozen, display: Display
+    config: Config,
+    folder: pathlib.Path,
+    loaded: Loaded,
+    teacher: "KnownTeacher",
+    first: Frozen,
+    display: Display,
+    clock: Clock,
 ) -> Plan:
     """The student's training under that teacher."""
     return plan(
@@ -88,6 +94,7 @@ def plan_student(
         _guide(config, teacher, loaded),
         _judge_of(config, teacher, loaded),
         display,
+        clock,
     )
 
 
@@ -112,7 +119,9 @@ class KnownTeacher(NamedTuple):
     model: Frozen | None
 
 
-def find_teacher(config: Config, folder: pathlib.Path, loaded: Loaded, display: Display | None) -> KnownTeacher:
+def find_teacher(
+    config: Config, folder: pathlib.Path, loaded: Loaded, display: Display | None, clock: Clock | None = None
+) -> KnownTeacher:
     """The teacher from wherever the config says; trained here if it must be and there is a display to say so."""
     asked = config.teacher
     if asked.features is not None:
@@ -120,7 +129,7 @@ def find_teacher(config: Config, folder: pathlib.Path, loaded: Loaded, display: 
     if asked.run is None and display is not None:
         own = folder / TEACHER
         own.mkdir(exist_ok=True)
-        model = train_teacher(config, own, loaded, display)
+        model = train_teacher(config, own, loaded, display, clock or Clock())
     else:
         model = teacher_model(config, folder, loaded)
     said = represent_all(model, loaded.examples, loaded.normalise, config.evaluation.batch)

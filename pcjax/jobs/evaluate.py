@@ -13,9 +13,10 @@ from pcjax.config import Config, Evaluation, Model, Training
 from pcjax.jobs import judge, tables
 from pcjax.jobs.beyond import throughput
 from pcjax.jobs.distill import STUDENT, TEACHER, find_teacher, trained_model, worth
-from pcjax.jobs.folder import RESULT, config_of, result_of, write_json
+from pcjax.jobs.folder import RESULT, config_of, write_json
 from pcjax.jobs.prepare import STUDENT_SEED, TEACHER_SEED, Loaded, load, new_model
 from pcjax.jobs.represent import Frozen, represent_all
+from pcjax.jobs.results import result_of
 from pcjax.jobs.teach import worth_of_teacher
 from pcjax.training.display import Display
 from pcjax.training.functional import functional_shapes

@@ -1,15 +1,19 @@
 """A run's folder: what it was asked to do, and what came of it."""
 
 import dataclasses
+import hashlib
 import json
+import os
 import pathlib
-from typing import Any
+import sys
+from typing import Any, TypeGuard
 
 import jax
 
 from pcjax import _checks
 from pcjax._checks import RequestError
 from pcjax.config import Config, read_stored
+from pcjax.training.clock import Clock
 
 LARGEST = 2**26  # bytes of what a job wrote
 CONFIG, RESULT, CHECKPOINTS = "config.json", "result.json", "checkpoints"
@@ -68,34 +72,60 @@ def _difference(before: Any, now: Any, name: str = "") -> tuple[str, Any, Any] |
 
 
 def stored_object(path: pathlib.Path, remedy: str) -> dict[str, Any]:
-    """The JSON object that a job wrote; anything else is refused."""
+    """The JSON object that a job wrote; anything else is refused, and what does not match the digest that it has."""
     try:
+        _checks.require(path.is_file(), "it is no file")
         _checks.require(path.stat().st_size <= LARGEST, "it is larger than any result")
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
         _checks.require(isinstance(found, dict), f"expected an object, found {type(found).__name__}")
+        there = found.pop("digest", None)
+        _checks.require(there in (None, _digest(found)), "it is not what was written")
         return found
     except (OSError, ValueError, RecursionError) as error:
         raise RequestError(f"{path} is damaged ({error}): {remedy}") from error
 
 
-def result_of(folder: pathlib.Path) -> dict[str, Any]:
-    """What came of a run that has ended: of every model it judged, and beside that of the run."""
-    stored, remedy = folder / RESULT, "delete it, and give the run's command again"
-    missing = f"no {RESULT} in {folder}: give its own command again, which goes on to the end"
-    _checks.require(stored.is_file(), missing)
-    found = stored_object(stored, remedy)
-    for name in ("teacher", "untrained", "student", "versions"):
-        whole = isinstance(found.get(name, {}), dict)
-        _checks.require(whole, f"{stored} is damaged ({name} is no object): {remedy}")
-    return found
+def write_proven(path: pathlib.Path, value: dict[str, Any]) -> None:
+    """An object with its own digest, so that whatever becomes of it is noticed where it is read."""
+    write_json(path, value | {"digest": _digest(value)})
 
 
-def seconds_of(folder: pathlib.Path, seconds: float) -> float:
-    """How long the run took: the first time that it came to its end, not when its table was only repeated."""
+def _digest(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def is_number(value: Any, finite: bool = True) -> TypeGuard[float]:
+    """Whether it is one that can be reckoned with, and no truth value."""
+    if isinstance(value, float) and not finite:
+        return True
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def are_numbers(value: Any, finite: bool = True) -> TypeGuard[dict[str, float]]:
+    """Whether it is an object of names and numbers."""
+    return isinstance(value, dict) and all(is_number(one, finite) for one in value.values())
+
+
+def own_place(folder: pathlib.Path, *names: str) -> pathlib.Path:
+    """A place in a folder; one that a link or a name leads away from there is refused."""
+    place = folder.joinpath(*names)
+    there, expected = os.path.realpath(place), os.path.join(os.path.realpath(folder), *names)  # noqa: PTH118
+    links = any(folder.joinpath(*names[:n]).is_symlink() for n in range(1, len(names) + 1))
+    plain = all(name == pathlib.PurePath(name).name for name in names)  # no root, no slash
+    _checks.require(
+        plain and there == expected and not links,
+        f"{place} leads to {there}: expected a folder of its own and no link; move back what belongs there",
+    )
+    return place
+
+
+def seconds_of(folder: pathlib.Path, clock: Clock) -> float:
+    """How long the run took: until it came to its end for the first time, not when its table was only repeated."""
     try:
-        return float(json.loads((folder / RESULT).read_text())["seconds"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return seconds
+        before = stored_object(folder / RESULT, "it is written anew").get("seconds")
+    except RequestError:
+        before = None
+    return before if is_number(before) and before >= 0 else round(clock(), 1)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

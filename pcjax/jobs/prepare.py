@@ -24,6 +24,7 @@ from pcjax.terms import CLASSIFIER, TERMS, needs_labels
 from pcjax.training import parallel
 from pcjax.training.beside import Beside, nearest
 from pcjax.training.checkpoint import Checkpoints, digest
+from pcjax.training.clock import Clock
 from pcjax.training.display import Display
 from pcjax.training.functional import functional, functional_shapes
 from pcjax.training.loop import Plan, train
@@ -204,6 +205,7 @@ def plan(
     guide: Guide,
     judge: Callable[[Frozen], Mapping[str, float]],
     display: Display,
+    clock: Clock,
 ) -> Plan:
     """Everything a training needs, from what was asked for."""
     train_examples = loaded.examples.train
@@ -241,7 +243,8 @@ def plan(
         "teacher": _guide_digest(guide),
     }
     about = {"devices": len(devices), "processes": jax.process_count(), "jax": jax.__version__}
-    checkpoints = Checkpoints(folder / CHECKPOINTS, manifest, keep=training.keep, say=display.say, about=about)
+    own = folder / CHECKPOINTS
+    checkpoints = Checkpoints(own, manifest, keep=training.keep, say=display.say, about=about, clock=clock)
 
     def judged(state: State) -> Mapping[str, float]:
         return judge(first._replace(parameters=host(state.student), statistics=host(state.statistics)))
@@ -266,11 +269,12 @@ def host(tree: Any) -> Any:
     return jax.tree.map(np.asarray, jax.device_get(tree))
 
 
-def trained(chosen: Plan, first: Frozen, display: Display) -> Frozen:
-    """The model after training to the end, from the checkpoint that its training chooses."""
+def trained(chosen: Plan, first: Frozen, display: Display) -> tuple[Frozen, int]:
+    """The model after training to the end, from the checkpoint that its training chooses; the steps not taken."""
     try:
-        train(chosen, display)
-        return weights(chosen.checkpoints, chosen.checkpoints.chosen(chosen.training.choose) or chosen.steps, first)
+        skipped = train(chosen, display)
+        step = chosen.checkpoints.chosen(chosen.training.choose) or chosen.steps
+        return weights(chosen.checkpoints, step, first), skipped
     finally:
         chosen.batches.close()
         chosen.checkpoints.close()

@@ -1,7 +1,6 @@
 """`pcjax teach`: trains the teacher alone, with labels."""
 
 import pathlib
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +26,7 @@ from pcjax.jobs.prepare import (
 )
 from pcjax.jobs.represent import Frozen, represent, represent_all
 from pcjax.models import Output
+from pcjax.training.clock import Clock
 from pcjax.training.display import Display
 
 LOSSES = (Loss("cross_entropy"),)
@@ -34,16 +34,15 @@ LOSSES = (Loss("cross_entropy"),)
 
 def teach(config: Config, folder: pathlib.Path, display: Display) -> None:
     """Trains the teacher in its folder, and says what it is worth."""
-    began = time.perf_counter()
+    clock = Clock()
     check_folder(folder, config, "teach")
     loaded = load(config)
     check_teaching(config, loaded)
     begin_folder(folder, config, "teach")
-    teacher = train_teacher(config, folder, loaded, display)
+    teacher = train_teacher(config, folder, loaded, display, clock)
     results: dict[str, Any] = {"teacher": worth_of_teacher(config, teacher, loaded)}
     steps = steps_of(config.teacher.training, len(loaded.examples.train))
-    seconds = round(time.perf_counter() - began, 1)
-    seconds = seconds_of(folder, seconds)
+    seconds = seconds_of(folder, clock)
     results |= {"seconds": seconds, "steps": steps, "versions": judge.versions()}
     write_json(folder / RESULT, results)
     tables.show(results, display)
@@ -72,7 +71,7 @@ def check_teaching(config: Config, loaded: Loaded) -> Output:
     return shapes
 
 
-def train_teacher(config: Config, folder: pathlib.Path, loaded: Loaded, display: Display) -> Frozen:
+def train_teacher(config: Config, folder: pathlib.Path, loaded: Loaded, display: Display, clock: Clock) -> Frozen:
     """The teacher, trained to the end in that folder."""
     asked = config.teacher
     first = new_model(asked.model, loaded, asked.training, TEACHER_SEED)
@@ -84,9 +83,9 @@ def train_teacher(config: Config, folder: pathlib.Path, loaded: Loaded, display:
         return {"score": accuracy, "accuracy": accuracy}
 
     chosen = plan(
-        "teacher", folder, config, asked.model, asked.training, LOSSES, loaded, first, Guide(), judged, display
+        "teacher", folder, config, asked.model, asked.training, LOSSES, loaded, first, Guide(), judged, display, clock
     )
-    return trained(chosen, first, display)
+    return trained(chosen, first, display)[0]
 
 
 def coherence(student: np.ndarray, teacher: np.ndarray, neighbours: int) -> float:

@@ -18,10 +18,11 @@ from pcjax.config import Config, Contender, Loss, Ramp
 from pcjax.jobs import judge
 from pcjax.jobs.compare import begin, of_contender, train_finite, with_earlier
 from pcjax.jobs.distill import KnownTeacher, find_teacher, plan_student
-from pcjax.jobs.folder import begin_folder, stored_object, write_json
+from pcjax.jobs.folder import begin_folder, is_number, own_place, stored_object, write_json, write_proven
 from pcjax.jobs.prepare import STUDENT_SEED, Loaded, load, new_model
 from pcjax.jobs.represent import Frozen, represent
 from pcjax.jobs.teach import coherence
+from pcjax.training.clock import Clock
 from pcjax.training.display import Display
 from pcjax.training.guard import BadStepsError
 
@@ -37,21 +38,22 @@ def tune(config: Config, folder: pathlib.Path, display: Display) -> None:
     loaded, trials = load(config), config.comparison.trials
 
     def run_of(shared: Config, setting: Contender, number: int) -> tuple[Config, pathlib.Path]:
-        return of_contender(shared, setting, SEED), folder / TRIALS / setting.name / str(number)
+        return of_contender(shared, setting, SEED), own_place(folder, TRIALS, setting.name, str(number))
 
     def all_runs(shared: Config) -> Iterable[tuple[Config, pathlib.Path]]:
         contenders = config.comparison.contenders
         return [run_of(shared, s, n) for contender in contenders for n, s in enumerate(settings(contender, trials))]
 
-    shared = begin(config, folder, loaded, "tune", all_runs, display)
+    shared = begin(config, folder, loaded, "tune", all_runs, _tried, display)
     teacher = find_teacher(shared, folder, loaded, display)
     best, rows = [], []
     for contender in config.comparison.contenders:
         tried = []
         for number, setting in enumerate(settings(contender, trials)):
             asked, own = run_of(shared, setting, number)
-            if (own / TRIAL).exists():
-                score = _score_of(own / TRIAL)
+            known = _tried(own)
+            if known is not None:
+                score = known["score"]
             else:
                 display.say(f"{contender.name}, try {number + 1} of {trials}: {describe(setting)}")
                 score = _try(asked, own, loaded, teacher, display)
@@ -67,12 +69,15 @@ def tune(config: Config, folder: pathlib.Path, display: Display) -> None:
     display.say(f"next: pcjax compare {folder / TUNED}")
 
 
-def _score_of(path: pathlib.Path) -> float | None:
-    remedy = "delete it, and that setting is tried again"
-    score = stored_object(path, remedy).get("score")
-    number = score is None or (isinstance(score, (int, float)) and not isinstance(score, bool))
-    _checks.require(number, f"{path} is damaged (score {score!r}): {remedy}")
-    return score
+def _tried(own: pathlib.Path) -> dict[str, Any] | None:
+    """What came of a try, if it has ended."""
+    path, remedy = own / TRIAL, "delete it, and that setting is tried again"
+    if not path.exists():
+        return None
+    found = stored_object(path, remedy)
+    sound = "score" in found and (found["score"] is None or is_number(found["score"]))
+    _checks.require(sound, f"{path} is damaged (score {found.get('score')!r}): {remedy}")
+    return found
 
 
 def settings(contender: Contender, trials: int) -> list[Contender]:
@@ -135,11 +140,12 @@ def _try(asked: Config, own: pathlib.Path, loaded: Loaded, teacher: KnownTeacher
     begin_folder(own, asked, "distill")
     first = new_model(asked.student, loaded, asked.training, STUDENT_SEED)
     try:
-        student = train_finite(plan_student(asked, own, loaded, teacher, first, display), first, display)
+        student = train_finite(plan_student(asked, own, loaded, teacher, first, display, Clock()), first, display)
         score = _score(student, asked, loaded, teacher)
+        score = score if is_number(score) else None
     except (judge.NotFiniteError, BadStepsError):
         score = None
-    write_json(own / TRIAL, {"score": score})
+    write_proven(own / TRIAL, {"score": score})
     return score
 
 

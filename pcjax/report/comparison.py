@@ -4,22 +4,25 @@ import json
 import math
 import pathlib
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import NoneType
 from typing import Any
 
 from pcjax._checks import RequestError, require
-from pcjax.jobs.folder import stored_object
+from pcjax.jobs.folder import are_numbers, is_number, stored_object
 from pcjax.report import charts, words
 from pcjax.report.charts import Interval
 from pcjax.report.page import Markup, details, figure, joined, page, table, tag
-from pcjax.report.run import Sections, records_of
+from pcjax.report.run import Sections, left_out
 from pcjax.report.side_by_side import run_folder, sections_of
+from pcjax.training.records import Records, read_records
 
 COMPARISON = "comparison.json"
 DRAWN = {"knn_accuracy": "k-NN accuracy", "linear_probe_accuracy": "linear probe", "spearman": "coherence (Spearman)"}
 COSTS = {"seconds_per_step": ("time a step", 1e3, "ms"), "temporary_bytes": ("memory a step", 1e-6, "MB")}
 LABELS = "class-aware"
 VALIDATION = "validation_coherence"
+ENDS = ("low", "high")
 
 
 def comparison_page(folder: pathlib.Path) -> str:
@@ -69,19 +72,45 @@ def comparison_page(folder: pathlib.Path) -> str:
 def _read(folder: pathlib.Path) -> dict[str, Any]:
     stored, remedy = folder / COMPARISON, "delete it, and give the comparison's command again"
     found = stored_object(stored, remedy)
-    losses = found.get("losses")
+    losses: Any = found.get("losses")
     require(isinstance(losses, dict) and bool(losses), f"{stored} has no losses: {remedy}")
     for label, loss in found["losses"].items():
-        parts = [loss.get(part, {}) for part in ("summary", "runs")] if isinstance(loss, dict) else [None]
-        whole = all(isinstance(part, dict) and all(isinstance(one, dict) for one in part.values()) for part in parts)
-        summaries = loss.get("summary", {}).values() if whole else ()
-        numbers = whole and all(
-            value is None or isinstance(value, (int, float))
-            for one in summaries
-            for value in (one.get("mean"), one.get("low"), one.get("high"))
-        )
-        require(numbers, f"{stored} is damaged (what it has of {label!r} is no summary of runs): {remedy}")
+        whole = _is_loss(loss)
+        require(whole, f"{stored} is damaged (what it has of {label!r} is no summary of runs): {remedy}")
+    others = {
+        "teacher": are_numbers(found.get("teacher") or {}),
+        "untrained": _are(_is_estimate, found.get("untrained") or {}),
+        "versions": isinstance(found.get("versions") or {}, dict),
+        "primary": isinstance(found.get("primary"), (str, NoneType)),
+    }
+    for name, whole in others.items():
+        require(whole, f"{stored} is damaged ({name}): {remedy}")
     return found
+
+
+def _is_loss(loss: Any) -> bool:
+    if not isinstance(loss, dict):
+        return False
+    paired = loss.get("paired", {})
+    return (
+        _are(_is_run, loss.get("runs", {}))
+        and _are(_is_estimate, loss.get("summary", {}))
+        and _are(_is_estimate, paired)
+        and all(isinstance(one.get("to"), str) for one in paired.values())
+    )
+
+
+def _is_run(run: Mapping[str, Any]) -> bool:
+    costs = all(run.get(cost) is None or is_number(run[cost]) for cost in COSTS)
+    return costs and run.get("status") in ("done", "diverged") and are_numbers(run.get("metrics", {}))
+
+
+def _is_estimate(found: Mapping[str, Any]) -> bool:
+    return is_number(found.get("mean")) and all(found.get(end) is None or is_number(found[end]) for end in ENDS)
+
+
+def _are(what: Callable[[Mapping[str, Any]], bool], found: Any) -> bool:
+    return isinstance(found, dict) and all(isinstance(one, dict) and what(one) for one in found.values())
 
 
 def _mean(loss: Mapping[str, Any], metric: str | None) -> float:
@@ -290,12 +319,17 @@ def _unknown(costs: Sequence[Markup | None]) -> list[Markup]:
 
 def _training(folder: pathlib.Path, losses: Mapping[str, Any], order: Sequence[str]) -> list[str]:
     """Validation coherence of every run, a small panel for each loss."""
-    found = {label: [_course_of(folder, label, seed) for seed in losses[label].get("runs", {})] for label in order}
+    read = {label: [_records_of(folder, label, seed) for seed in losses[label].get("runs", {})] for label in order}
+    found = {
+        label: [charts.curve_of(records.sound, VALIDATION).thinned() for records in of] for label, of in read.items()
+    }
     found = {label: [curve for curve in of if len(curve.steps)] for label, of in found.items()}
     everything = [curve for of in found.values() for curve in of]
+    damaged = sum(records.damaged for of in read.values() for records in of)
+    said_so = [left_out("of all runs", damaged)] if damaged else []
     finite = [float(value) for curve in everything for value in curve.values if math.isfinite(value)]
     if not finite:
-        return [tag("p", "No run has validation coherence in its metrics.")]
+        return [tag("p", "No run has validation coherence in its metrics."), *said_so]
     margin = 0.05 * max(max(finite) - min(finite), 1e-3)
     limits = min(finite) - margin, max(finite) + margin
     panels = []
@@ -311,12 +345,11 @@ def _training(folder: pathlib.Path, losses: Mapping[str, Any], order: Sequence[s
         "others behind them in grey."
     )
     aware = " A class-aware loss may do well in accuracy and poorly here." if _aware(losses) else ""
-    return [figure(tag("div", *panels, class_="small panels"), how + aware)]
+    return [figure(tag("div", *panels, class_="small panels"), how + aware), *said_so]
 
 
-def _course_of(folder: pathlib.Path, label: str, seed: str) -> charts.Curve:
+def _records_of(folder: pathlib.Path, label: str, seed: str) -> Records:
     try:
-        records = records_of(run_folder(folder, label, seed))
+        return read_records(run_folder(folder, label, seed))
     except (RequestError, OSError):
-        records = []
-    return charts.curve_of(records, VALIDATION).thinned()
+        return Records([], 0)  # what else is shown of the run says why

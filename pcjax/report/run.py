@@ -11,13 +11,14 @@ from pcjax._checks import require
 from pcjax.config import Config
 from pcjax.jobs import evaluate
 from pcjax.jobs.distill import find_teacher
-from pcjax.jobs.folder import config_of, result_of
+from pcjax.jobs.folder import config_of, own_place
 from pcjax.jobs.prepare import Loaded, load
 from pcjax.jobs.represent import represent, represent_all
+from pcjax.jobs.results import result_of
 from pcjax.report import charts, space, views, words
 from pcjax.report.neighbours import rows_of
 from pcjax.report.page import Markup, details, figure, page, table, tag, terms
-from pcjax.training.loop import METRICS
+from pcjax.training.records import METRICS, read_records
 
 WORST, MIDDLE, BEST, SHOWN = 6, 3, 3, 6  # rows of pictures, and pictures in each
 WHOSE = {"the teacher": "teacher", "the student": "student after"}
@@ -45,20 +46,6 @@ def run_page(folder: pathlib.Path) -> str:
     return page(f"{name}: report of pcjax {job}", lead, sections)
 
 
-def records_of(folder: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics; what a crash cut short is left out."""
-    found = []
-    path = folder / METRICS
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            found.append(record)
-    return found
-
-
 def _made(result: Mapping[str, Any]) -> str:
     said = [f"{value:,} {name}" for name in ("steps", "seconds") if (value := result.get(name))]
     made = ", ".join(f"{name} {version}" for name, version in dict(result.get("versions") or {}).items())
@@ -79,9 +66,19 @@ def _results(result: Mapping[str, Any], loaded: Loaded) -> list[str]:
 
 
 def _training(job: str, folder: pathlib.Path) -> list[str]:
-    own = _curves("teacher" if job == "teach" else "student", records_of(folder))
-    taught = _curves("teacher", records_of(folder / "teacher")) if job == "distill" else []
-    return [tag("div", *own, *taught, class_="panels")] if own or taught else [tag("p", f"There is no {METRICS}.")]
+    found = {"teacher" if job == "teach" else "student": read_records(folder)}
+    if job == "distill":
+        found["teacher"] = read_records(own_place(folder, "teacher"))
+    drawn = [one for who, records in found.items() for one in _curves(who, records.sound)]
+    return [
+        tag("div", *drawn, class_="panels") if drawn else tag("p", f"There is no {METRICS}."),
+        *(left_out(f"of the {who}", records.damaged) for who, records in found.items() if records.damaged),
+    ]
+
+
+def left_out(what: str, lines: int) -> Markup:
+    """That there are lines which no curve shows."""
+    return tag("p", f"{METRICS} {what}: {lines} lines are not as they were written, and are left out.")
 
 
 def _curves(who: str, records: list[dict[str, Any]]) -> list[Markup]:

@@ -12,7 +12,7 @@ from pcjax.config import Config
 from pcjax.data import Examples
 from pcjax.jobs.distill import find_teacher, teacher_model
 from pcjax.jobs.evaluate import model_of
-from pcjax.jobs.folder import config_of
+from pcjax.jobs.folder import config_of, own_place
 from pcjax.jobs.prepare import Loaded, load
 from pcjax.jobs.represent import represent
 from pcjax.jobs.summary import DONE
@@ -80,11 +80,8 @@ def sections_of(folder: pathlib.Path, losses: Mapping[str, Any], order: Sequence
 
 
 def run_folder(folder: pathlib.Path, label: str, seed: str) -> pathlib.Path:
-    """Where a run lies; a name from a file must not lead elsewhere."""
-    runs = (folder / RUNS).resolve()
-    own = (runs / label / seed).resolve()
-    require(own.is_relative_to(runs), f"{label}/{seed} is no folder in {runs}")
-    return own
+    """Where a run lies; neither a name from a file nor a link must lead elsewhere."""
+    return own_place(folder, RUNS, label, seed)
 
 
 def _first(loss: Mapping[str, Any]) -> str | None:

@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 
 from pcjax import _checks
 from pcjax._checks import RequestError
+from pcjax.training.clock import Clock
 
 FORMAT = 2
 ITEMS = ("state", "data", "manifest")
@@ -64,6 +65,7 @@ class Checkpoints:
       keep: how many of the latest to keep.
       say: where to report what was put aside, and what could not be saved.
       about: more for the manifest, not compared.
+      clock: what tells how long the run took when a checkpoint was saved; it goes on from one that is restored.
       writable: whether anything in the folder may be changed; where not, an unsound checkpoint is refused.
     """
 
@@ -75,10 +77,11 @@ class Checkpoints:
         keep: int = 2,
         say: Callable[[str], Any] = print,
         about: dict[str, Any] | None = None,
+        clock: Clock | None = None,
         writable: bool = True,
     ):
         self.folder, self._manifest, self._keep, self._say = folder.resolve(), manifest, keep, say
-        self._about, self._writable = about or {}, writable
+        self._about, self._clock, self._writable = about or {}, clock or Clock(), writable
         self._unsaved: UnsavedError | None = None
         self._scores: dict[int, float | None] = {}
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax reports every phase of every save, with stacks
@@ -174,6 +177,7 @@ class Checkpoints:
                 "format": FORMAT,
                 "step": step,
                 "score": score,
+                "seconds": round(self._clock(), 1),
                 "arrays": {name: [str(x.dtype), list(x.shape), digest(x)] for name, x in arrays.items()},
                 "place": _digest_json(data),
             }
@@ -222,7 +226,9 @@ class Checkpoints:
         while (step := self.latest) is not None:
             found, why = self._try(step, lambda step=step: self._read(step, state))
             if why is None:
-                return *found, step
+                there, data, seconds = found
+                self._clock.go_on(seconds)
+                return there, data, step
             self._put_aside(step, why)
         return None
 
@@ -266,7 +272,7 @@ class Checkpoints:
             raise ValueError("the place in the data is not what was saved")
         return arrays, restored["data"]
 
-    def _read(self, step: int, state: Any) -> tuple[Any, dict[str, Any]]:
+    def _read(self, step: int, state: Any) -> tuple[Any, dict[str, Any], float]:
         manifest, own = self._checked(step), named(state)
         theirs = {name: (dtype, tuple(shape)) for name, (dtype, shape, _) in manifest["arrays"].items()}
         ours = {name: (str(x.dtype), tuple(np.shape(x))) for name, x in own.items()}
@@ -275,7 +281,8 @@ class Checkpoints:
             differs = f"checkpoint {step} in {self.folder} has {found} for {name}, expected {expected}"
             _checks.require(expected == found, f"{differs}: choose another --workdir")
         arrays, data = self._arrays(step, manifest)
-        return jax.tree.unflatten(jax.tree.structure(state), [arrays[name] for name in own]), data
+        tree = jax.tree.unflatten(jax.tree.structure(state), [arrays[name] for name in own])
+        return tree, data, manifest.get("seconds", 0.0)
 
     def _put_aside(self, step: int, why: str) -> None:
         self._manager.close()

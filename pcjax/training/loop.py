@@ -19,10 +19,9 @@ from pcjax.training.checkpoint import Checkpoints
 from pcjax.training.display import Display
 from pcjax.training.guard import BadStepsError, Guard, Skipped
 from pcjax.training.parallel import Mapped
+from pcjax.training.records import METRICS, lines_of
 from pcjax.training.state import State
 from pcjax.training.stopping import StoppedError, StopSignals, Watchdog, agreed
-
-METRICS = "metrics.jsonl"
 
 
 class Plan(NamedTuple):
@@ -40,8 +39,8 @@ class Plan(NamedTuple):
     judge: Callable[[State], Mapping[str, float]]  # validation metrics, "score" among them: the higher the better
 
 
-def train(plan: Plan, display: Display) -> None:
-    """Trains to the end, from wherever the last checkpoint left it."""
+def train(plan: Plan, display: Display) -> int:
+    """Trains to the end, from wherever the last checkpoint left it; how many steps were not finite and not taken."""
     state, at = plan.state, 0
     restored = plan.checkpoints.restore(state)
     if restored is not None:
@@ -97,6 +96,7 @@ def train(plan: Plan, display: Display) -> None:
             _save_for_good(plan, plan.steps, state, score)
     plan.batches.close()
     plan.checkpoints.make_sound(plan.training.choose)
+    return int(jax.device_get(state.skipped))
 
 
 def _save_for_good(plan: Plan, step: int, state: State, score: float | None = None) -> None:
@@ -135,12 +135,7 @@ class _Metrics:
         self._last, self._seconds = at, time.perf_counter()
         self._waiting, self._say, self._failing = "", say, False
         if self._path is not None:
-            lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-            kept = [line for line in lines if (found := _step_of(line)) is not None and found <= at]
-            unfinished = path.with_name(path.name + ".unfinished")
-            unfinished.write_text("".join(f"{line}\n" for line in kept))
-            unfinished.replace(path)
-            self._size = path.stat().st_size
+            self._size = _cut(path, at, say)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         now = time.perf_counter()
@@ -197,8 +192,16 @@ def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def _step_of(line: str) -> int | None:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return None  # a line that a crash cut short
+def _cut(path: pathlib.Path, at: int, say: Callable[[str], Any]) -> int:
+    """Leaves those lines that are of no later step; how many bytes they are."""
+    unfinished, damaged = path.with_name(path.name + ".unfinished"), 0
+    with unfinished.open("wb") as file:
+        for line, record in lines_of(path):
+            if record is not None and record["step"] <= at:
+                file.write(line.rstrip(b"\r\n") + b"\n")
+            # The last line is without its end where a crash cut it short: that is no damage.
+            damaged += record is None and line.endswith(b"\n")
+    unfinished.replace(path)
+    if damaged:
+        say(f"{path} had {damaged} lines that are not as they were written: they are left out")
+    return path.stat().st_size

@@ -13,6 +13,7 @@ import pytest
 
 from pcjax import cli, data, models
 from pcjax.jobs.folder import config_of
+from pcjax.training.checkpoint import Checkpoints
 
 SMALL = [
     *("--teacher.model.widths", "24", "--teacher.model.features", "12", "--teacher.training.steps", "6"),
@@ -76,6 +77,21 @@ def test_evaluate_repeats_the_table(run, capsys, tmp_path):
     assert "student after" in said
     after = json.loads((copy / "result.json").read_text())
     assert after == before
+
+
+def test_the_seconds_of_a_run_are_those_of_every_time_that_it_was_gone_on_with(run, capsys, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (copy / "result.json").unlink()  # as if it had been stopped after the last checkpoint
+    checkpoints = Checkpoints(copy / "checkpoints", {}, writable=False)
+    until_then = checkpoints._manifest_of(checkpoints.latest)["seconds"]
+    checkpoints.close()
+    began = time.perf_counter()
+    assert pcjax(capsys, "distill", *SMALL, "--workdir", copy)[0] == 0
+    own = time.perf_counter() - began
+    found = json.loads((copy / "result.json").read_text())["seconds"]
+    assert until_then > 0
+    assert 0.5 * own <= found - until_then <= own + 0.2
 
 
 def test_the_same_command_again_only_repeats_the_table(run, capsys):

@@ -138,6 +138,12 @@ def test_a_run_that_diverges_is_said_to_and_the_others_go_on(given_up_after, com
         text = (tmp_path / "wild" / "report.html").read_text()
         assert "Density of tame&#x27;s ranks against the teacher" in text
         assert "Without a finished run, and so not drawn: wild." in text
+        # Trained to its end, and known to have diverged whatever became of its metrics.
+        own = tmp_path / "wild" / "runs" / "wild" / "0"
+        for name in ("metrics.jsonl", "outcome.json"):
+            (own / name).unlink()
+        assert pcjax(capsys, "compare", config, *asked)[0] == 0
+        assert json.loads((own / "outcome.json").read_text())["status"] == "diverged"
 
 
 RUNS = {

@@ -86,12 +86,15 @@ def test_metrics_are_numbers_and_names_are_text(run, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     lines = [
-        '{"step": 1, "loss": null, "x": "<b>"}',
-        '{"step": 2, "loss": NaN, "validation_\\"><script>": 0.5}',
+        '{"step": 1, "loss": null, "x": 0.5}',
+        '{"step": 2, "loss": null, "validation_\\"><script>": 0.5}',
+        '{"step": 3, "loss": NaN}',
+        '{"step": 3, "loss": "<b>"}',
         '{"st',
     ]
     (copy / "metrics.jsonl").write_text("\n".join(lines))
-    page, _ = page_of(copy)
+    page, text = page_of(copy)
+    assert "metrics.jsonl of the student: 3 lines are not as they were written" in text
     alternatives = [drawing["aria-label"] for drawing in page.all("svg")]
     assert "Curve of the student's loss over the steps: loss never finite." in alternatives
     assert any('"><script> on validation examples' in text for text in alternatives)

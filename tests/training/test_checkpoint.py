@@ -6,6 +6,7 @@ import pytest
 
 from pcjax._checks import RequestError
 from pcjax.training.checkpoint import Checkpoints, named
+from pcjax.training.clock import Clock
 
 MANIFEST = {"role": "student", "seed": 0, "model": {"name": "mlp", "widths": [4, 2]}}
 
@@ -33,6 +34,18 @@ def opened(tmp_path, said):
     yield open_
     for checkpoints in made:
         checkpoints.close()
+
+
+def test_the_time_before_a_checkpoint_counts_once(opened):
+    clock = Clock()
+    clock.go_on(1000.0)
+    opened(clock=clock).save(1, state(1), {})
+    again = Clock()
+    for _ in range(2):
+        opened(clock=again).restore(state())
+    assert 1000 <= again() < 1500
+    again.go_on(700.0)  # of the teacher's training, which came before
+    assert 1000 <= again() < 1500
 
 
 def assert_same(found, expected):
