@@ -32,8 +32,11 @@ def main() -> None:
     steps = round(arguments.seconds * arguments.rate)
     with Terminal().progress("student", steps, 0) as progress:
         busy, began = time.process_time(), time.perf_counter()
-        for step in range(arguments.log_every, steps + 1, arguments.log_every):
+        for step in range(1, steps + 1):
             time.sleep(max(0.0, began + step / arguments.rate - time.perf_counter()))
+            progress.show(step)
+            if step % arguments.log_every:
+                continue
             progress.show(step, {"loss": 1 / step, "coherence": 0.5, "gradient_norm": 1.0})
         busy, passed = time.process_time() - busy, time.perf_counter() - began
     print(f"{1e3 * busy:.0f} ms of processor time in {passed:.1f} s: {100 * busy / passed:.2f} % of one core")

@@ -1,7 +1,7 @@
 """CIFAR-100: resnet32x4's representation for shufflenetv2, the pair and recipe of RepDistiller's table.
 
 Purpose: a comparison that others have published numbers for.
-Command: tfds build cifar100  (once; needs `pip install tensorflow`)
+Command: tfds build cifar100 --file_format array_record  (once; needs `pip install tensorflow`)
          pcjax distill configs/cifar100_resnet32x4_shufflenetv2.py
 Expected: not measured here; published with labels for this pair: 79.42 and 71.82 % (teacher, student alone).
 Cost: 240 epochs of 45,000 images for each of the two models; a GPU, some hours.

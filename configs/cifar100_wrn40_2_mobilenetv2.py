@@ -1,7 +1,7 @@
 """CIFAR-100: wrn40_2's representation for mobilenetv2, with the recipe of RepDistiller's tables.
 
 Purpose: a comparison that others have published numbers for.
-Command: tfds build cifar100  (once; needs `pip install tensorflow`)
+Command: tfds build cifar100 --file_format array_record  (once; needs `pip install tensorflow`)
          pcjax distill configs/cifar100_wrn40_2_mobilenetv2.py
 Expected: not measured here; published with labels for this pair: 75.61 and 64.60 % (teacher, student alone).
 Cost: 240 epochs of 45,000 images for each of the two models; a GPU, some hours.

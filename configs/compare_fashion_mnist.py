@@ -1,7 +1,7 @@
 """Fashion-MNIST: eleven losses, three seeds each, one small student of one teacher.
 
 Purpose: what each loss transfers by itself, without labels, at a size that two CPU cores compare in less than an hour.
-Command: tfds build fashion_mnist  (once; needs `pip install tensorflow`)
+Command: tfds build fashion_mnist --file_format array_record  (once; needs `pip install tensorflow`)
          pcjax compare configs/compare_fashion_mnist.py
 Expected: docs/results.md has the table.
 Cost: two CPU cores, half an hour.

@@ -1,7 +1,7 @@
 """Fashion-MNIST: a CNN's representation for a small CNN, perception coherence in the teacher's frame.
 
 Purpose: real images at a size that a laptop trains in minutes.
-Command: tfds build fashion_mnist  (once; needs `pip install tensorflow`)
+Command: tfds build fashion_mnist --file_format array_record  (once; needs `pip install tensorflow`)
          pcjax distill configs/fashion_mnist.py
 Expected: not measured yet beyond a few steps.
 Cost: two CPU cores, a few minutes an epoch; a GPU, a minute in all.

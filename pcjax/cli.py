@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from pcjax._checks import RequestError
 
 if TYPE_CHECKING:
-    from pcjax.config import Config
+    from pcjax.config import Config, Loss
 
 T = TypeVar("T")
 USAGE = """pcjax transfers the representation of a large teacher model to a lightweight student.
@@ -191,7 +191,7 @@ def _train(job: str, given: list[str]) -> None:
         config = _compared(config, given)
     config, folder = _overridden(job, _with_arguments(config, given), path, given)
     # Through JSON once, so that what is stored is exactly what is run, numbers as their fields' types.
-    config = Config.from_json(config.to_json())
+    config = Config.from_json(config.to_json()).from_the_root()
     run = getattr(importlib.import_module(f"pcjax.jobs.{job}"), job)
     try:
         run(config, folder, Display())
@@ -228,7 +228,7 @@ def _with_arguments(config: "Config", given: list[str]) -> "Config":
     for word in [word for word in given if word.startswith("--losses.")]:
         name, _, value = word.partition("=")
         found = re.fullmatch(r"--losses\.(\d+)\.arguments\.(\w+)", name)
-        if found is None or int(found[1]) >= len(losses) or found[2] in losses[int(found[1])].arguments:
+        if found is None or int(found[1]) >= len(losses) or _has(losses[int(found[1])], found[2]):
             continue
         at, place = given.index(word), int(found[1])
         if "=" not in word:
@@ -239,6 +239,14 @@ def _with_arguments(config: "Config", given: list[str]) -> "Config":
         arguments = losses[place].arguments | {found[2]: _value(value)}
         losses[place] = dataclasses.replace(losses[place], arguments=arguments)
     return dataclasses.replace(config, losses=tuple(losses))
+
+
+def _has(loss: "Loss", argument: str) -> bool:
+    """Whether tyro knows the argument as one word; a ramp, in whose place a number may come, it knows by its fields."""
+    from pcjax.config import Ramp
+
+    there = loss.arguments.get(argument)
+    return there is not None and not isinstance(there, Ramp)
 
 
 def _value(text: str) -> bool | int | float | str:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pcjax import _checks
 from pcjax._checks import RequestError
 from pcjax.data import CORRUPTIONS
-from pcjax.models import MODELS, OPTIONS
+from pcjax.models import OPTIONS, require_known
 from pcjax.terms import TERMS, UNNAMED, needs_labels
 
 JOBS = ("distill", "teach", "compare", "tune")
@@ -101,7 +101,7 @@ class Model:
     """factor on the number of its channels"""
 
     def __post_init__(self):
-        _checks.require_name("model", self.name, MODELS)
+        require_known(self.name)
         known = OPTIONS.get(self.name, ())
         for option in self.options():
             expected = " or ".join(known) or "none, all of it is in its name"
@@ -368,6 +368,27 @@ class Config:
             return _decode(cls, json.loads(text), "")
         except json.JSONDecodeError as error:
             raise RequestError(f"not JSON: {error}") from error
+
+    def from_the_root(self) -> "Config":
+        """The same, with what it names as files named from the root: it means the same wherever it is read."""
+
+        def of(path: str | None) -> str | None:
+            here = path is not None and "://" not in path
+            return str(pathlib.Path(path).expanduser().resolve()) if path is not None and here else path
+
+        def of_source(source: str | None) -> Any:
+            kind, colon, path = (source or "").partition(":")
+            return f"arrays:{of(path)}" if kind == "arrays" and colon and path else source
+
+        data = dataclasses.replace(self.data, source=of_source(self.data.source), data_dir=of(self.data.data_dir))
+        run, features = of(self.teacher.run), of(self.teacher.features)
+        other, other_dir = of_source(self.evaluation.other), of(self.evaluation.other_dir)
+        return dataclasses.replace(
+            self,
+            data=data,
+            teacher=dataclasses.replace(self.teacher, run=run, features=features),
+            evaluation=dataclasses.replace(self.evaluation, other=other, other_dir=other_dir),
+        )
 
     def digest(self) -> str:
         """Equal for equal configs, across versions of Python and of pcjax, which may have more fields with defaults."""

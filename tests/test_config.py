@@ -32,6 +32,21 @@ def test_equal_configs_have_equal_digests_and_others_have_not():
     assert Config().digest() != dataclasses.replace(Config(), training=Training(seed=1)).digest()
 
 
+def test_files_are_named_from_the_root(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = Config(
+        data=Data(source="arrays:a/b.npz"),
+        teacher=Teacher(run="../runs/teacher"),
+        evaluation=Evaluation(other="tfds:mnist", other_dir="gs://bucket/tfds"),
+    )
+    found = config.from_the_root()
+    assert found.data == Data(source=f"arrays:{tmp_path / 'a' / 'b.npz'}")
+    assert found.teacher == Teacher(run=str(tmp_path.parent / "runs" / "teacher"))
+    assert found.evaluation == config.evaluation
+    assert found.from_the_root() == found
+    assert Config().from_the_root() == Config()
+
+
 def without(stored, path):
     """The stored config as it was before there was that field."""
     *sections, name = path

@@ -17,6 +17,7 @@ CLASSES = "classes"
 PARTS = ("train", "validation", "test")
 IN_MEMORY = 2**30  # bytes; larger arrays are mapped where the file allows it
 LONGEST_HEADER = 10_000  # bytes, as NumPy has it
+MOST_CLASSES = 2**20  # beyond, labels are not numbers of classes but of something else
 EXPANDS = 100  # times; what is larger than IN_MEMORY and grows more than that is taken for an attack on the memory
 
 
@@ -183,8 +184,9 @@ def _labels(labels: np.ndarray, n: int, images: str, name: str) -> np.ndarray:
     whole = labels.dtype.kind in "ui"
     _checks.require(whole, f"{name} has dtype {labels.dtype}: expected integers, number the classes from 0")
     low, high = int(labels.min()), int(labels.max())
-    fits = low >= -1 and high < 2**31 - 1
-    _checks.require(fits, f"{name} goes from {low} to {high}: expected classes numbered from 0, -1 for an unknown one")
+    fits = low >= -1 and high < MOST_CLASSES
+    expected = f"expected classes numbered from 0, below {MOST_CLASSES}, and -1 for an unknown one"
+    _checks.require(fits, f"{name} goes from {low} to {high}: {expected}")
     return labels.astype(np.int32)
 
 

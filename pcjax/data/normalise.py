@@ -14,8 +14,8 @@ def statistics(examples: Examples) -> tuple[Float64[np.ndarray, " c"], Float64[n
     """The mean and standard deviation of every channel.
 
     mean_c and std_c are taken over all examples, rows and columns, after uint8 has been divided by 255. Without
-    rows and columns, every feature is a channel. A channel that is constant has the deviation 1. Of more than 50,000
-    examples, an even sample is looked at: the same every time.
+    rows and columns, every feature is a channel. A channel that is constant has the deviation 1. Of
+    more than 50,000 examples, an even sample is looked at: the same every time.
 
     Args:
       examples: those for training.
@@ -43,7 +43,9 @@ def statistics(examples: Examples) -> tuple[Float64[np.ndarray, " c"], Float64[n
         mean = mean + delta * added / count
     std = np.sqrt(squares / count)
     scale = full_scale(examples)
-    return mean / scale, np.where(std > 0, std, scale) / scale
+    # Of a constant such as 0.1 rounding leaves a deviation of some 1e-16; and float32 must hold what divides.
+    moves = std > np.maximum(1e-12 * np.abs(mean), np.finfo(np.float32).tiny)
+    return mean / scale, np.where(moves, std, scale) / scale
 
 
 def full_scale(examples: Examples) -> float:

@@ -60,7 +60,7 @@ def load(
     _checks.require(shares, f"got part {part!r}: expected a share, above 0 and at most 1")
     kind, _, name = source.partition(":") if isinstance(source, str) else ("", "", "")
     known = source == "digits" or (kind in ("tfds", "arrays") and name != "")
-    _checks.require(known, f"unknown source {source!r}: expected {KINDS}")
+    _checks.require(known, f"unknown data source {source!r}: expected {KINDS}")
     if kind != "tfds":
         for what, given in (("data_dir", data_dir), ("image_size", image_size)):
             _checks.require(

@@ -106,7 +106,7 @@ def _promised_teacher(config: Config, loaded: Loaded) -> Output:
         features: Any = jax.ShapeDtypeStruct((1, *stored.shape[1:]), jnp.float32)
         return Output(features, None, {})
     if asked.run is not None:
-        theirs = config_of(pathlib.Path(asked.run), "teach")[1].teacher
+        theirs = config_of(pathlib.Path(asked.run), "teach", "teacher.run")[1].teacher
         return promised(theirs.model, loaded, theirs.training)
     return check_teaching(config, loaded)
 
@@ -147,7 +147,7 @@ def teacher_model(config: Config, folder: pathlib.Path, loaded: Loaded) -> Froze
 
 def load_teacher(folder: pathlib.Path, config: Config, loaded: Loaded) -> Frozen:
     """The teacher of a `pcjax teach` run."""
-    theirs = config_of(folder, "teach")[1]
+    theirs = config_of(folder, "teach", "teacher.run")[1]
     ended = (folder / RESULT).is_file()
     _checks.require(ended, f"the teacher in {folder} (teacher.run) is not trained to its end: `pcjax teach` goes on")
     like = new_model(theirs.teacher.model, loaded, theirs.teacher.training, TEACHER_SEED)

@@ -50,13 +50,15 @@ def begin_folder(folder: pathlib.Path, config: Config, job: str) -> None:
         raise RequestError(f"cannot write to --workdir {folder}: {error.strerror}") from error
 
 
-def config_of(folder: pathlib.Path, job: str | None = None) -> tuple[str, Config]:
-    """The job and the config of a run that was begun before."""
-    stored = folder / CONFIG
-    _checks.require(stored.is_file(), f"no run in {folder}: expected the --workdir of an earlier pcjax command")
+def config_of(folder: pathlib.Path, job: str | None = None, field: str = "") -> tuple[str, Config]:
+    """The job and the config of a run that was begun before, which a field of a config may have named."""
+    stored, named = folder / CONFIG, f" ({field})" if field else ""
+    _checks.require(stored.is_file(), f"no run in {folder}{named}: expected the --workdir of an earlier pcjax command")
     begun_by, config = read_stored(stored)
     if job is not None:
-        _checks.require(begun_by == job, f"{folder} holds a run of `pcjax {begun_by}`: expected one of `pcjax {job}`")
+        _checks.require(
+            begun_by == job, f"{folder}{named} holds a run of `pcjax {begun_by}`: expected one of `pcjax {job}`"
+        )
     return begun_by, config
 
 

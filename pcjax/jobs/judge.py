@@ -16,7 +16,7 @@ from pcjax.jobs.represent import Frozen, Said, represent_all
 from pcjax.metrics import nearest
 
 LEAST = 4  # examples that coherence can be estimated from
-NO_MODEL = {"parameters": 0, "flops": 0, "bytes": 0}  # of features that were given
+NO_MODEL = {"parameters": None, "flops": None, "bytes": None}  # of features that were given
 
 
 class NotFiniteError(RequestError):

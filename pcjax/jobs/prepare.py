@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import importlib.util
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -161,6 +162,9 @@ def check(config: Config, training: Training, losses: tuple[Loss, ...], loaded: 
     _checks.require(len(shape) == 3 or not (config.data.crop or config.data.flip), f"{got}: only images have them")
     fits = len(shape) != 3 or config.data.crop <= min(shape[:2])
     _checks.require(fits, f"got data.crop {config.data.crop} for images of shape {shape}: expected at most their side")
+    board = not training.tensorboard or importlib.util.find_spec("tensorboardX") is not None
+    remedy = '`pip install "pcjax[tensorboard]"`, or leave it out'
+    _checks.require(board, f"got training.tensorboard, which needs tensorboardX: {remedy}")
     steps_of(training, len(loaded.examples.train))
     parallel.choose_devices(training.devices, training.batch)
     for loss in losses:

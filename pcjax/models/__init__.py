@@ -34,6 +34,7 @@ torchvision's. No stem is chosen by the image's size: its name says which it is.
 
 from collections.abc import Callable
 from functools import partial
+from importlib import metadata
 from typing import Any
 
 import jax.numpy as jnp
@@ -63,6 +64,7 @@ __all__ = [
     "heads",
     "load",
     "parameter_count",
+    "require_known",
 ]
 
 _narrow = partial(ResNet, block=Basic, widths=(16, 32, 64), stem=16, imagenet=False)
@@ -99,6 +101,17 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 }
 
 
+def require_known(name: Any) -> None:
+    """Refuses what is no model: neither one of `MODELS` nor of an installed package."""
+    ours = isinstance(name, str) and name in MODELS
+    _checks.require_name("model", name, MODELS if ours else [*MODELS, *_installed()])
+
+
+def _installed() -> dict[str, metadata.EntryPoint]:
+    """Models of other packages, which name them as entry points of the group "pcjax.models"."""
+    return {entry.name: entry for entry in metadata.entry_points(group="pcjax.models")}
+
+
 def build(
     name: str,
     *,
@@ -112,7 +125,8 @@ def build(
     """The model of that name, with new weights, called as module(x) -> Output.
 
     Args:
-      name: one of `MODELS`.
+      name: one of `MODELS`, or of an installed package's entry points of the group "pcjax.models": functions
+        (shape, classes, *, rngs, dtype, axis_name) -> module.
       shape: of one example, (height, width, channels), or (d,) for "mlp". Convolutional networks take images of any
         other height and width too.
       classes: how many the classifier tells apart; None leaves it out, and the logits are None.
@@ -129,7 +143,7 @@ def build(
     >>> parameter_count(module)
     278324
     """
-    _checks.require_name("model", name, MODELS)
+    require_known(name)
     known = OPTIONS.get(name, ())
     for option in options:
         expected = "one of " + ", ".join(map(repr, known)) if known else "none, all of this model is in its name"
@@ -137,5 +151,7 @@ def build(
     floating = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
     _checks.require(floating, f"got dtype {dtype}: expected a floating-point one, such as jnp.float32 or jnp.bfloat16")
     given = {"dtype": dtype, "axis_name": axis_name, **options}
+    if name not in MODELS:
+        return _installed()[name].load()(tuple(shape), classes, rngs=rngs, **given)
     abstract = nnx.eval_shape(lambda: MODELS[name](tuple(shape), classes, rngs=nnx.Rngs(0), **given))
     return initialised(abstract, rngs.params())

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_LINES, SECONDS_BETWEEN_LOOKS = 10.0, 0.5
 
 
 class Display:
@@ -56,13 +56,17 @@ class ShownProgress:
         self._display, self._name, self._steps, self._bar = display, name, steps, bar
         self._at, self._since = at, time.perf_counter()
         self._values: dict[str, float] = {}
+        self._said = False
         self._rate = 0.0  # of the steps since the last look: compiling the first step does not count for ever
-        self._next_line = 0.0
+        self._every = SECONDS_BETWEEN_LINES if bar is None else SECONDS_BETWEEN_LOOKS
+        self._next_look = self._since + self._every
 
-    def show(self, step: int, values: Mapping[str, float]) -> None:
-        """The latest numbers, after that step."""
-        self._values |= values
+    def show(self, step: int, values: Mapping[str, float] | None = None) -> None:
+        """That step has been taken, and the latest numbers where there are new ones; told of every step."""
         now = time.perf_counter()
+        if values is None and now < self._next_look:
+            return
+        self._values |= values or {}
         if step > self._at:
             self._rate = (step - self._at) / max(now - self._since, 1e-9)
             self._at, self._since = step, now
@@ -73,7 +77,10 @@ class ShownProgress:
         shown = "  ".join([f"{rate:.3g} steps/s", *(f"{name} {value:.4f}" for name, value in wanted.items())])
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, shown=shown)
-        elif now >= self._next_line or step == self._steps:
+        elif now >= self._next_look or not self._said or step == self._steps:
             left = (self._steps - step) / max(rate, 1e-9)
             self._display.say(f"{self._name}: step {step} of {self._steps}  {shown}  {left:.0f} s left")
-            self._next_line = now + SECONDS_BETWEEN_LINES
+            self._said = True
+        else:
+            return
+        self._next_look = now + self._every

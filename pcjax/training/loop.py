@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from pcjax._checks import RequestError
 from pcjax.config import Training
 from pcjax.data import TrainingBatches
 from pcjax.training.checkpoint import Checkpoints
@@ -62,6 +61,7 @@ def train(plan: Plan, display: Display) -> int:
         for step in range(at + 1, plan.steps + 1):
             batch = next(plan.batches)
             state, said = plan.mapped(plan.frozen, state, plan.mapped.split(batch))
+            progress.show(step)
             number = agreed(stop.number, step)
             last = step == plan.steps
             logged, saved = (last or step % every == 0 for every in (plan.training.log_every, plan.training.save_every))
@@ -179,13 +179,7 @@ class _Metrics:
 
 def _board(folder: pathlib.Path, at: int) -> Any:
     """A writer of TensorBoard's files, in which what lies beyond the step that is gone on from does not count."""
-    try:
-        writer = importlib.import_module("tensorboardX").SummaryWriter
-    except ImportError as error:
-        raise RequestError(
-            'training.tensorboard needs tensorboardX: `pip install "pcjax[tensorboard]"`, or leave it out'
-        ) from error
-    return writer(str(folder), purge_step=at + 1)
+    return importlib.import_module("tensorboardX").SummaryWriter(str(folder), purge_step=at + 1)
 
 
 def _finite(value: float) -> float | None:

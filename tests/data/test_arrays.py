@@ -233,6 +233,7 @@ BAD = {
     "labels as text": ("x.npz", npz(x=FEATURES, y=LABELS.astype(str)), "expected integers, number the classes from 0"),
     "labels below -1": ("x.npz", npz(x=FEATURES, y=LABELS - 2), "'y' goes from -2 to 0: expected classes numbered"),
     "labels above all": ("x.npz", npz(x=FEATURES, y=LABELS + 2**40), "expected classes numbered from 0"),
+    "labels that are ids": ("x.npz", npz(x=FEATURES, y=LABELS + 2 * 10**9), "classes numbered from 0, below 1048576"),
     "labels twice": ("x.npz", npz(x=FEATURES, y=LABELS, labels=LABELS), "expected labels once, leave one of them"),
     "too few names": ("x.npz", npz(x=FEATURES, y=LABELS, classes=np.array(["a", "b"])), "2 classes and a label 2"),
     "names in numbers": ("x.npz", npz(x=FEATURES, classes=np.arange(3)), "'classes' is int64 (3,): expected names"),

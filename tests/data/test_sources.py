@@ -149,10 +149,10 @@ def test_unseen_classes_need_others_and_labels(tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"source": "mnist"}, 'unknown source \'mnist\': expected "digits", "tfds:NAME" or "arrays:PATH"'),
-        ({"source": "tfds:"}, "unknown source 'tfds:'"),
-        ({"source": "digits:8"}, "unknown source 'digits:8'"),
-        ({"source": None}, "unknown source None"),
+        ({"source": "mnist"}, 'unknown data source \'mnist\': expected "digits", "tfds:NAME" or "arrays:PATH"'),
+        ({"source": "tfds:"}, "unknown data source 'tfds:'"),
+        ({"source": "digits:8"}, "unknown data source 'digits:8'"),
+        ({"source": None}, "unknown data source None"),
         ({"validation": 1.0}, "got validation 1.0: expected a share, from 0 to below 1"),
         ({"validation": -0.1}, "got validation -0.1: expected a share"),
         ({"validation": float("nan")}, "got validation nan: expected a share"),

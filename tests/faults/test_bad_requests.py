@@ -184,7 +184,7 @@ def test_texts_that_are_no_stored_config(refused, tmp_path):
         new = ("--workdir", tmp_path / "new")
         jobs = [("evaluate", run), ("distill", run / "config.json", *new), ("report", run), ("embed", run)]
         for arguments in jobs[:2] if len(text) > 100_000 else jobs:
-            names = (run / "config.json", "unknown source")
+            names = (run / "config.json", "unknown data source")
             refused("a damaged or forged config.json", arguments, *names)
         if len(text) <= 5000:
             refused("a damaged or forged config.json", ("distill", "--teacher.run", run, *new), run)

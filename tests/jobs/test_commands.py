@@ -188,9 +188,13 @@ def test_losses_with_all_that_they_need(live, tmp_path, capsys):
 
 
 def test_arguments_that_a_config_does_not_name_can_be_given(capsys, tmp_path):
+    (tmp_path / "ramp.py").write_text(
+        "from pcjax.config import Config, Loss, Ramp\n"
+        'config = Config(losses=(Loss(arguments={"temperature": Ramp(0.5, 0.1)}),))\n'
+    )
     given = ["--losses.0.arguments.frame", "teacher", "--losses.0.arguments.power=2"]
     given += ["--losses.0.head", "linear", "--losses.0.arguments.temperature", "0.3"]
-    status, _, complaint = pcjax(capsys, "distill", *SMALL, *given, "--workdir", tmp_path / "run")
+    status, _, complaint = pcjax(capsys, "distill", tmp_path / "ramp.py", *SMALL, *given, "--workdir", tmp_path / "run")
     assert status == 0, complaint
     arguments = json.loads((tmp_path / "run" / "config.json").read_text())["config"]["losses"][0]["arguments"]
     assert arguments == {"temperature": 0.3, "frame": "teacher", "power": 2}
@@ -208,7 +212,7 @@ REFUSED = {
     "no value": (["distill", "--losses.0.arguments.power"], "got --losses.0.arguments.power without a value"),
     "unknown loss": (["distill", "--losses.0.name", "nope"], "unknown loss 'nope': expected one of"),
     "unknown model": (["distill", "--student.name", "resnet7"], "unknown model 'resnet7': expected one of"),
-    "unknown data": (["distill", "--data.source", "mnist"], "unknown source 'mnist': expected"),
+    "unknown data": (["distill", "--data.source", "mnist"], "unknown data source 'mnist': expected"),
     "unknown config": (["distill", "{tmp}/none.py"], "none.py: expected a .py file that sets `config`"),
     "small batch": (["distill", "--training.batch", "2"], "got training.batch 2: expected at least 3"),
     "large batch": (["distill", "--training.batch", "4096"], "got training.batch 4096 for 1294 training examples"),
@@ -227,7 +231,10 @@ REFUSED = {
     "wrong argument": (["distill", "{tmp}/wrong.py"], "the losses (cross_entropy) cannot be computed as asked"),
     "a map": (["distill", "{tmp}/map.py"], "unknown map of the student 'stage9': expected one of 'stage1'"),
     "widths": (["distill", "{tmp}/widths.py"], "got student (256, 16) and teacher (256, 64): expected"),
-    "no such teacher": (["distill", "--teacher.run", "{tmp}/none"], "none: expected the --workdir of an earlier"),
+    "no such teacher": (
+        ["distill", "--teacher.run", "{tmp}/none"],
+        "none (teacher.run): expected the --workdir of an earlier",
+    ),
     "no such features": (["distill", "--teacher.features", "{tmp}/none.npz"], "none.npz (teacher.features)"),
     "corrupt features": (["distill", "--teacher.features", "{tmp}/corrupt.npz"], "cannot read"),
     "not a run": (["evaluate", "{tmp}"], "expected the --workdir of an earlier pcjax command"),
@@ -286,6 +293,71 @@ def test_help_and_version(capsys):
     assert status == 0
     assert "--training.batch" in said
     assert pcjax(capsys, "--version")[0] == 0
+
+
+PACKAGE = """
+import flax.linen as nn, jax, jax.numpy as jnp
+from pcjax.models import Output, from_function, from_linen
+
+class Net(nn.Module):
+    classes: int
+
+    @nn.compact
+    def __call__(self, x, train):
+        hidden = nn.BatchNorm(use_running_average=not train)(nn.Dense(12)(x.reshape(len(x), -1)))
+        features = nn.Dense(6)(nn.relu(hidden))
+        return Output(features, nn.Dense(self.classes)(features), {})
+
+def linen_net(shape, classes, *, rngs, dtype, axis_name):
+    net = Net(classes)
+    variables = net.init(rngs.params(), jnp.ones((1, *shape)), train=False)
+    return from_linen(net, variables, training={"train": True}, evaluation={"train": False})
+
+def projection(shape, classes, *, rngs, dtype, axis_name):
+    weights = jax.random.normal(rngs.params(), (64, 4)) / 8
+    return from_function(lambda w, x: x.reshape(len(x), -1) @ w["map"], {"map": weights})
+"""
+
+
+def test_a_linen_module_and_a_function_of_another_package_serve_as_teacher_and_student(tmp_path, monkeypatch, capsys):
+    installed = tmp_path / "site" / "others-1.0.dist-info"
+    installed.mkdir(parents=True)
+    (tmp_path / "site" / "others_models.py").write_text(PACKAGE)
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: others\nVersion: 1.0\n")
+    names = "linen_net = others_models:linen_net\nprojection = others_models:projection\n"
+    (installed / "entry_points.txt").write_text(f"[pcjax.models]\n{names}")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    asked = ["--teacher.model.name", "linen_net", "--student.name", "projection", "--training.devices", "1"]
+    asked += [
+        word
+        for who in ("teacher.model", "student")
+        for of in ("features", "widths")
+        for word in (f"--{who}.{of}", "None")
+    ]
+    asked += ["--teacher.training.devices", "1", "--training.steps", "30", "--teacher.training.steps", "20"]
+    asked += ["--training.batch", "128", "--teacher.training.batch", "128", "--training.learning-rate", "0.02"]
+    status, _, complaint = pcjax(capsys, "distill", *asked, "--workdir", tmp_path / "run")
+    assert status == 0, complaint
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["teacher"]["parameters"] == 65 * 12 + 2 * 12 + 13 * 6 + 7 * 10
+    assert result["student"]["parameters"] == 64 * 4
+    before, after = (result[name]["coherence"]["spearman"]["value"] for name in ("untrained", "student"))
+    assert after > before + 0.05
+    status, _, complaint = pcjax(capsys, "evaluate", tmp_path / "run")
+    assert status == 0, complaint
+    status, _, complaint = pcjax(capsys, "distill", "--student.name", "nobodys", "--workdir", tmp_path / "new")
+    assert status == 2
+    assert "unknown model 'nobodys'" in complaint
+    assert "'projection'" in complaint
+
+
+def test_what_an_extra_brings_is_asked_for_before_anything_is_trained(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    asked = ["distill", "--training.tensorboard", "True", "--workdir", tmp_path / "new"]
+    status, _, complaint = pcjax(capsys, *asked)
+    assert (status, complaint.count("\n")) == (2, 1)
+    assert 'got training.tensorboard, which needs tensorboardX: `pip install "pcjax[tensorboard]"`' in complaint
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

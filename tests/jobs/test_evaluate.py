@@ -242,7 +242,7 @@ def test_everything_about_a_run_by_the_commands(tmp_path, capsys, mnist_like):
             "got evaluation.neighbours 500 for the test examples from digits: expected at most 357",
         ),
         (["distill", "--data.unseen", "9"], "got unseen 9 for 'digits', which has 10 classes: expected at least 2"),
-        (["distill", "--evaluation.other", "mnist"], "evaluation.other: unknown source 'mnist'"),
+        (["distill", "--evaluation.other", "mnist"], "evaluation.other: unknown data source 'mnist'"),
     ],
 )
 def test_wrong_requests_end_in_a_line(given, message, tmp_path, capsys):

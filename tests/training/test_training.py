@@ -173,8 +173,8 @@ def uninterrupted(tmp_path_factory, one_device, problem, examples):
     return folder, *train(folder, one_device, problem, examples)
 
 
-def test_an_epoch_ends_within_the_training(examples):
-    """So that stops in mid-epoch and beyond its end are among those tested."""
+def test_the_training_ends_within_an_epoch(examples):
+    """So that all stops of the next test are in mid-epoch."""
     short = data.training_batches(examples, batch=BATCH, seed=0)
     assert short.steps_per_epoch > STEPS
     short.close()
