@@ -14,6 +14,7 @@ import shlex
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -44,6 +45,7 @@ LEFT_BEHIND = ("json_ch_save", "np_type_handler", "write_metadata_after_commits"
 TRAINED = ("distill", "teach", "compare", "tune")
 LOOKED_AT = ("evaluate", "embed", "export", "report")
 LONGEST_LINE = 2000
+_BROKEN = re.compile("gloo|connection|socket|peer|heartbeat|coordination|barrier", re.IGNORECASE)
 NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
 FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 
@@ -87,9 +89,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if error.errno in NO_PATH:
             _fail(f"{error.filename}: {error.strerror}: expected a path that can be, give another")
         if error.errno not in FULL_OR_BROKEN:
+            _unforeseen(error)
             raise
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
         _fail(f"{what}: see to the disk; what was saved stays; to go on: {again}", 1)
+    except Exception as error:
+        _unforeseen(error)
+        raise
 
 
 class _StoppedBySignal(BaseException):
@@ -110,7 +116,7 @@ def _signals_stop() -> Iterator[None]:
     def once_more(ignored: Any) -> None:
         if isinstance(ignored.exc_value, _StoppedBySignal):
             threading.Timer(0.01, tell, [ignored.exc_value.number]).start()
-        else:
+        elif str(ignored.exc_value) != "Event loop is closed":  # of a failed read's other parts, which end later
             unraisable(ignored)
 
     def tell(number: int) -> None:
@@ -133,13 +139,38 @@ def _signals_stop() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _fail(message: str, status: int = 2) -> None:
+def _fail(message: str, status: int = 2, agreed: bool = False) -> None:
     # What was given may hold what moves a terminal's cursor.
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(message.split()))
     # What was given may be of any length; what was expected stands at the end.
     line = line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
     print(f"pcjax: {line}", file=sys.stderr)  # noqa: T201
+    together = _together()
+    if together is not None and not agreed:
+        together.leave(status)
     sys.exit(status)
+
+
+def _unforeseen(error: Exception) -> None:
+    """In a job of several processes, ends this one and has the others told; a job of one has nobody to tell."""
+    together = _together()
+    if together is None or not together.joined():
+        return
+    others, status = None, 1
+    with contextlib.suppress(Exception):
+        others = together.left_by_others()
+    # Whoever waits for one that has left or died learns it by a broken connection.
+    if others is None and not _BROKEN.search(str(error)):
+        traceback.print_exception(error)
+        line = f"{type(error).__name__}: what led to it is above"
+    else:
+        line, status = together.why(others)
+    _fail(line, status)
+
+
+def _together() -> Any:
+    """The module of jobs of several processes, if this may be one."""
+    return sys.modules.get("pcjax.training.together")
 
 
 def _run(job: str, given: list[str]) -> None:
@@ -196,11 +227,13 @@ def _train(job: str, given: list[str]) -> None:
     try:
         run(config, folder, Display())
     except StoppedError as stopped:
-        _fail(f"{stopped}; to go on: {again}", 128 + stopped.number)
+        _fail(f"{stopped}; to go on: {again}", 128 + stopped.number, agreed=True)
     except UnsavedError as unsaved:
+        if _BROKEN.search(str(unsaved)):
+            _unforeseen(unsaved)
         _fail(f"{unsaved}: see to the disk; to go on from there: {again}", 1)
     except BadStepsError as bad:
-        _fail(str(bad), 1)
+        _fail(str(bad), 1, agreed=True)
 
 
 def _compared(config: "Config", given: list[str]) -> "Config":

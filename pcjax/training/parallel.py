@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from pcjax import _checks
+from pcjax.training import together
 from pcjax.training.step import AXIS, Step
 
 
@@ -35,6 +36,9 @@ def join_processes() -> None:
         os.environ.get("SLURM_NTASKS", "1") != "1" and "SLURM_STEP_NODELIST" in os.environ
     ):
         jax.distributed.initialize()
+    else:
+        return
+    together.begin()
 
 
 def wait_for_all(what: str) -> None:

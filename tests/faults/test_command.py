@@ -5,45 +5,29 @@ PCJAX_FAULTS says how often (docs/reliability.md has the full count); one try of
 
 import json
 import os
-import pathlib
 import random
 import signal
-import subprocess
-import sys
 import time
 
+import children
 import numpy as np
 import pytest
+from children import SMALL, outcome_of
 
 from pcjax.training.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.slow
 
 TRIES = int(os.environ.get("PCJAX_FAULTS", "1"))
-PCJAX = str(pathlib.Path(sys.executable).with_name("pcjax"))
-STEPS = 60
-SMALL = [
-    *("--teacher.model.widths", "24", "--teacher.model.features", "12", "--teacher.training.steps", "4"),
-    *("--student.widths", "8", "--student.features", "4", "--training.steps", str(STEPS), "--training.batch", "64"),
-    *("--teacher.training.batch", "64", "--training.save-every", "3", "--training.log-every", "2"),
-]
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    """Starts a command whose compiled code is kept between the tries."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_", "PCJAX_"))}
-    cache = str(tmp_path_factory.mktemp("compiled"))
-    kept |= {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": cache,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+def start():
+    """Starts a command that does not outlive the tests."""
     started = []
 
     def begin(*arguments):
-        command = [PCJAX, *map(str, arguments)]
-        started.append(subprocess.Popen(command, env=kept, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        started.append(children.start(*arguments))
         return started[-1]
 
     yield begin
@@ -53,9 +37,9 @@ def start(tmp_path_factory):
 
 
 def finish(process):
-    said, complaint = process.communicate(timeout=200)
+    status, said, complaint = children.finish(process)
     assert "Traceback" not in complaint, complaint
-    return process.returncode, said, complaint
+    return status, said, complaint
 
 
 @pytest.fixture(scope="module")
@@ -64,16 +48,6 @@ def whole(start, tmp_path_factory):
     folder, began = tmp_path_factory.mktemp("whole") / "run", time.monotonic()
     assert finish(start("distill", *SMALL, "--workdir", folder))[0] == 0
     return folder, time.monotonic() - began
-
-
-def of(folder):
-    """Everything that must be the same: final state, metrics, place in the data."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    metrics = [{name: value for name, value in line.items() if name != "steps_per_second"} for line in lines]
-    checkpoints = Checkpoints(folder / "checkpoints", {}, writable=False)
-    arrays, place = checkpoints.arrays(STEPS)
-    checkpoints.close()
-    return metrics, {name: array.tobytes() for name, array in arrays.items()}, place
 
 
 def test_killed_at_random_moments(start, whole, tmp_path, tried):
@@ -93,7 +67,7 @@ def test_killed_at_random_moments(start, whole, tmp_path, tried):
         process.communicate()
         if random_.random() < 0.3 or _ == TRIES - 1:
             assert finish(start("distill", *SMALL, "--workdir", folder))[0] == 0
-            assert of(folder) == of(whole[0])
+            assert outcome_of(folder) == outcome_of(whole[0])
             folder = tmp_path / f"run{_}"
         tried("kill -9 at random moments", "resumed bit-identical")
 
@@ -110,7 +84,7 @@ def test_told_to_stop_at_random_moments(start, whole, tmp_path, tried, number, s
         assert found in (0, status), complaint
         assert complaint.count("\n") == (found != 0)
         assert finish(start("distill", *SMALL, "--workdir", folder))[0] == 0
-        assert of(folder) == of(whole[0])
+        assert outcome_of(folder) == outcome_of(whole[0])
         tried(f"{number.name} at random moments", "one line, then resumed bit-identical")
 
 

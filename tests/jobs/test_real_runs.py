@@ -1,22 +1,15 @@
 """Whole runs of the installed command: stopped by signals, over processes, on real data, and a newcomer's first."""
 
 import json
-import os
 import pathlib
 import signal
-import socket
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
-
-from pcjax.training.checkpoint import Checkpoints
+from children import arrays_of, environment, finish, pcjax, start, start_two, wait_until
 
 pytestmark = pytest.mark.slow
 
-PCJAX = str(pathlib.Path(sys.executable).with_name("pcjax"))
 ROOT = pathlib.Path(__file__).parents[2]
 REAL = ROOT.parent / "shared" / "tfds"
 SMALL = [
@@ -28,58 +21,6 @@ SMALL = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory):
-    """Where the runs of this file keep what they compile: many of them are of the same step."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PCJAX_TESTS_COMPILED", str(tmp_path_factory.mktemp("compiled")))
-        yield
-
-
-def environment(**given):
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_", "PCJAX_"))}
-    cache = {"JAX_COMPILATION_CACHE_DIR": os.environ["PCJAX_TESTS_COMPILED"]}
-    cache["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    return kept | {"JAX_PLATFORMS": "cpu"} | cache | {name: str(value) for name, value in given.items()}
-
-
-def start(*arguments, env=None, cwd=None):
-    command = [PCJAX, *map(str, arguments)]
-    return subprocess.Popen(
-        command, env=env or environment(), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def start_two(*arguments):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    several = {"PCJAX_COORDINATOR": f"localhost:{port}", "PCJAX_PROCESSES": 2, "JAX_NUM_CPU_DEVICES": 2}
-    return [start(*arguments, env=environment(PCJAX_PROCESS=i, **several)) for i in range(2)]
-
-
-def finish(process, timeout=300):
-    try:
-        said, complaint = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise
-    return process.returncode, said, complaint
-
-
-def pcjax(*arguments, **given):
-    status, said, complaint = finish(start(*arguments, **given))
-    assert status == 0, complaint
-    return said
-
-
-def arrays(folder, step):
-    checkpoints = Checkpoints(folder / "checkpoints", {}, writable=False)
-    found, _ = checkpoints.arrays(step)
-    checkpoints.close()
-    return found
-
-
 @pytest.mark.parametrize("how", ["pmap", "shard_map"])
 def test_two_processes_with_two_devices_train_as_one_with_four(how, tmp_path):
     # A bank, filled in the second step, holds the examples of all processes.
@@ -89,7 +30,7 @@ def test_two_processes_with_two_devices_train_as_one_with_four(how, tmp_path):
     pcjax(*asked, "--workdir", tmp_path / "one", env=environment(JAX_NUM_CPU_DEVICES=4))
     for status, _, complaint in map(finish, start_two(*asked, "--workdir", tmp_path / "two")):
         assert status == 0, complaint
-    one, two = arrays(tmp_path / "one", 20), arrays(tmp_path / "two", 20)
+    (one, _), (two, _) = (arrays_of(tmp_path / name, 20) for name in ("one", "two"))
     assert one.keys() == two.keys()
     for name, expected in one.items():
         assert np.abs(two[name].astype(float) - expected).max() <= 1e-5 * max(np.abs(expected).max(), 1), name
@@ -105,11 +46,8 @@ def test_a_signal_saves_and_the_same_command_goes_on(number, expected, tmp_path)
     steps = 3000
     asked = ["distill", *SMALL, "--training.steps", steps, "--training.save-every", "1000"]
     process = start(*asked, "--workdir", tmp_path / "run", env=environment(JAX_NUM_CPU_DEVICES=1))
-    deadline = time.monotonic() + 200
-    while not (tmp_path / "run" / "metrics.jsonl").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    while not losses(tmp_path / "run") and time.monotonic() < deadline:
-        time.sleep(0.1)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    assert wait_until(lambda: metrics.exists() and losses(tmp_path / "run"), process)
     process.send_signal(number)
     status, _, complaint = finish(process)
     assert status == expected
@@ -121,7 +59,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(number, expected, tmp_path)
     assert f"going on after step {stopped} of {steps}" in said
     pcjax(*asked, "--workdir", tmp_path / "whole", env=environment(JAX_NUM_CPU_DEVICES=1))
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
-    found, expected_arrays = arrays(tmp_path / "run", steps), arrays(tmp_path / "whole", steps)
+    (found, _), (expected_arrays, _) = (arrays_of(tmp_path / name, steps) for name in ("run", "whole"))
     for name, array in expected_arrays.items():
         assert np.array_equal(found[name], array), name
 
@@ -129,10 +67,8 @@ def test_a_signal_saves_and_the_same_command_goes_on(number, expected, tmp_path)
 def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(tmp_path):
     asked = ["distill", *SMALL, "--training.steps", "100000", "--training.save-every", "50000"]
     processes = start_two(*asked, "--workdir", tmp_path / "run")
-    deadline = time.monotonic() + 200
     metrics = tmp_path / "run" / "metrics.jsonl"
-    while not (metrics.exists() and losses(tmp_path / "run")) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    assert wait_until(lambda: metrics.exists() and losses(tmp_path / "run"), processes[0])
     processes[1].send_signal(signal.SIGTERM)
     ends = [finish(process, timeout=60) for process in processes]
     stopped = set()

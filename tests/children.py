@@ -1,0 +1,99 @@
+"""The installed command as child processes: one, or two that train together."""
+
+import atexit
+import functools
+import json
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+from pcjax.training.checkpoint import Checkpoints
+
+PCJAX = str(pathlib.Path(sys.executable).with_name("pcjax"))
+LOST = "pcjax: another process of the job was lost; what was saved stays, and the same command goes on"
+STEPS = 60
+SMALL = [
+    *("--teacher.model.widths", "24", "--teacher.model.features", "12", "--teacher.training.steps", "4"),
+    *("--student.widths", "8", "--student.features", "4", "--training.steps", str(STEPS), "--training.batch", "64"),
+    *("--teacher.training.batch", "64", "--training.save-every", "3", "--training.log-every", "2"),
+]
+
+
+@functools.cache
+def compiled():
+    """Where all of them keep what they compile: many are of the same step."""
+    folder = tempfile.mkdtemp(prefix="pcjax-compiled-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def environment(**given):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_", "PCJAX_"))}
+    kept |= {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": compiled()}
+    kept["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    return kept | {name: str(value) for name, value in given.items()}
+
+
+def start(*arguments, env=None, cwd=None, stdout=subprocess.PIPE, stderr=subprocess.PIPE):
+    command = [PCJAX, *map(str, arguments)]
+    return subprocess.Popen(command, env=env or environment(), cwd=cwd, stdout=stdout, stderr=stderr, text=True)
+
+
+def environments_of_two(**given):
+    """Of two processes of one job, with two devices each unless another number is given."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    several = {"PCJAX_COORDINATOR": f"localhost:{port}", "PCJAX_PROCESSES": 2, "JAX_NUM_CPU_DEVICES": 2} | given
+    return [environment(PCJAX_PROCESS=i, **several) for i in range(2)]
+
+
+def start_two(*arguments, **given):
+    """Two processes of one job."""
+    return [start(*arguments, env=env) for env in environments_of_two(**given)]
+
+
+def finish(process, timeout=300):
+    """The status, what it said and what it complained of."""
+    try:
+        said, complaint = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return process.returncode, said, complaint
+
+
+def pcjax(*arguments, **given):
+    """What a command says that does what was asked for."""
+    status, said, complaint = finish(start(*arguments, **given))
+    assert status == 0, complaint
+    return said
+
+
+def wait_until(true, process=None, seconds=200, every=0.05):
+    """Until that is true, or the process has ended, or it has taken too long; whether it is true."""
+    deadline = time.monotonic() + seconds
+    while not (found := true()) and time.monotonic() < deadline and (process is None or process.poll() is None):
+        time.sleep(every)
+    return found
+
+
+def arrays_of(folder, step):
+    """What a checkpoint holds, and the place in the data."""
+    checkpoints = Checkpoints(folder / "checkpoints", {}, writable=False)
+    found = checkpoints.arrays(step)
+    checkpoints.close()
+    return found
+
+
+def outcome_of(folder):
+    """Everything of a SMALL run that must be the same: metrics, final state, place in the data."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    metrics = [{name: value for name, value in line.items() if name != "steps_per_second"} for line in lines]
+    arrays, place = arrays_of(folder, STEPS)
+    return metrics, {name: array.tobytes() for name, array in arrays.items()}, place

@@ -1,0 +1,163 @@
+"""Two processes of one job: one is told to stop, or killed; the other one ends too, and both go on as if nothing was.
+
+PCJAX_FAULTS says how often; one round of each unless it does.
+"""
+
+import hashlib
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import children
+import pytest
+from children import SMALL, STEPS, arrays_of, environment, finish, outcome_of, start, start_two, wait_until
+
+pytestmark = pytest.mark.slow
+
+ROUNDS = int(os.environ.get("PCJAX_FAULTS", "1"))
+LONGEST = 15  # seconds from a death to the other one's end
+RESTORED = pathlib.Path(__file__).parent / "restored.py"
+
+
+def unfinished(run):
+    return [
+        path
+        for path in (run / "checkpoints").glob("*")
+        if path.name.isdecimal() and not (path / "commit_success.txt").exists()
+    ]
+
+
+def written(run):
+    metrics = run / "metrics.jsonl"
+    return metrics.read_text() if metrics.exists() else None
+
+
+# In the order in which one training comes through them.
+PHASES = {
+    "prepares": lambda run: (run / "config.json").exists(),
+    "compiles": lambda run: written(run) == "",
+    "trains": lambda run: bool(written(run)),
+    "saves": unfinished,
+    "evaluates": lambda run: (
+        (run / "checkpoints" / str(STEPS) / "commit_success.txt").exists() and not (run / "result.json").exists()
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Two processes that were left in peace."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    both(start_two("distill", *SMALL, "--workdir", run))
+    return outcome_of(run)
+
+
+def both(processes):
+    for status, _, complaint in map(finish, processes):
+        assert status == 0, complaint
+
+
+def at(phase, run, processes, random_):
+    assert wait_until(lambda: PHASES[phase](run), processes[0], every=0.002), phase
+    time.sleep(random_.random() * (0.02 if phase == "saves" else 0.3))
+
+
+def test_one_is_told_to_stop_in_each_phase(whole, tmp_path, tried):
+    random_, slowest = random.Random(0), 0.0  # noqa: S311
+    for place in range(ROUNDS):
+        run = tmp_path / f"run{place}"
+        for phase in PHASES:
+            processes, who = start_two("distill", *SMALL, "--workdir", run), random_.randrange(2)
+            at(phase, run, processes, random_)
+            processes[who].send_signal(signal.SIGTERM)
+            told = time.monotonic()
+            ends = [finish(process, timeout=60) for process in processes]
+            slowest = max(slowest, time.monotonic() - told)
+            for status, _, complaint in ends:
+                assert status == 143, f"{phase}, {who}: {status} {complaint}"
+                assert complaint.startswith("pcjax: stopped by SIGTERM"), f"{phase}: {complaint}"
+                assert complaint.count("\n") == 1, f"{phase}: {complaint}"
+            stopped = {
+                complaint.split("after step ")[1].split(",")[0] for *_, complaint in ends if "after" in complaint
+            }
+            assert len(stopped) <= 1, ends
+            assert phase not in ("trains", "compiles") or stopped, ends
+            for step in stopped:
+                assert (run / "checkpoints" / step / "commit_success.txt").exists()
+            tried(f"SIGTERM to one of two while it {phase}", "both 143, " + ("same step saved" if stopped else "ended"))
+        both(start_two("distill", *SMALL, "--workdir", run))
+        assert outcome_of(run) == whole
+        tried("SIGTERM to one of two, then to the end", "bit-identical")
+    print(f"from the signal to the end of both at most {slowest:.1f} s")
+
+
+def test_one_is_killed(whole, tmp_path, tried):
+    random_, slowest = random.Random(1), 0.0  # noqa: S311
+    for place in range(2 * ROUNDS):
+        run = tmp_path / f"run{place // 4}"
+        phase = "trains" if ROUNDS == 1 else random_.choice([*PHASES][place % 2 :])
+        processes, who = start_two("distill", *SMALL, "--workdir", run), place % 2
+        wait_until(lambda run=run, phase=phase: PHASES[phase](run), processes[0], every=0.002)
+        time.sleep(random_.random() * 0.3)
+        alive = all(process.poll() is None for process in processes)
+        processes[who].kill()
+        killed = time.monotonic()
+        status, _, complaint = finish(processes[1 - who], timeout=60)
+        processes[who].communicate()
+        if alive:
+            slowest = max(slowest, time.monotonic() - killed)
+            assert time.monotonic() - killed <= LONGEST, complaint
+            assert status == 1, f"{phase}, {who}: {status} {complaint}"
+            # JAX may print of its own beside it.
+            assert complaint.splitlines().count(children.LOST) == 1, complaint
+            assert "Traceback" not in complaint, complaint
+            tried("kill -9 of one of two", f"the other one ended within {LONGEST} s, status 1")
+        if place % 4 == 3 or place == 2 * ROUNDS - 1:
+            both(start_two("distill", *SMALL, "--workdir", run))
+            assert outcome_of(run) == whole
+            tried("kill -9 of one of two, then to the end", "bit-identical")
+    print(f"from the kill to the other one's end at most {slowest:.1f} s")
+
+
+def shards(run, step, processes):
+    """What the devices of a job hold after a restore: a digest of every array on each."""
+    command = [sys.executable, str(RESTORED), str(run), str(step)]
+    if processes == 1:
+        environments = [environment(JAX_NUM_CPU_DEVICES=8)]
+    else:
+        environments = children.environments_of_two(JAX_NUM_CPU_DEVICES=4)
+    started = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for env in environments]
+    lines = [line for process in started for line in process.communicate(timeout=200)[0].splitlines()]
+    assert all(process.returncode == 0 for process in started)
+    return sorted(lines)
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_one_process_with_eight_devices_and_two_with_four(first, tmp_path, tried):
+    run = tmp_path / "run"
+
+    def begin(processes):
+        asked = ("distill", *SMALL, "--workdir", run)
+        if processes == 1:
+            return [start(*asked, env=environment(JAX_NUM_CPU_DEVICES=8))]
+        return start_two(*asked, JAX_NUM_CPU_DEVICES=4)
+
+    processes = begin(first)
+    assert wait_until(lambda: bool(written(run)), processes[0])
+    processes[0].send_signal(signal.SIGTERM)
+    ends = [finish(process) for process in processes]
+    assert {status for status, *_ in ends} == {143}, ends
+    step = int(ends[0][2].split("after step ")[1].split(",")[0])
+    saved, _ = arrays_of(run, step)
+    expected = {f"{name} {hashlib.blake2b(array.tobytes()).hexdigest()}" for name, array in saved.items()}
+    found = shards(run, step, 3 - first)
+    assert {line.split(" ", 1)[1] for line in found} == expected
+    assert len(found) == 8 * len(expected)
+    said = [finish(process) for process in begin(3 - first)]
+    assert {status for status, *_ in said} == {0}, said
+    assert f"going on after step {step} of {STEPS}" in said[0][1]
+    tried("1 process with 8 devices and 2 with 4, either way", "bit-identical after the restore, gone on to the end")
