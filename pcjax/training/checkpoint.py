@@ -84,7 +84,9 @@ class Checkpoints:
         self._about, self._clock, self._writable = about or {}, clock or Clock(), writable
         self._unsaved: UnsavedError | None = None
         self._scores: dict[int, float | None] = {}
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax reports every phase of every save, with stacks
+        # Orbax reports every phase of every save, with stacks, and of one that fails every part.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self._manager = self._open()
         self._look_over()
 
@@ -102,6 +104,8 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             preservation_policy=policy.AnyPreservationPolicy([policy.LatestN(self._keep), _Best(self)]),
             temporary_path_class=COMMITTED,
+            # Where a folder cannot be made, threads that wait for it would wait for many minutes.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         return ocp.CheckpointManager(self.folder, item_names=ITEMS, options=options)
 

@@ -84,7 +84,7 @@ def test_killed_while_an_unsound_one_is_put_aside(call, whole, tmp_path, tried):
 
 def test_a_disk_that_fails_for_a_while(whole, tmp_path, tried):
     """Every call that writes fails with EIO in some saves; the command says so and ends as if nothing had been."""
-    status, said, complaint = killed(run := tmp_path / "run", "12", 0, errors=40)
+    status, said, complaint = killed(run := tmp_path / "run", "12", 0, errors=8)
     assert (status, complaint) == (0, "")
     assert "could not be saved" in said
     assert outcome_of(run) == whole
