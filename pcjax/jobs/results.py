@@ -12,7 +12,8 @@ from pcjax.jobs.measures import DEGREES
 
 MODELS = ("teacher", "untrained", "student")
 GROUPS = ("coherence", "retrieval", "unseen", "throughput", "other", "corruptions")
-COUNTED = ("parameters", "flops", "bytes", "examples", "classes", "examples_per_second")
+SIZES = ("parameters", "flops", "bytes")  # of a teacher that is only features, unknown
+COUNTED = (*SIZES, "examples", "classes", "examples_per_second")
 TEXTS = ("device",)
 
 
@@ -48,7 +49,7 @@ def _wrong(path: tuple[str, ...], value: Any) -> str | None:
     elif name in TEXTS:
         sound = isinstance(value, str)
     elif name in COUNTED:
-        sound = is_number(value)
+        sound = is_number(value) or (value is None and name in SIZES)
     else:
         sound = value is None or is_number(value, finite=False)
     return None if sound else ".".join(path)

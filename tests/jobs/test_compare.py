@@ -273,7 +273,7 @@ def test_tuning_writes_a_comparison(comparison, capsys, tmp_path):
                 "--training.batch",
                 "8",
             ],
-            "no run in x",
+            "x (teacher.run): expected the --workdir of an earlier",
         ),
         (
             ["--losses", "pkt,cross_entropy", "--data.source", "arrays:{tmp}/plain.npy", "--training.batch", "8"],

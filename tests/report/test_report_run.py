@@ -185,7 +185,7 @@ def test_students_of_a_comparison_side_by_side(run, comparison):
     # Four examples, and six nearest of each by three models.
     assert len(page.all("img")) == 4 * (1 + 3 * 6)
     missing = [one for one in page.texts["li"] if ", seed 0: " in one]
-    for name, why in (("damaged", "cannot be read"), ("missing", "no run in"), ("../../elsewhere", "is no folder in")):
+    for name, why in (("damaged", "cannot be read"), ("missing", "no run in"), ("../../elsewhere", "leads to")):
         assert [why in one for one in missing if one.startswith(f"{name}, ")] == [True], missing
     assert len(missing) == 3
 
