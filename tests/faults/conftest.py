@@ -6,6 +6,7 @@ import pytest
 
 from pcjax import cli
 
+collect_ignore = ["killed", "restored.py"]  # for child processes
 TRIED = collections.Counter()
 
 
