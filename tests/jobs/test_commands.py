@@ -142,10 +142,9 @@ def test_the_exported_student_has_the_features_that_embed_writes(run, capsys, tm
     model = models.load(file)
     assert model.about["config"] == config_of(copy)[1].digest()
     test = data.load("digits").test
-    # In a batch of the same size, as what is compiled for another one may add in another order.
-    images = test.take(np.minimum(np.arange(512), len(test) - 1))
+    # The weights are the same bits; what is compiled beside other operations may add in another order.
     with np.load(copy / "features.npz") as stored:
-        np.testing.assert_array_equal(np.asarray(model(images).features)[: len(test)], stored["test"])
+        np.testing.assert_allclose(model(test.take(np.arange(len(test)))).features, stored["test"], rtol=1e-5, atol=1e-6)
         assert model.about["features"] == stored["test"].shape[1]
 
 
