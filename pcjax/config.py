@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import pathlib
 import re
 import runpy
@@ -373,8 +374,10 @@ class Config:
         """The same, with what it names as files named from the root: it means the same wherever it is read."""
 
         def of(path: str | None) -> str | None:
-            here = path is not None and "://" not in path
-            return str(pathlib.Path(path).expanduser().resolve()) if path is not None and here else path
+            if path is None or "://" in path:
+                return path
+            # pathlib would look at the disk, and refuse here what is refused with a better word later.
+            return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111
 
         def of_source(source: str | None) -> Any:
             kind, colon, path = (source or "").partition(":")

@@ -175,7 +175,8 @@ MAPS = """
 """
 
 
-@pytest.mark.parametrize("live", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("live", [False, True])
 def test_losses_with_all_that_they_need(live, tmp_path, capsys):
     given = {"live": live, "model": "cnn" if live else "mlp", "more": MAPS if live else ""}
     (tmp_path / "mine.py").write_text(LOSSES.format(**given))
@@ -319,6 +320,7 @@ def projection(shape, classes, *, rngs, dtype, axis_name):
 """
 
 
+@pytest.mark.slow
 def test_a_linen_module_and_a_function_of_another_package_serve_as_teacher_and_student(tmp_path, monkeypatch, capsys):
     installed = tmp_path / "site" / "others-1.0.dist-info"
     installed.mkdir(parents=True)

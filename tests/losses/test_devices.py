@@ -217,6 +217,7 @@ def test_what_is_masked_lies_amid_the_others_on_every_device(rng):
     assert np.allclose(filled[~where], features[where].mean(axis=0), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_only_some_arguments_vary_over(rng):
     # Under shard_map's checks a custom gradient wants all that it meets to vary over the same axes.
     mesh = Mesh(np.array(jax.devices()), ("batch",))

@@ -144,9 +144,8 @@ def test_they_train(group):
             assert key.endswith(tuple(fixed)) or not np.array_equal(array, after[key]), key
 
 
-@pytest.mark.parametrize(
-    "group", [0, *(pytest.param(group, marks=pytest.mark.slow) for group in range(1, len(GROUPS)))]
-)
+@pytest.mark.slow
+@every_group
 def test_eight_devices_train_as_one(group):
     step, state, fixed, names = problem(group)
     _, expected_states, expected = on_one_device(group)
