@@ -14,6 +14,7 @@ import shlex
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -42,6 +43,7 @@ with the installation. RUN and DIR are folders; a command that was stopped goes 
 """
 # Threads of Orbax that wait for ten minutes for the parts of a save that will never come.
 LEFT_BEHIND = ("json_ch_save", "np_type_handler", "write_metadata_after_commits")
+GRACE = 3.0  # seconds for those that end by themselves
 TRAINED = ("distill", "teach", "compare", "tune")
 LOOKED_AT = ("evaluate", "embed", "export", "report")
 LONGEST_LINE = 2000
@@ -58,9 +60,15 @@ def command() -> None:
     except SystemExit as ended:
         status = ended.code or 0
     waiting = [thread for thread in threading.enumerate() if thread.name in LEFT_BEHIND]
-    if waiting and isinstance(status, int):
+    until = time.monotonic() + GRACE
+    for thread in waiting:
+        thread.join(max(until - time.monotonic(), 0))
+    if any(thread.is_alive() for thread in waiting) and isinstance(status, int):
         sys.stdout.flush()
         sys.stderr.flush()
+        together = _together()
+        if together is not None:
+            together.part()
         os._exit(status)
     sys.exit(status)
 

@@ -52,6 +52,14 @@ def leave(status: int) -> None:
     _exit(status)
 
 
+def part() -> None:
+    """Takes leave of the others, who wait for it, where this process is to end without its usual end."""
+    _ended.set()
+    if joined():
+        with contextlib.suppress(Exception):
+            jax.distributed.shutdown()
+
+
 def left_by_others() -> int | None:
     """The status that another process left with, if one has."""
     own, client = f"{LEFT}{jax.process_index()}", _client()
