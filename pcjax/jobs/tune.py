@@ -60,10 +60,15 @@ def tune(config: Config, folder: pathlib.Path, display: Display) -> None:
             tried.append((score, setting))
         scores = [-np.inf if score is None else score for score, _ in tried]
         at = int(np.argmax(scores))
-        best.append(tried[at][1])
+        if tried[at][0] is not None:
+            best.append(tried[at][1])
         rows.append([contender.name, *(_shown(tried[place][0]) for place in (0, at)), describe(tried[at][1])])
     measure = "coherence" if _labels(loaded) is None else "k-NN accuracy"
     display.table(f"{measure} on the validation examples", ["", "as given", "best", "with"], rows)
+    lost = sorted({contender.name for contender in config.comparison.contenders} - {one.name for one in best})
+    if lost:
+        display.say(f"all tries of {', '.join(lost)} diverged: lower training.learning_rate, or give smaller weights")
+    _checks.require(bool(best), "every try of every loss diverged: lower training.learning_rate, or give contenders of smaller weights")
     tuned = dataclasses.replace(config, comparison=dataclasses.replace(config.comparison, contenders=tuple(best)))
     write_json(folder / TUNED, {"job": "compare", "config": json.loads(tuned.to_json())})
     display.say(f"next: pcjax compare {folder / TUNED}")

@@ -30,7 +30,7 @@ def comparison_page(folder: pathlib.Path) -> str:
     found = _read(folder)
     losses = found["losses"]
     primary = found.get("primary")
-    order = sorted(losses, key=lambda label: (-_mean(losses[label], primary), label))
+    order = sorted(losses, key=lambda label: (len(_fails(losses[label])) > 0, -_mean(losses[label], primary), label))
     metrics = list(dict.fromkeys(metric for loss in losses.values() for metric in loss.get("summary", {})))
     drawn = [metric for metric in DRAWN if metric in metrics]
     drawn += [metric for metric in metrics if metric == primary and metric not in drawn]

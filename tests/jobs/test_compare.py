@@ -144,6 +144,12 @@ def test_a_run_that_diverges_is_said_to_and_the_others_go_on(given_up_after, com
             (own / name).unlink()
         assert pcjax(capsys, "compare", config, *asked)[0] == 0
         assert json.loads((own / "outcome.json").read_text())["status"] == "diverged"
+        # What only diverges is no setting to go on with.
+        asked[asked.index("--workdir") + 1] = tmp_path / "tuning"
+        status, said, complaint = pcjax(capsys, "tune", config, *asked, "--trials", 1)
+        assert status == 0, complaint
+        assert "all tries of wild diverged: lower training.learning_rate" in said
+        assert [one.name for one in read(tmp_path / "tuning" / "tuned.json").comparison.contenders] == ["tame"]
 
 
 RUNS = {
