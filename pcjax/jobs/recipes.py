@@ -1,8 +1,9 @@
 """What `--losses a,b,c` stands for: every loss with the weight, head and arguments it was published with.
 
-They are on features: what was published on maps is here on the features after them, unless a config says otherwise (`hint` and
-`similarity_preserving`; `simkd` has an MLP in place of its convolutions). `crd` has 4,096 negatives, not 16,384, drawn
-without labels, and the teacher's side unprojected; `bingo` keeps one share of its two terms from beginning to end.
+They are on features: what was published on maps is here on the features after them, unless a config says otherwise
+(`hint` and `similarity_preserving`; `simkd` has an MLP in place of its convolutions). `crd` has 4,096 negatives, not
+16,384, drawn without labels, and the teacher's side unprojected; `bingo` keeps one share of its two terms from
+beginning to end.
 
 But for this project's own: `perception_coherence` is the sum of two terms that it recommends, found in experiments of
 its own, and `perception_coherence_own` is the loss in its plain form. Where a paper has its loss beside a

@@ -68,7 +68,7 @@ def tune(config: Config, folder: pathlib.Path, display: Display) -> None:
     lost = sorted({contender.name for contender in config.comparison.contenders} - {one.name for one in best})
     if lost:
         display.say(f"all tries of {', '.join(lost)} diverged: lower training.learning_rate, or give smaller weights")
-    _checks.require(bool(best), "every try of every loss diverged: lower training.learning_rate, or give contenders of smaller weights")
+    _checks.require(bool(best), "every try of every loss diverged: lower training.learning_rate")
     tuned = dataclasses.replace(config, comparison=dataclasses.replace(config.comparison, contenders=tuple(best)))
     write_json(folder / TUNED, {"job": "compare", "config": json.loads(tuned.to_json())})
     display.say(f"next: pcjax compare {folder / TUNED}")
