@@ -251,7 +251,8 @@ def locality_preserving(
     It collapses alone: a student that maps everything to one point has loss 0. Add it to a loss that keeps examples
     apart, cross-entropy or `kd`. Chen et al., "Learning Student Networks via Feature Embedding" (arXiv:1812.06597).
     What was not verifiable: the paper's form, of which only the idea was at hand; number of neighbours, width,
-    normalisation and weight are pcjax's own.
+    normalisation and weight are pcjax's own. Where more examples are equally near than there is room for in N_i, those
+    that come first in the batch are taken.
 
     Args:
       student: (n, ds) features.
