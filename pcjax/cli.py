@@ -219,6 +219,7 @@ def _train(job: str, given: list[str]) -> None:
 
     join_processes()
     from pcjax.config import Config, read
+    from pcjax.jobs.folder import from_the_root
     from pcjax.training.checkpoint import UnsavedError
     from pcjax.training.display import Display
     from pcjax.training.guard import BadStepsError
@@ -230,7 +231,7 @@ def _train(job: str, given: list[str]) -> None:
         config = _compared(config, given)
     config, folder = _overridden(job, _with_arguments(config, given), path, given)
     # Through JSON once, so that what is stored is exactly what is run, numbers as their fields' types.
-    config = Config.from_json(config.to_json()).from_the_root()
+    config = from_the_root(Config.from_json(config.to_json()))
     run = getattr(importlib.import_module(f"pcjax.jobs.{job}"), job)
     try:
         run(config, folder, Display())

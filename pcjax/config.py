@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import pathlib
 import re
 import runpy
@@ -369,29 +368,6 @@ class Config:
             return _decode(cls, json.loads(text), "")
         except json.JSONDecodeError as error:
             raise RequestError(f"not JSON: {error}") from error
-
-    def from_the_root(self) -> "Config":
-        """The same, with what it names as files named from the root: it means the same wherever it is read."""
-
-        def of(path: str | None) -> str | None:
-            if path is None or "://" in path:
-                return path
-            # pathlib would look at the disk, and refuse here what is refused with a better word later.
-            return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111
-
-        def of_source(source: str | None) -> Any:
-            kind, colon, path = (source or "").partition(":")
-            return f"arrays:{of(path)}" if kind == "arrays" and colon and path else source
-
-        data = dataclasses.replace(self.data, source=of_source(self.data.source), data_dir=of(self.data.data_dir))
-        run, features = of(self.teacher.run), of(self.teacher.features)
-        other, other_dir = of_source(self.evaluation.other), of(self.evaluation.other_dir)
-        return dataclasses.replace(
-            self,
-            data=data,
-            teacher=dataclasses.replace(self.teacher, run=run, features=features),
-            evaluation=dataclasses.replace(self.evaluation, other=other, other_dir=other_dir),
-        )
 
     def digest(self) -> str:
         """Equal for equal configs, across versions of Python and of pcjax, which may have more fields with defaults."""

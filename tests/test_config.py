@@ -8,6 +8,7 @@ import pytest
 
 from pcjax._checks import RequestError
 from pcjax.config import Config, Data, Evaluation, Loss, Model, Ramp, Teacher, Training, read
+from pcjax.jobs.folder import from_the_root
 from pcjax.terms import TERMS
 
 CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
@@ -39,12 +40,12 @@ def test_files_are_named_from_the_root(tmp_path, monkeypatch):
         teacher=Teacher(run="../runs/teacher"),
         evaluation=Evaluation(other="tfds:mnist", other_dir="gs://bucket/tfds"),
     )
-    found = config.from_the_root()
+    found = from_the_root(config)
     assert found.data == Data(source=f"arrays:{tmp_path / 'a' / 'b.npz'}")
     assert found.teacher == Teacher(run=str(tmp_path.parent / "runs" / "teacher"))
     assert found.evaluation == config.evaluation
-    assert found.from_the_root() == found
-    assert Config().from_the_root() == Config()
+    assert from_the_root(found) == found
+    assert from_the_root(Config()) == Config()
 
 
 def without(stored, path):

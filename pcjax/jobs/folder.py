@@ -141,3 +141,23 @@ def write_text(path: pathlib.Path, text: str) -> None:
         unfinished = path.with_name(path.name + ".unfinished")
         unfinished.write_text(text, encoding="utf-8")
         unfinished.replace(path)
+
+
+def from_the_root(config: Config) -> Config:
+    """The same, with what it names as files named from the root: it means the same wherever it is read."""
+
+    def of(path: str | None) -> str | None:
+        if path is None or "://" in path:
+            return path
+        # pathlib would look at the disk, and refuse here what is refused with a better word later.
+        return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111
+
+    def of_source(source: str | None) -> Any:
+        kind, colon, path = (source or "").partition(":")
+        return f"arrays:{of(path)}" if kind == "arrays" and colon and path else source
+
+    asked, replace = config.evaluation, dataclasses.replace
+    data = replace(config.data, source=of_source(config.data.source), data_dir=of(config.data.data_dir))
+    teacher = replace(config.teacher, run=of(config.teacher.run), features=of(config.teacher.features))
+    evaluation = replace(asked, other=of_source(asked.other), other_dir=of(asked.other_dir))
+    return replace(config, data=data, teacher=teacher, evaluation=evaluation)
