@@ -61,9 +61,9 @@ def votes(found: metrics.Neighbours, gallery_labels: np.ndarray, labels: np.ndar
 
 
 def retrieved(features: np.ndarray, labels: np.ndarray | None, width: int = 0) -> dict[str, float] | None:
-    """How well these examples find the others of their class; None without labels, or where no class has two."""
+    """How well these examples find the others of their class; None if that is no question."""
     some = slice(None, None, -(-len(features) // RETRIEVED))
-    if labels is None or len(np.unique(labels[some])) == len(labels[some]):
+    if labels is None or len(np.unique(labels[some])) in (1, len(labels[some])):
         return None
     ks = tuple(k for k in RECALLS if k < len(labels[some]))
     found = metrics.retrieval(widened(features[some], width), labels[some], ks=ks)

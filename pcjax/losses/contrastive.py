@@ -47,6 +47,9 @@ def info_nce(
     in the batch of "Contrastive Representation Distillation" (arXiv:1910.10699), whose temperature is the default; the
     published form with memories is `crd`.
 
+    Least 0, in the limit of small temperatures, where each student embedding is nearest to its teacher's. The student's
+    scale does not matter.
+
     Args:
       student: (n, d) embeddings.
       teacher: (n, d) embeddings of the same examples.
@@ -106,6 +109,9 @@ def relational_representation(
     What was not verifiable: which temperature is the sharper. The defaults are what the public code runs with; its
     documentation has them the other way round. Try both.
 
+    Least 0, in the limit of small temperatures, where the nearest of the queue is the teacher's. The student's scale
+    does not matter.
+
     Args:
       student: (n, d) embeddings.
       teacher: (n, d) embeddings of the same examples.
@@ -152,6 +158,8 @@ def similarity_kl(
     One queue of the teacher's embeddings, k'' = k', wants equal dimensions; one of pairs lets them differ, and neither
     model needs a head. Abbasi Koohpayegani et al., "CompRess" (arXiv:2010.14713): queues of 128000, T = 0.04; Fang et
     al., "SEED" (arXiv:2101.04731): one queue of 65536, to which the example's own embedding belongs.
+
+    Least 0, for a student equal to the teacher. The student's scale does not matter.
 
     Args:
       student: (n, ds) embeddings.
@@ -213,6 +221,9 @@ def bingo(
     averaged over the examples. The neighbours are found before training, by the teacher's features: one drawn out of
     the 5 nearest in every step. Xu et al., "Bag of Instances Aggregation Boosts Self-supervised Distillation"
     (arXiv:2107.01691): own = 1 for the first 10 epochs, CutMix for the mixtures, queue of 65536, T = 0.2.
+
+    Least 0, in the limit of small temperatures, where all keys are nearer than the queue. The student's scale does not
+    matter.
 
     Args:
       student: (n, d) the student's embeddings of the examples.

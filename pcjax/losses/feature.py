@@ -35,6 +35,8 @@ def hint(
     `pcjax.models.regressors.ConvRegressor`, which is not needed after training; weight 100 in later comparisons. Of
     the last map through another such head it is the loss of SimKD.
 
+    Least 0, for a student equal to the teacher. The student's scale, rotation and translation matter.
+
     Args:
       student: (n, ...) features or maps, through a regressor.
       teacher: (n, ...) those of the same examples, in the same shape.
@@ -69,6 +71,9 @@ def variational_information(
     (arXiv:1904.05835): weight 1, at several maps, mean and variance from
     `pcjax.models.regressors.VariationalRegressor`. The variance must be learnt with the rest: where it stays at its
     initial 5, as in one public implementation, this is a squared error divided by 10.
+
+    Least mean_k log(var_k) / 2, for a student equal to the teacher. The student's scale, rotation and translation
+    matter.
 
     Args:
       student: (n, ...) the predicted mean of the teacher's features or maps.
@@ -110,6 +115,8 @@ def embed_distill(
     queries and of documents, each added to a loss on scores; the distance is not squared. "cosine", 1 - cos(s_i, t_i),
     is the default of one public implementation. Where student and teacher coincide the gradient is 0.
 
+    Least 0, for a student equal to the teacher. The student's scale, rotation and translation matter.
+
     Args:
       student: (n, d) embeddings, through a linear head where the dimensions differ.
       teacher: (n, d) embeddings of the same examples.
@@ -147,6 +154,8 @@ def orthogonal_projection(
     x^2 / 2 up to 1 and |x| - 1/2 beyond. Miles et al., "VkD: Improving Knowledge Distillation using Orthogonal
     Projections" (arXiv:2403.06213): of the mean over tokens; the student's projection is
     `pcjax.models.regressors.OrthogonalProjection`, which cannot change the student's geometry.
+
+    Least 0, for a student equal to the standardised teacher. The student's scale, rotation and translation matter.
 
     Args:
       student: (n, d) features, projected into the teacher's dimension.
@@ -189,6 +198,8 @@ def procrustes(
 
     Proposed as a geometric loss for distillation in arXiv:2509.25253; what was not verifiable: whether centring and
     this scale are the paper's, and its weight.
+
+    Least 0, for a student equal to the teacher. The student's scale, rotation and translation do not matter.
 
     Args:
       student: (n, ds) features, n >= 2.
@@ -253,6 +264,8 @@ def locality_preserving(
     What was not verifiable: the paper's form, of which only the idea was at hand; number of neighbours, width,
     normalisation and weight are pcjax's own. Where more examples are equally near than there is room for in N_i, those
     that come first in the batch are taken.
+
+    Least 0, for a student that is the same everywhere. The student's rotation and translation do not matter.
 
     Args:
       student: (n, ds) features.

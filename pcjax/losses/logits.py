@@ -34,6 +34,8 @@ def kd(
     changes. Hinton et al., "Distilling the Knowledge in a Neural Network" (arXiv:1503.02531); T = 4 and weight 0.9,
     beside 0.1 of the cross-entropy with the labels, are the most common choice.
 
+    Least 0, for a student equal to the teacher. The student's scale, rotation and translation matter.
+
     Args:
       student: (n, classes) scores.
       teacher: (n, classes) scores of the same examples.
@@ -78,6 +80,8 @@ def dkd(
     (arXiv:2203.08679), where beta is tuned for every pair of models (8 is one of them's) and the weight grows from 0
     over the first 20 epochs. All logarithms are taken of scores, none of probabilities. Of two classes there is only
     the first term.
+
+    Least 0, for a student equal to the teacher. The student's scale, rotation and translation matter.
 
     Args:
       student: (n, classes) scores, of at least two classes.
@@ -133,6 +137,9 @@ def cross_entropy(
 
     With p = softmax(z), y the label, C classes and a the smoothing, mean_i -[(1 - a) log p_iy + a/C sum_c log p_ic].
     There is no teacher in it.
+
+    Least 0, in the limit of scores that leave no doubt of the labels. The student's scale, rotation and translation
+    matter.
 
     Args:
       student: (n, classes) scores.
@@ -201,6 +208,8 @@ def dist(
     published code; beta = gamma = 2 with T = 4 for CIFAR and 1 for ImageNet are, as far as we know, the paper's. As in
     that code 1e-8 is added to the product of the two lengths: what hardly varies correlates with nothing.
 
+    Least 0, for a student equal to the teacher. The student's scale, rotation and translation matter.
+
     Args:
       student: (n, classes) scores, n >= 2.
       teacher: (n, classes) scores of the same examples.
@@ -262,6 +271,8 @@ def shared_classifier(
     student's head gives the reverse. (In the paper the reverse, SH-KD, trains the teacher itself under the student's
     frozen head, with cross-entropy, before it is distilled; that needs no loss of its own.) The head gets no gradient.
 
+    Least 0, for a student equal to the teacher. The student's scale, rotation and translation matter.
+
     Args:
       student: (n, d) features, what the last layer would get.
       teacher: (n, d) features of the same examples.
@@ -310,6 +321,8 @@ def simkd(
     has been brought to their shape by a projector, which learns with it and, with the teacher's classifier, is part of
     the model that is deployed; there is no other term. Chen et al., "Knowledge Distillation with the Reused Teacher
     Classifier" (arXiv:2203.14001), with weight 1.
+
+    Least 0, for a student equal to the teacher. The student's scale, rotation and translation matter.
 
     Args:
       student: (n, ...) projected features or maps.

@@ -35,6 +35,8 @@ def attention_transfer(
     form, with weight 1000; a weight of the other form differs by about the number of positions. Between architectures
     of different kinds it has been found to harm.
 
+    Least 0, for a student equal to the teacher. The student's scale does not matter.
+
     Args:
       student: (n, hs, ws, cs) maps.
       teacher: (n, ht, wt, ct) maps of the same examples.
@@ -80,6 +82,8 @@ def neuron_selectivity(
 
     0 also for channels in another order or of opposite sign. Huang and Wang, "Like What You Like: Knowledge Distill via
     Neuron Selectivity Transfer" (arXiv:1707.01219); the polynomial kernel, weight 50 in later comparisons.
+
+    Least 0, for a student equal to the teacher. The student's scale does not matter.
 
     Args:
       student: (n, hs, ws, cs) maps.

@@ -109,6 +109,9 @@ def crd(
     denominators is left out, logarithms being computed as such; its variant with another example of the class as the
     positive is not offered.
 
+    Least 0, in the limit of small temperatures, where what is remembered of the example is near and the rest far. The
+    student's scale does not matter.
+
     Args:
       student: (n, d) embeddings.
       teacher: (n, d) embeddings of the same examples.

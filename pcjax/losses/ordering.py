@@ -50,6 +50,9 @@ def darkrank_hard(
     no divergence: a student equal to the teacher is not at its minimum. Of examples that are equally near for the
     teacher, the one that comes first in the batch is listed first.
 
+    Least 0, in the limit of distances that leave no doubt of the teacher's order. The student's scale and rotation do
+    not matter.
+
     Args:
       student: (n, ds) features, more of them than `list_length`.
       teacher: (n, dt) features of the same examples.
@@ -96,6 +99,8 @@ def darkrank_soft(
 
     The paper's cross-entropy (ListNet's) is this plus the teacher's entropy, which has no gradient. See `darkrank_hard`
     for the reference.
+
+    Least 0, for a student equal to the teacher. The student's scale and rotation do not matter.
 
     Args:
       student: (n, ds) features, more of them than `list_length`.
@@ -205,6 +210,9 @@ def pairwise_ranking(
     margin, or another loss beside this one. This is the loss of a public implementation that has no paper we know of;
     the value of an example is the part of the farther pairs it belongs to.
 
+    Least 0, for a student equal to the teacher where the margin is 0 or the teacher's own difference and the penalty
+    not "logistic". The student's scale and rotation do not matter.
+
     Args:
       student: (n, ds) features, n >= 3.
       teacher: (n, dt) features of the same examples.
@@ -288,6 +296,9 @@ def spearman(
     The teacher's ranks are hard, the student's soft, of width temperature x the standard deviation of the anchor's own
     dissimilarities, as in `perception_coherence`: that weighs rank differences as they are, this one their squares. An
     anchor that has all others equally far away correlates with nothing: its value is 1. The form is pcjax's own.
+
+    Least 0, in the limit of small temperatures, where the student has the teacher's order. The student's scale,
+    rotation and translation do not matter.
 
     Args:
       student: (n, ds) features, n >= 3.

@@ -56,6 +56,9 @@ def perception_coherence(
     The notion is that of "Feature Representation Transferring to Lightweight Models via Perception Coherence"
     (arXiv:2505.06595); this estimator is pcjax's own formulation of it.
 
+    Least 0, for a student equal to the teacher if both ranks are as soft (teacher_temperature = temperature). The
+    student's scale, rotation and translation do not matter.
+
     Args:
       student: (n, ds) features, n >= 3 counting everything that is ranked against.
       teacher: (n, dt) features of the same examples.

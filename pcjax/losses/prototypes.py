@@ -42,6 +42,9 @@ def proto2proto(
     (arXiv:2204.11830): the weights are the paper's, beside its other terms, and the threshold is the public code's.
     That code finds the active patches in the student, though it names them the teacher's; so does active="student".
 
+    Least 0, for a student equal to the teacher with its prototypes. The student's scale, rotation and translation
+    matter.
+
     Args:
       student: (n, h, w, d) maps of patches.
       teacher: (n, h, w, d) those of the same examples.

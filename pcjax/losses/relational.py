@@ -37,6 +37,8 @@ def rkd_distance(
     (arXiv:1904.05068), with weight 25 for classification and 1 for metric learning, there on a teacher of rows of
     length 1. Implementations that normalise both models' rows first compute another loss of the same name.
 
+    Least 0, for a student equal to the teacher. The student's scale, rotation and translation do not matter.
+
     Args:
       student: (n, ds) features, n >= 2.
       teacher: (n, dt) features of the same examples.
@@ -84,6 +86,8 @@ def rkd_angle(
     corners, and once more for the gradient, so that the memory is some ten times that of B^2 numbers or of the
     features. Park et al., "Relational Knowledge Distillation" (arXiv:1904.05068), with weight 50 for classification
     and 2 for metric learning; see `rkd_distance`.
+
+    Least 0, for a student equal to the teacher. The student's scale, rotation and translation do not matter.
 
     Args:
       student: (n, ds) features, n >= 3.
@@ -138,6 +142,8 @@ def similarity_preserving(
     Tung and Mori, "Similarity-Preserving Knowledge Distillation" (arXiv:1907.09682), with weight 3000, on the flattened
     last feature maps: reshape maps to (n, height x width x channels).
 
+    Least 0, for a student equal to the teacher. The student's scale and rotation do not matter.
+
     Args:
       student: (n, ds) features.
       teacher: (n, dt) features of the same examples.
@@ -178,6 +184,8 @@ def pkt(
 
     Passalis and Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer" (arXiv:1803.10837), with
     weight 30000, which makes up for the 1/B.
+
+    Least 0, for a student equal to the teacher. The student's scale and rotation do not matter.
 
     Args:
       student: (n, ds) features.
@@ -226,6 +234,8 @@ def correlation_congruence(
     This is the form of the paper: Peng et al., "Correlation Congruence for Knowledge Distillation" (arXiv:1904.01802).
     The implementation behind the results that later papers quote is another loss, which compares neighbours in the
     order of the batch.
+
+    Least 0, for a student equal to the teacher. The student's scale and rotation do not matter.
 
     Args:
       student: (n, ds) features.
@@ -276,6 +286,8 @@ def cka(
     It is computed from the second form, in O(n B) memory. Where one of the models is constant the loss is 1. Kornblith
     et al., "Similarity of Neural Network Representations Revisited" (arXiv:1905.00414). The alignment is biased towards
     1 in batches smaller than the feature dimension; implementations that don't centre compute something else.
+
+    Least 0, for a student equal to the teacher. The student's scale, rotation and translation do not matter.
 
     Args:
       student: (n, ds) features, n >= 2.

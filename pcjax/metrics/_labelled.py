@@ -49,6 +49,15 @@ def require_labels(what: str, labels: Any, rows: int) -> None:
     _checks.require(most < 2**31, f"got {what} up to {most}: expected less than 2^31; {number_them}")
 
 
+def require_classes(what: str, labels: Any) -> None:
+    """Refuses labels of one class only, among which nothing can be told apart, as far as they are known."""
+    if isinstance(labels, Tracer) or np.size(labels) == 0:
+        return
+    least, most = int(np.min(np.asarray(labels))), int(np.max(np.asarray(labels)))
+    got = f"got {what} of the one class {least}"
+    _checks.require(least < most, f"{got}: expected at least two, or everything would be right; give examples of more")
+
+
 def require_as_many_features(what: str, x: Any, other: str, y: Any) -> None:
     """Refuses features of two different models."""
     got = f"got {what} {np.shape(x)} and {other} {np.shape(y)}"

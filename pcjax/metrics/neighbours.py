@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from pcjax import _checks
 from pcjax.dissimilarity import _directions
-from pcjax.metrics._labelled import require_as_many_features, require_finite, require_labels
+from pcjax.metrics._labelled import require_as_many_features, require_classes, require_finite, require_labels
 
 WEIGHTINGS = ("cosine", "majority")
 QUERIES_AT_A_TIME = 1024
@@ -81,7 +81,7 @@ def vote(
 
     Args:
       neighbours: what `nearest` has found.
-      gallery_labels: (m,) the gallery's classes, integers from 0.
+      gallery_labels: (m,) the gallery's classes, integers from 0, of at least two kinds.
       weighting: "cosine" or "majority".
       temperature: of the weights; the smaller, the more the nearest decide. Positive.
 
@@ -94,6 +94,7 @@ def vote(
     [3]
     """
     require_labels("gallery_labels", gallery_labels, np.shape(gallery_labels)[0] if np.ndim(gallery_labels) else 0)
+    require_classes("gallery_labels", gallery_labels)
     _checks.require_name("weighting", weighting, WEIGHTINGS)
     _checks.require_positive("temperature", temperature)
     n, k = np.shape(neighbours.places)
@@ -129,7 +130,7 @@ def knn_predict(
     Args:
       features: (n, d) features of the queries.
       gallery: (m, d) features with known classes.
-      gallery_labels: (m,) their classes, integers from 0.
+      gallery_labels: (m,) their classes, integers from 0, of at least two kinds.
       k: how many neighbours vote, at most m.
       weighting: "cosine" or "majority".
       temperature: of the weights; the smaller, the more the nearest decide. Positive.
@@ -146,6 +147,7 @@ def knn_predict(
     """
     require_finite("gallery", gallery)
     require_labels("gallery_labels", gallery_labels, np.shape(gallery)[0])
+    require_classes("gallery_labels", gallery_labels)
     _checks.require_name("weighting", weighting, WEIGHTINGS)
     _checks.require_positive("temperature", temperature)
     found = nearest(features, gallery, k=k, chunk_size=chunk_size, exclude_self=exclude_self)

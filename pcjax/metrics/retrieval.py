@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from pcjax import _checks, _sorting
 from pcjax.dissimilarity import Dissimilarity, resolve
-from pcjax.metrics._labelled import require_as_many_features, require_finite, require_labels
+from pcjax.metrics._labelled import require_as_many_features, require_classes, require_finite, require_labels
 
 ENTRIES_AT_A_TIME = 2**23
 
@@ -56,7 +56,7 @@ def retrieval(
       queries: (n, d) features.
       labels: (n,) their classes, integers from 0.
       gallery: (m, d) features to search; None for the queries themselves, where none finds itself.
-      gallery_labels: (m,) their classes, if there is a gallery.
+      gallery_labels: (m,) their classes, of at least two kinds, if there is a gallery.
       dissimilarity: a name of `pcjax.dissimilarity` or a function (n, d), (m, d) -> (n, m).
       ks: for which k to give recall_at, each at most m, or n - 1 without a gallery.
 
@@ -87,6 +87,7 @@ def retrieval(
     m = np.shape(gallery)[0]
     most = m - 1 if itself else m
     _checks.require(n > 0 and most > 0, f"got {n} queries for {what}: expected at least one of both; give more")
+    require_classes("labels" if itself else "gallery_labels", gallery_labels)
     some = isinstance(ks, (tuple, list, range)) and len(ks) > 0
     _checks.require(some, f"got ks {ks!r}: expected one or more, such as (1, 5, 10)")
     for k in ks:

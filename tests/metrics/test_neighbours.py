@@ -186,6 +186,7 @@ WITH_NAN = np.where(np.arange(8)[:, None] == 5, np.nan, X)
         ({"labels": Y > 0}, "got labels of dtype bool: expected integers"),
         ({"gallery_labels": Y - 1}, "got gallery_labels with -1 among them: expected classes 0, 1, ...; leave out"),
         ({"gallery_labels": Y + 2**31}, "got gallery_labels up to 2147483650: expected less than 2^31; number"),
+        ({"gallery_labels": 0 * Y + 2}, "got gallery_labels of the one class 2: expected at least two, or everything"),
         ({"weighting": "distance"}, "unknown weighting 'distance': expected one of 'cosine', 'majority'"),
         ({"temperature": 0}, "got temperature 0: expected a positive, finite number"),
         ({"chunk_size": 0}, "got chunk_size 0: expected an integer of at least 1"),

@@ -104,7 +104,7 @@ def test_by_hand():
         ((0, 1, 1, 1, 1, 1, 1), (1, 0, 1, 0, 0, 1, 0)),  # one run of ties
         ((0, 1, 1, 2, 2, 2, 3), (1, 0, 0, 1, 1, 0, 1)),  # within the first k, across them, and beyond
         ((0, 0, 0, 1, 1, -1, -1), (1, 0, 1, 1, 0, 0, 0)),
-        ((0, 2, 2, 1, 1, 1, 2), (1, 1, 1, 1, 1, 1, 1)),
+        ((0, 2, 2, 1, 1, 1, 2), (1, 1, 1, 1, 1, 0, 1)),
     ],
 )
 def test_ties_count_as_their_mean_over_all_orders(points, labels):
@@ -191,6 +191,8 @@ Y = np.arange(8) % 3
         ({"gallery": X[:, :3], "gallery_labels": Y}, "got queries (8, 4) and gallery (8, 3): expected as many"),
         ({"gallery": X * np.nan, "gallery_labels": Y}, "got gallery with 8 of 8 rows that hold NaN or infinity"),
         ({"labels": np.arange(8)}, "and no class of a query in it: expected some; check both sets' labels"),
+        ({"labels": 0 * Y}, "got labels of the one class 0: expected at least two, or everything would be right"),
+        ({"gallery": X, "gallery_labels": 0 * Y}, "got gallery_labels of the one class 0"),
         ({"labels": Y - 1}, "got labels with -1 among them"),
         ({"queries": X[:1], "labels": Y[:1]}, "got 1 queries for 1 queries, none of which finds itself: expected at"),
         ({"dissimilarity": "dot"}, "unknown dissimilarity 'dot'"),
