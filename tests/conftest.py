@@ -35,6 +35,24 @@ def x64():
         yield
 
 
+@pytest.fixture
+def command(capsys):
+    """The command in this process: its exit status, and what it said and complained of."""
+    # Imported here: what is imported before the tests are collected cannot be checked for its annotations.
+    from pcjax import cli
+
+    def run(*arguments):
+        try:
+            cli.main([str(argument) for argument in arguments])
+            status = 0
+        except SystemExit as exit_:
+            status = exit_.code or 0
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return run
+
+
 @pytest.fixture(autouse=True)
 def compiled_code_stays_within_bounds():
     """Every compiled kernel maps memory, of which a process may have some 65,000 pieces; past that, LLVM crashes."""

@@ -4,8 +4,6 @@ import collections
 
 import pytest
 
-from pcjax import cli
-
 collect_ignore = ["killed", "restored.py"]  # for child processes
 TRIED = collections.Counter()
 
@@ -25,19 +23,3 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.section("faults")
     for (fault, outcome), number in sorted(TRIED.items()):
         terminalreporter.write_line(f"{fault}: {number} {outcome}")
-
-
-@pytest.fixture
-def command(capsys):
-    """The command in this process: its exit status, and what it said and complained of."""
-
-    def run(*arguments):
-        try:
-            cli.main([str(argument) for argument in arguments])
-            status = 0
-        except SystemExit as exit_:
-            status = exit_.code or 0
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return run

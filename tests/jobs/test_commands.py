@@ -23,17 +23,6 @@ SMALL = [
 ]
 
 
-def pcjax(capsys, *arguments):
-    """Exit status, what was said, and what was complained about."""
-    try:
-        cli.main([str(argument) for argument in arguments])
-        status = 0
-    except SystemExit as exit_:
-        status = exit_.code or 0
-    said = capsys.readouterr()
-    return status, said.out, said.err
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
@@ -68,18 +57,18 @@ def test_distill_writes_what_it_promises(run):
     assert result["steps"] == 8
 
 
-def test_evaluate_repeats_the_table(run, capsys, tmp_path):
+def test_evaluate_repeats_the_table(run, command, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     before = json.loads((copy / "result.json").read_text())
-    status, said, _ = pcjax(capsys, "evaluate", copy)
+    status, said, _ = command("evaluate", copy)
     assert status == 0
     assert "student after" in said
     after = json.loads((copy / "result.json").read_text())
     assert after == before
 
 
-def test_the_seconds_of_a_run_are_those_of_every_time_that_it_was_gone_on_with(run, capsys, tmp_path):
+def test_the_seconds_of_a_run_are_those_of_every_time_that_it_was_gone_on_with(run, command, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     (copy / "result.json").unlink()  # as if it had been stopped after the last checkpoint
@@ -87,34 +76,34 @@ def test_the_seconds_of_a_run_are_those_of_every_time_that_it_was_gone_on_with(r
     until_then = checkpoints._manifest_of(checkpoints.latest)["seconds"]
     checkpoints.close()
     began = time.perf_counter()
-    assert pcjax(capsys, "distill", *SMALL, "--workdir", copy)[0] == 0
+    assert command("distill", *SMALL, "--workdir", copy)[0] == 0
     own = time.perf_counter() - began
     found = json.loads((copy / "result.json").read_text())["seconds"]
     assert until_then > 0
     assert 0.5 * own <= found - until_then <= own + 0.2
 
 
-def test_the_same_command_again_only_repeats_the_table(run, capsys):
+def test_the_same_command_again_only_repeats_the_table(run, command):
     before = everything_in(run / "checkpoints"), (run / "metrics.jsonl").read_text()
-    status, said, _ = pcjax(capsys, "distill", *SMALL, "--workdir", run)
+    status, said, _ = command("distill", *SMALL, "--workdir", run)
     assert status == 0
     assert "steps/s" not in said
     assert (everything_in(run / "checkpoints"), (run / "metrics.jsonl").read_text()) == before
 
 
 @pytest.mark.slow
-def test_a_stored_config_starts_an_equal_run(run, capsys, tmp_path):
-    status, _, _ = pcjax(capsys, "distill", run / "config.json", "--workdir", tmp_path / "again")
+def test_a_stored_config_starts_an_equal_run(run, command, tmp_path):
+    status, _, _ = command("distill", run / "config.json", "--workdir", tmp_path / "again")
     assert status == 0
     one, other = (json.loads((folder / "result.json").read_text()) for folder in (run, tmp_path / "again"))
     assert one["student"] == other["student"]
 
 
-def test_features_and_runs_serve_as_teachers(run, capsys, tmp_path):
-    assert pcjax(capsys, "teach", *SMALL, "--workdir", tmp_path / "teacher")[0] == 0
+def test_features_and_runs_serve_as_teachers(run, command, tmp_path):
+    assert command("teach", *SMALL, "--workdir", tmp_path / "teacher")[0] == 0
     result = json.loads((tmp_path / "teacher" / "result.json").read_text())
     assert result["teacher"] == json.loads((run / "result.json").read_text())["teacher"]
-    assert pcjax(capsys, "embed", tmp_path / "teacher")[0] == 0
+    assert command("embed", tmp_path / "teacher")[0] == 0
     features = tmp_path / "teacher" / "features.npz"
     with np.load(features) as stored:
         assert {name: stored[name].shape for name in ("train", "validation", "test")} == {
@@ -125,20 +114,20 @@ def test_features_and_runs_serve_as_teachers(run, capsys, tmp_path):
     expected = json.loads((run / "result.json").read_text())["student"]
     for given in (["--teacher.run", tmp_path / "teacher"], ["--teacher.features", features]):
         folder = tmp_path / given[0].strip("-")
-        status, _, complaint = pcjax(capsys, "distill", *SMALL, *given, "--workdir", folder)
+        status, _, complaint = command("distill", *SMALL, *given, "--workdir", folder)
         assert status == 0, complaint
         assert not (folder / "teacher").exists()
         assert json.loads((folder / "result.json").read_text())["student"] == expected
 
 
-def test_the_exported_student_has_the_features_that_embed_writes(run, capsys, tmp_path):
+def test_the_exported_student_has_the_features_that_embed_writes(run, command, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
-    status, said, _ = pcjax(capsys, "export", copy)
+    status, said, _ = command("export", copy)
     assert status == 0
     file = copy / "student.safetensors"
     assert f"{file.stat().st_size:,} bytes" in said
-    assert pcjax(capsys, "embed", copy)[0] == 0
+    assert command("embed", copy)[0] == 0
     model = models.load(file)
     assert model.about["config"] == config_of(copy)[1].digest()
     test = data.load("digits").test
@@ -149,10 +138,10 @@ def test_the_exported_student_has_the_features_that_embed_writes(run, capsys, tm
         assert model.about["features"] == stored["test"].shape[1]
 
 
-def test_what_has_no_student_is_not_exported(run, capsys, tmp_path):
+def test_what_has_no_student_is_not_exported(run, command, tmp_path):
     (tmp_path / "config.json").write_text((run / "config.json").read_text().replace('"distill"', '"teach"', 1))
     for folder, why in ((tmp_path, "has no student"), (tmp_path / "none", "no run in")):
-        status, _, complaint = pcjax(capsys, "export", folder)
+        status, _, complaint = command("export", folder)
         assert (status, complaint.count("\n")) == (2, 1)
         assert why in complaint
 
@@ -177,10 +166,10 @@ MAPS = """
 
 @pytest.mark.slow
 @pytest.mark.parametrize("live", [False, True])
-def test_losses_with_all_that_they_need(live, tmp_path, capsys):
+def test_losses_with_all_that_they_need(live, tmp_path, command):
     given = {"live": live, "model": "cnn" if live else "mlp", "more": MAPS if live else ""}
     (tmp_path / "mine.py").write_text(LOSSES.format(**given))
-    status, _, complaint = pcjax(capsys, "distill", tmp_path / "mine.py", "--workdir", tmp_path / "run")
+    status, _, complaint = command("distill", tmp_path / "mine.py", "--workdir", tmp_path / "run")
     assert status == 0, complaint
     record = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     for name in ("bingo", "crd", "shared_classifier", *(("hint", "attention_transfer") if live else ())):
@@ -188,14 +177,14 @@ def test_losses_with_all_that_they_need(live, tmp_path, capsys):
     assert "skipped" not in record
 
 
-def test_arguments_that_a_config_does_not_name_can_be_given(capsys, tmp_path):
+def test_arguments_that_a_config_does_not_name_can_be_given(command, tmp_path):
     (tmp_path / "ramp.py").write_text(
         "from pcjax.config import Config, Loss, Ramp\n"
         'config = Config(losses=(Loss(arguments={"temperature": Ramp(0.5, 0.1)}),))\n'
     )
     given = ["--losses.0.arguments.frame", "teacher", "--losses.0.arguments.power=2"]
     given += ["--losses.0.head", "linear", "--losses.0.arguments.temperature", "0.3"]
-    status, _, complaint = pcjax(capsys, "distill", tmp_path / "ramp.py", *SMALL, *given, "--workdir", tmp_path / "run")
+    status, _, complaint = command("distill", tmp_path / "ramp.py", *SMALL, *given, "--workdir", tmp_path / "run")
     assert status == 0, complaint
     arguments = json.loads((tmp_path / "run" / "config.json").read_text())["config"]["losses"][0]["arguments"]
     assert arguments == {"temperature": 0.3, "frame": "teacher", "power": 2}
@@ -246,7 +235,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_done_is_said_in_a_line(name, tmp_path, capsys):
+def test_what_cannot_be_done_is_said_in_a_line(name, tmp_path, command):
     (tmp_path / "corrupt.npz").write_bytes(b"PK\x03\x04 this is not an archive")
     np.save(tmp_path / "plain.npy", np.zeros((600, 8, 8, 1), np.float32))
     (tmp_path / "frame.py").write_text(
@@ -265,7 +254,7 @@ def test_what_cannot_be_done_is_said_in_a_line(name, tmp_path, capsys):
     if given[0] == "distill" and "--workdir" not in given:
         arguments += ["--workdir", str(tmp_path / "new")]
     before = everything_in(tmp_path)
-    status, said, complaint = pcjax(capsys, *arguments)
+    status, said, complaint = command(*arguments)
     assert status == 2
     assert message in complaint
     assert complaint.count("\n") == 1
@@ -274,26 +263,26 @@ def test_what_cannot_be_done_is_said_in_a_line(name, tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
-def test_a_run_of_another_config_is_left_alone(run, capsys):
+def test_a_run_of_another_config_is_left_alone(run, command):
     before = everything_in(run)
-    status, _, complaint = pcjax(capsys, "distill", *SMALL, "--training.seed", "3", "--workdir", run)
+    status, _, complaint = command("distill", *SMALL, "--training.seed", "3", "--workdir", run)
     assert status == 2
     assert "holds a run with training.seed 0, asked for now is 3: choose another --workdir" in complaint
-    status, _, complaint = pcjax(capsys, "teach", *SMALL, "--workdir", run)
+    status, _, complaint = command("teach", *SMALL, "--workdir", run)
     assert status == 2
     assert "holds a run of `pcjax distill`, not of teach" in complaint
     assert everything_in(run) == before
 
 
-def test_help_and_version(capsys):
+def test_help_and_version(command):
     for arguments in ([], ["--help"], ["evaluate", "--help"]):
-        status, said, _ = pcjax(capsys, *arguments)
+        status, said, _ = command(*arguments)
         assert status == 0
         assert "pcjax distill [CONFIG]" in said
-    status, said, _ = pcjax(capsys, "distill", "--help")
+    status, said, _ = command("distill", "--help")
     assert status == 0
     assert "--training.batch" in said
-    assert pcjax(capsys, "--version")[0] == 0
+    assert command("--version")[0] == 0
 
 
 PACKAGE = """
@@ -321,7 +310,7 @@ def projection(shape, classes, *, rngs, dtype, axis_name):
 
 
 @pytest.mark.slow
-def test_a_linen_module_and_a_function_of_another_package_serve_as_teacher_and_student(tmp_path, monkeypatch, capsys):
+def test_a_linen_module_and_a_function_of_another_package_serve_as_teacher_and_student(tmp_path, monkeypatch, command):
     installed = tmp_path / "site" / "others-1.0.dist-info"
     installed.mkdir(parents=True)
     (tmp_path / "site" / "others_models.py").write_text(PACKAGE)
@@ -338,32 +327,32 @@ def test_a_linen_module_and_a_function_of_another_package_serve_as_teacher_and_s
     ]
     asked += ["--teacher.training.devices", "1", "--training.steps", "30", "--teacher.training.steps", "20"]
     asked += ["--training.batch", "128", "--teacher.training.batch", "128", "--training.learning-rate", "0.02"]
-    status, _, complaint = pcjax(capsys, "distill", *asked, "--workdir", tmp_path / "run")
+    status, _, complaint = command("distill", *asked, "--workdir", tmp_path / "run")
     assert status == 0, complaint
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["teacher"]["parameters"] == 65 * 12 + 2 * 12 + 13 * 6 + 7 * 10
     assert result["student"]["parameters"] == 64 * 4
     before, after = (result[name]["coherence"]["spearman"]["value"] for name in ("untrained", "student"))
     assert after > before + 0.05
-    status, _, complaint = pcjax(capsys, "evaluate", tmp_path / "run")
+    status, _, complaint = command("evaluate", tmp_path / "run")
     assert status == 0, complaint
-    status, _, complaint = pcjax(capsys, "distill", "--student.name", "nobodys", "--workdir", tmp_path / "new")
+    status, _, complaint = command("distill", "--student.name", "nobodys", "--workdir", tmp_path / "new")
     assert status == 2
     assert "unknown model 'nobodys'" in complaint
     assert "'projection'" in complaint
 
 
-def test_what_an_extra_brings_is_asked_for_before_anything_is_trained(tmp_path, monkeypatch, capsys):
+def test_what_an_extra_brings_is_asked_for_before_anything_is_trained(tmp_path, monkeypatch, command):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     asked = ["distill", "--training.tensorboard", "True", "--workdir", tmp_path / "new"]
-    status, _, complaint = pcjax(capsys, *asked)
+    status, _, complaint = command(*asked)
     assert (status, complaint.count("\n")) == (2, 1)
     assert 'got training.tensorboard, which needs tensorboardX: `pip install "pcjax[tensorboard]"`' in complaint
     assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_obeyed_that_comes_where_python_ignores_exceptions(number, monkeypatch, capsys):
+def test_a_signal_is_obeyed_that_comes_where_python_ignores_exceptions(number, monkeypatch, command):
     def told(phase, _):
         if phase == "start":
             gc.callbacks.remove(told)
@@ -375,7 +364,7 @@ def test_a_signal_is_obeyed_that_comes_where_python_ignores_exceptions(number, m
         time.sleep(20)
 
     monkeypatch.setattr(cli, "_run", works)
-    status, _, complaint = pcjax(capsys, "evaluate", "runs/one")
+    status, _, complaint = command("evaluate", "runs/one")
     assert status == 128 + number
     assert complaint == f"pcjax: stopped by {number.name}; what was saved stays; to go on: pcjax evaluate runs/one\n"
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from scipy import stats
-from test_commands import SMALL, pcjax
+from test_commands import SMALL
 
 from pcjax.config import Config, Contender, Loss, Ramp, Teacher, read
 from pcjax.jobs import recipes, summary, tune
@@ -55,26 +55,26 @@ def test_contenders_begin_alike_and_see_the_same(comparison):
     assert runs[0]["student"] != runs[1]["student"]
 
 
-def test_a_run_of_a_comparison_is_what_distill_makes_of_its_config(comparison, capsys, tmp_path):
+def test_a_run_of_a_comparison_is_what_distill_makes_of_its_config(comparison, command, tmp_path):
     own = comparison / "runs" / "pkt" / "1"
-    assert pcjax(capsys, "distill", own / "config.json", "--workdir", tmp_path / "alone")[0] == 0
+    assert command("distill", own / "config.json", "--workdir", tmp_path / "alone")[0] == 0
     alone = json.loads((tmp_path / "alone" / "result.json").read_text())
     assert alone["student"] == json.loads((own / "result.json").read_text())["student"]
 
 
-def test_what_is_done_is_kept_and_what_is_missing_is_added(comparison, capsys, monkeypatch):
+def test_what_is_done_is_kept_and_what_is_missing_is_added(comparison, command, monkeypatch):
     before, files = results(comparison), sorted(path.name for path in comparison.iterdir())
     assert files == ["comparison.json", "comparison.md", "config.json", "runs", "teacher"]
     removed = comparison / "runs" / "pkt" / "1" / "outcome.json"
     removed.unlink()
-    assert pcjax(capsys, "compare", *SMALL, *LOSSES, "--seeds", "2", "--workdir", comparison)[0] == 0
+    assert command("compare", *SMALL, *LOSSES, "--seeds", "2", "--workdir", comparison)[0] == 0
     for name, loss in results(comparison)["losses"].items():
         for seed, run in loss["runs"].items():
             assert run["metrics"] == before["losses"][name]["runs"][seed]["metrics"]
     # The folder by another name, and a loss more.
     monkeypatch.chdir(comparison.parent)
     asked = ["compare", *SMALL, "--losses", "cka", "--seeds", "2", "--workdir", comparison.name]
-    status, said, complaint = pcjax(capsys, *asked)
+    status, said, complaint = command(*asked)
     assert status == 0, complaint
     assert "cka, seed 1" in said
     assert "pkt, seed" not in said
@@ -83,7 +83,7 @@ def test_what_is_done_is_kept_and_what_is_missing_is_added(comparison, capsys, m
     assert [run["status"] for run in found["cka"]["runs"].values()] == ["done", "done"]
 
 
-def test_a_comparison_of_something_else_is_refused_and_nothing_changed(comparison, capsys, tmp_path):
+def test_a_comparison_of_something_else_is_refused_and_nothing_changed(comparison, command, tmp_path):
     def everything():
         return {path: path.read_bytes() for path in comparison.glob("*.*")}
 
@@ -98,17 +98,17 @@ def test_a_comparison_of_something_else_is_refused_and_nothing_changed(compariso
         ([other], "losses"),
     ):
         place = ["compare", *given[:1], *SMALL, *given[1:]] if given == [other] else ["compare", *SMALL, *given]
-        status, _, complaint = pcjax(capsys, *place, "--seeds", "2", "--workdir", comparison)
+        status, _, complaint = command(*place, "--seeds", "2", "--workdir", comparison)
         assert (status, complaint.count("\n")) == (2, 1)
         assert message in complaint
         assert everything() == before
-    status, _, complaint = pcjax(capsys, "evaluate", comparison)
+    status, _, complaint = command("evaluate", comparison)
     assert status == 2
     assert "has many runs: name one" in complaint
 
 
 @pytest.mark.parametrize("given_up_after", [3, pytest.param(100, marks=pytest.mark.slow)])
-def test_a_run_that_diverges_is_said_to_and_the_others_go_on(given_up_after, comparison, capsys, tmp_path):
+def test_a_run_that_diverges_is_said_to_and_the_others_go_on(given_up_after, comparison, command, tmp_path):
     config = tmp_path / "wild.py"
     config.write_text(
         "from pcjax.config import *\n"
@@ -126,7 +126,7 @@ def test_a_run_that_diverges_is_said_to_and_the_others_go_on(given_up_after, com
         "1e-3",
     ]
     asked += ["--workdir", tmp_path / "wild", "--training.bad-steps", given_up_after]
-    status, said, complaint = pcjax(capsys, "compare", config, *asked)
+    status, said, complaint = command("compare", config, *asked)
     assert status == 0, complaint
     found = results(tmp_path / "wild")["losses"]
     assert found["wild"]["runs"]["0"]["status"] == "diverged"
@@ -134,7 +134,7 @@ def test_a_run_that_diverges_is_said_to_and_the_others_go_on(given_up_after, com
     assert [*found] == ["tame", "wild"]
     assert "wild (1 of 1 diverged)" in said
     if given_up_after == 100:  # the slow one
-        assert pcjax(capsys, "report", tmp_path / "wild")[0] == 0
+        assert command("report", tmp_path / "wild")[0] == 0
         text = (tmp_path / "wild" / "report.html").read_text()
         assert "Density of tame&#x27;s ranks against the teacher" in text
         assert "Without a finished run, and so not drawn: wild." in text
@@ -142,11 +142,11 @@ def test_a_run_that_diverges_is_said_to_and_the_others_go_on(given_up_after, com
         own = tmp_path / "wild" / "runs" / "wild" / "0"
         for name in ("metrics.jsonl", "outcome.json"):
             (own / name).unlink()
-        assert pcjax(capsys, "compare", config, *asked)[0] == 0
+        assert command("compare", config, *asked)[0] == 0
         assert json.loads((own / "outcome.json").read_text())["status"] == "diverged"
         # What only diverges is no setting to go on with.
         asked[asked.index("--workdir") + 1] = tmp_path / "tuning"
-        status, said, complaint = pcjax(capsys, "tune", config, *asked, "--trials", 1)
+        status, said, complaint = command("tune", config, *asked, "--trials", 1)
         assert status == 0, complaint
         assert "all tries of wild diverged: lower training.learning_rate" in said
         assert [one.name for one in read(tmp_path / "tuning" / "tuned.json").comparison.contenders] == ["tame"]
@@ -241,9 +241,9 @@ def test_a_ramp_is_scaled_as_a_whole():
 
 
 @pytest.mark.slow
-def test_tuning_writes_a_comparison(comparison, capsys, tmp_path):
+def test_tuning_writes_a_comparison(comparison, command, tmp_path):
     asked = [*SMALL, "--teacher.run", comparison / "teacher", "--losses", "pkt,kd", "--trials", "2"]
-    status, said, complaint = pcjax(capsys, "tune", *asked, "--workdir", tmp_path / "tuning")
+    status, said, complaint = command("tune", *asked, "--workdir", tmp_path / "tuning")
     assert status == 0, complaint
     assert "pkt, try 2 of 2: weight" in said
     scores = {}
@@ -287,10 +287,10 @@ def test_tuning_writes_a_comparison(comparison, capsys, tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_compared_is_refused_in_a_line(job, asked, message, capsys, tmp_path):
+def test_what_cannot_be_compared_is_refused_in_a_line(job, asked, message, command, tmp_path):
     np.save(tmp_path / "plain.npy", np.random.default_rng(0).normal(size=(90, 6)).astype(np.float32))
     given = [word.replace("{tmp}", str(tmp_path)) for word in asked]
-    status, _, complaint = pcjax(capsys, job, *given, "--workdir", tmp_path / "none")
+    status, _, complaint = command(job, *given, "--workdir", tmp_path / "none")
     assert (status, complaint.count("\n")) == (2, 1)
     assert message in complaint
     assert not (tmp_path / "none").exists()

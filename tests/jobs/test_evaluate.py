@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from pcjax import cli, metrics
+from pcjax import metrics
 from pcjax._checks import RequestError
 from pcjax.config import Config, Data, Evaluation, Model, Training
 from pcjax.data import load as load_data
@@ -184,28 +184,18 @@ SMALL = [
 ]
 
 
-def pcjax(capsys, *arguments):
-    try:
-        cli.main([str(argument) for argument in arguments])
-        status = 0
-    except SystemExit as exit_:
-        status = exit_.code or 0
-    said = capsys.readouterr()
-    return status, said.out, said.err
-
-
 @pytest.mark.slow
-def test_everything_about_a_run_by_the_commands(tmp_path, capsys, mnist_like):
+def test_everything_about_a_run_by_the_commands(tmp_path, command, mnist_like):
     """Trained without three classes; judged there, elsewhere and on corrupted images; what was asked earlier stays."""
     run = tmp_path / "run"
-    assert pcjax(capsys, "distill", *SMALL, "--data.unseen", 3, "--workdir", run)[0] == 0
+    assert command("distill", *SMALL, "--data.unseen", 3, "--workdir", run)[0] == 0
     first = json.loads((run / "result.json").read_text())
     assert {found["unseen"]["classes"] for found in (first["teacher"], first["student"])} == {3}
     for given in (
         ["--corruptions", "contrast", "box_blur", "--other", mnist_like],
         ["--throughput", "--other", "digits"],
     ):
-        status, said, complaint = pcjax(capsys, "evaluate", run, *given)
+        status, said, complaint = command("evaluate", run, *given)
         assert status == 0, complaint
         judged = first["student"]["unseen"]["examples"]
         assert f"on {judged} test examples of 3 classes that no training saw" in said
@@ -218,16 +208,16 @@ def test_everything_about_a_run_by_the_commands(tmp_path, capsys, mnist_like):
         assert {key: found[name][key] for key in first[name]} == first[name]
     assert found["seconds"] == first["seconds"]
     # Its features serve where the same classes are left out, and its teacher nowhere else.
-    assert pcjax(capsys, "embed", run)[0] == 0
+    assert command("embed", run)[0] == 0
     with np.load(run / "features.npz") as stored:
         assert len(stored["unseen"]) == first["student"]["unseen"]["examples"]
     taught = [*SMALL, "--teacher.features", run / "features.npz"]
     for unseen in (0, 2):
         given = [*taught, "--data.unseen", unseen, "--workdir", tmp_path / "other"]
-        status, _, complaint = pcjax(capsys, "distill", *given)
+        status, _, complaint = command("distill", *given)
         assert (status, complaint.count("\n")) == (2, 1)
         assert "is of other data or another split: embed digits as it is split here" in complaint
-    assert pcjax(capsys, "distill", *taught, "--data.unseen", 3, "--workdir", tmp_path / "three")[0] == 0
+    assert command("distill", *taught, "--data.unseen", 3, "--workdir", tmp_path / "three")[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -245,7 +235,7 @@ def test_everything_about_a_run_by_the_commands(tmp_path, capsys, mnist_like):
         (["distill", "--evaluation.other", "mnist"], "evaluation.other: unknown data source 'mnist'"),
     ],
 )
-def test_wrong_requests_end_in_a_line(given, message, tmp_path, capsys):
+def test_wrong_requests_end_in_a_line(given, message, tmp_path, command):
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.json").write_text(json.dumps({"job": "distill", "config": json.loads(Config().to_json())}))
@@ -253,7 +243,7 @@ def test_wrong_requests_end_in_a_line(given, message, tmp_path, capsys):
     arguments = [one.format(run=run) for one in given] + (
         ["--workdir", tmp_path / "x"] if given[0] == "distill" else []
     )
-    status, _, complaint = pcjax(capsys, *arguments)
+    status, _, complaint = command(*arguments)
     assert status == 2
     assert message.format(run=run) in complaint
     assert complaint.count("\n") == 1
