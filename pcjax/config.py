@@ -11,11 +11,10 @@ import math
 import pathlib
 import re
 import runpy
-import types
 import typing
 from typing import Any, Literal
 
-from pcjax import _checks
+from pcjax import _checks, _fields
 from pcjax._checks import RequestError
 from pcjax.data import CORRUPTIONS
 from pcjax.models import OPTIONS, require_known
@@ -24,8 +23,6 @@ from pcjax.terms import TERMS, UNNAMED, needs_labels
 JOBS = ("distill", "teach", "compare", "tune")
 # Steps are counted in int32, seeds become keys of 32 bits.
 MOST = 2**31 - 1
-# What is not 0 must not become 0 or infinity in float32.
-TINIEST, GREATEST = 1.2e-38, 3.4e38
 # Past these nothing is meant, and memory would end before anything is said.
 WIDEST, LARGEST_BANK, LARGEST_BATCH, LARGEST_SIDE, MOST_RUNS = 2**20, 2**24, 2**16, 2**14, 10_000
 LARGEST_FILE = 2**24  # bytes
@@ -137,7 +134,7 @@ class Loss:
         unnamed = f"the loss {self.name} cannot be asked for: it {UNNAMED.get(self.name)}"
         _checks.require(self.name not in UNNAMED, unnamed)
         _checks.require_name("loss", self.name, TERMS)
-        _checks.require_name("head", self.head, _choices(Loss)["head"])
+        _checks.require_name("head", self.head, _fields.choices(Loss)["head"])
         _checks.require_whole("bank", self.bank, 0, LARGEST_BANK)
         for number in (self.weight.start, self.weight.end) if isinstance(self.weight, Ramp) else (self.weight,):
             _require_at_least("weight", number, 0)
@@ -235,7 +232,7 @@ class Training:
         got = f"got training.watchdog_seconds {self.watchdog_seconds}"
         _checks.require(waits, f"{got}: expected a year at most, or None")
         _require_at_least("training.weight_decay", self.weight_decay, 0)
-        for what, names in _choices(type(self)).items():
+        for what, names in _fields.choices(type(self)).items():
             _checks.require_name(f"training.{what}", getattr(self, what), names)
         for what in ("warmup", "momentum"):
             share = 0 <= getattr(self, what) < 1
@@ -365,29 +362,13 @@ class Config:
     def from_json(cls, text: str) -> "Config":
         """The inverse of `to_json`; unknown fields and wrong types are refused by name."""
         try:
-            return _decode(cls, json.loads(text), "")
+            return _fields.decode(cls, json.loads(text), "")
         except json.JSONDecodeError as error:
             raise RequestError(f"not JSON: {error}") from error
 
     def digest(self) -> str:
         """Equal for equal configs, across versions of Python and of pcjax, which may have more fields with defaults."""
-        return hashlib.blake2b(json.dumps(told(self), sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
-def told(value: Any) -> Any:
-    """What is not as the classes have it by default, as JSON: enough to build an equal one."""
-    if dataclasses.is_dataclass(value):
-        fields = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
-        return {field.name: told(given) for field, given in fields if not _is_default(field, given)}
-    if isinstance(value, dict):
-        return {name: told(item) for name, item in value.items()}
-    return [told(item) for item in value] if isinstance(value, (tuple, list)) else value
-
-
-def _is_default(field: dataclasses.Field, given: Any) -> bool:
-    if field.default_factory is not dataclasses.MISSING:
-        return given == field.default_factory()
-    return field.default is not dataclasses.MISSING and given == field.default
+        return hashlib.blake2b(json.dumps(_fields.told(self), sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def read(path: str | pathlib.Path) -> Config:
@@ -412,73 +393,10 @@ def read_stored(path: pathlib.Path) -> tuple[str, Config]:
     """The job and the config that a run's config.json holds."""
     try:
         _checks.require(path.stat().st_size <= LARGEST_FILE, "it is larger than any config")
-        stored = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
+        stored = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_fields.once)
         whole = isinstance(stored, dict) and stored.keys() == {"job", "config"}
         _checks.require(whole, "expected a job and its config, as a run stores them")
         _checks.require_name("job", stored["job"], JOBS)
-        return stored["job"], _decode(Config, stored["config"], "")
+        return stored["job"], _fields.decode(Config, stored["config"], "")
     except (ValueError, RecursionError, OSError) as error:
         raise RequestError(f"{path}: {error}") from error
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object in which no name stands twice."""
-    found = dict(pairs)
-    _checks.require(len(found) == len(pairs), "a name stands twice in one object: leave one of them")
-    return found
-
-
-def _choices(cls: type) -> dict[str, tuple[str, ...]]:
-    """The fields of which only some names are possible."""
-    hints = typing.get_type_hints(cls)
-    return {name: typing.get_args(hint) for name, hint in hints.items() if typing.get_origin(hint) is Literal}
-
-
-def _decode(hint: Any, value: Any, where: str) -> Any:
-    """A value of the type that the hint names, from parsed JSON."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        for option in arguments:
-            try:
-                return _decode(option, value, where)
-            except RequestError as error:
-                if dataclasses.is_dataclass(option) and isinstance(value, dict):
-                    raise error
-    elif dataclasses.is_dataclass(hint) and isinstance(value, dict):
-        hints = typing.get_type_hints(hint)
-        for name in value:
-            _checks.require_name("field", f"{where}{name}", [f"{where}{known}" for known in hints])
-        fields = {name: _decode(hints[name], item, f"{where}{name}.") for name, item in value.items()}
-        place = where.rstrip(".")
-        try:
-            return hint(**fields)  # pyright: ignore[reportCallIssue]
-        except TypeError as error:
-            raise RequestError(f"{place}: {str(error).partition('__init__() ')[2] or error}") from error
-        except RequestError as error:
-            raise error if place in str(error) else RequestError(f"{place}: {error}") from error
-    elif origin is Literal and value in arguments:
-        return value
-    elif origin is tuple and isinstance(value, list):
-        return tuple(_decode(arguments[0], item, f"{where}{place}.") for place, item in enumerate(value))
-    elif origin is dict and isinstance(value, dict):
-        return {name: _decode(arguments[1], item, f"{where}{name}.") for name, item in value.items()}
-    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value) if _fits(value) else _refuse(hint, value, where)
-    elif isinstance(value, str) and "\0" in value:
-        _refuse(hint, value, where)
-    elif isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
-        return value
-    return _refuse(hint, value, where)
-
-
-def _fits(number: float) -> bool:
-    return number == 0 or TINIEST <= abs(number) <= GREATEST
-
-
-def _refuse(hint: Any, value: Any, where: str) -> typing.NoReturn:
-    expected = getattr(hint, "__name__", str(hint)) if not typing.get_origin(hint) else str(hint)
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and not _fits(value):
-        expected = "a number that float32 holds"
-    given = repr(value)
-    given = given if len(given) <= 200 else f"{given[:200]}..."
-    raise RequestError(f"got {where.rstrip('.')} {given}: expected {expected}")

@@ -14,7 +14,8 @@ from flax import nnx
 
 from pcjax import _checks, data, models
 from pcjax._checks import RequestError
-from pcjax.config import MOST, Config, Loss, Model, Ramp, Training, told
+from pcjax._fields import told
+from pcjax.config import MOST, Config, Loss, Model, Ramp, Training
 from pcjax.data import Dataset, Examples
 from pcjax.jobs.beyond import load_other
 from pcjax.jobs.folder import CHECKPOINTS

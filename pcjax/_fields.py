@@ -1,0 +1,91 @@
+"""Dataclasses and JSON: what is not as by default, and back, with every field's type as it is declared."""
+
+import dataclasses
+import types
+import typing
+from typing import Any, Literal
+
+from pcjax import _checks
+from pcjax._checks import RequestError
+
+# What is not 0 must not become 0 or infinity in float32.
+TINIEST, GREATEST = 1.2e-38, 3.4e38
+
+
+def told(value: Any) -> Any:
+    """What is not as the classes have it by default, as JSON: enough to build an equal one."""
+    if dataclasses.is_dataclass(value):
+        fields = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
+        return {field.name: told(given) for field, given in fields if not _is_default(field, given)}
+    if isinstance(value, dict):
+        return {name: told(item) for name, item in value.items()}
+    return [told(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+
+def _is_default(field: dataclasses.Field, given: Any) -> bool:
+    if field.default_factory is not dataclasses.MISSING:
+        return given == field.default_factory()
+    return field.default is not dataclasses.MISSING and given == field.default
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object in which no name stands twice."""
+    found = dict(pairs)
+    _checks.require(len(found) == len(pairs), "a name stands twice in one object: leave one of them")
+    return found
+
+
+def choices(cls: type) -> dict[str, tuple[str, ...]]:
+    """The fields of which only some names are possible."""
+    hints = typing.get_type_hints(cls)
+    return {name: typing.get_args(hint) for name, hint in hints.items() if typing.get_origin(hint) is Literal}
+
+
+def decode(hint: Any, value: Any, where: str) -> Any:
+    """A value of the type that the hint names, from parsed JSON."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        for option in arguments:
+            try:
+                return decode(option, value, where)
+            except RequestError as error:
+                if dataclasses.is_dataclass(option) and isinstance(value, dict):
+                    raise error
+    elif dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        hints = typing.get_type_hints(hint)
+        for name in value:
+            _checks.require_name("field", f"{where}{name}", [f"{where}{known}" for known in hints])
+        fields = {name: decode(hints[name], item, f"{where}{name}.") for name, item in value.items()}
+        place = where.rstrip(".")
+        try:
+            return hint(**fields)  # pyright: ignore[reportCallIssue]
+        except TypeError as error:
+            raise RequestError(f"{place}: {str(error).partition('__init__() ')[2] or error}") from error
+        except RequestError as error:
+            raise error if place in str(error) else RequestError(f"{place}: {error}") from error
+    elif origin is Literal and value in arguments:
+        return value
+    elif origin is tuple and isinstance(value, list):
+        return tuple(decode(arguments[0], item, f"{where}{place}.") for place, item in enumerate(value))
+    elif origin is dict and isinstance(value, dict):
+        return {name: decode(arguments[1], item, f"{where}{name}.") for name, item in value.items()}
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value) if _fits(value) else _refuse(hint, value, where)
+    elif isinstance(value, str) and "\0" in value:
+        _refuse(hint, value, where)
+    elif isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    return _refuse(hint, value, where)
+
+
+def _fits(number: float) -> bool:
+    return number == 0 or TINIEST <= abs(number) <= GREATEST
+
+
+def _refuse(hint: Any, value: Any, where: str) -> typing.NoReturn:
+    expected = getattr(hint, "__name__", str(hint)) if not typing.get_origin(hint) else str(hint)
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and not _fits(value):
+        expected = "a number that float32 holds"
+    given = repr(value)
+    given = given if len(given) <= 200 else f"{given[:200]}..."
+    raise RequestError(f"got {where.rstrip('.')} {given}: expected {expected}")
