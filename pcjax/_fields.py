@@ -1,6 +1,7 @@
-"""Dataclasses and JSON: what is not as by default, and back, with every field's type as it is declared."""
+"""Dataclasses whose fields are of the types that they are declared with, as they are built and as JSON."""
 
 import dataclasses
+import functools
 import types
 import typing
 from typing import Any, Literal
@@ -10,6 +11,43 @@ from pcjax._checks import RequestError
 
 # What is not 0 must not become 0 or infinity in float32.
 TINIEST, GREATEST = 1.2e-38, 3.4e38
+
+
+def require_types(section: Any, name: str = "") -> None:
+    """Refuses a dataclass, called that in messages, of which a field is not of the type that it is declared with."""
+    for field, hint in _hints(type(section)).items():
+        _require_type(hint, getattr(section, field), f"{name}.{field}" if name else field)
+
+
+_hints = functools.cache(typing.get_type_hints)
+
+
+def _require_type(hint: Any, value: Any, where: str) -> None:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return  # by `require_name`, which lists what is possible
+    if origin in (types.UnionType, typing.Union):
+        fits = any(_is(option, value) for option in arguments)
+    else:
+        fits = _is(hint, value)
+    if not fits:
+        _refuse(hint, value, where)
+    for option in arguments if origin in (types.UnionType, typing.Union) else (hint,):
+        inner = typing.get_args(option)
+        if isinstance(value, (tuple, list)) and typing.get_origin(option) is tuple:
+            for place, item in enumerate(value):
+                _require_type(inner[0], item, f"{where}.{place}")
+        elif isinstance(value, dict) and typing.get_origin(option) is dict:
+            for key, item in value.items():
+                _require_type(inner[1], item, f"{where}.{key}")
+
+
+def _is(hint: Any, value: Any) -> bool:
+    """Whether a value is of a type that is no union; what is in it is not looked at."""
+    kind = {float: (float, int), tuple: (tuple, list)}.get(
+        typing.get_origin(hint) or hint, typing.get_origin(hint) or hint
+    )
+    return isinstance(value, kind) and (hint is bool or not isinstance(value, bool))
 
 
 def told(value: Any) -> Any:

@@ -265,11 +265,14 @@ def _compared(config: "Config", given: list[str]) -> "Config":
 
 
 def _with_arguments(config: "Config", given: list[str]) -> "Config":
-    """The config with the losses' arguments that only the command line names, which are taken out of it."""
+    """The config with what only the command line names, which is taken out of it.
+
+    That is, arguments of the losses, and numbers in the place of ramps.
+    """
     losses = list(config.losses)
     for word in [word for word in given if word.startswith("--losses.")]:
         name, _, value = word.partition("=")
-        found = re.fullmatch(r"--losses\.(\d+)\.arguments\.(\w+)", name)
+        found = re.fullmatch(r"--losses\.(\d+)\.(?:weight|arguments\.(\w+))", name)
         if found is None or int(found[1]) >= len(losses) or _has(losses[int(found[1])], found[2]):
             continue
         at, place = given.index(word), int(found[1])
@@ -278,17 +281,27 @@ def _with_arguments(config: "Config", given: list[str]) -> "Config":
                 raise RequestError(f"got {name} without a value: expected one")
             value = given.pop(at + 1)
         given.pop(at)
+        if found[2] is None:
+            losses[place] = dataclasses.replace(losses[place], weight=_number(name, value))
+            continue
         arguments = losses[place].arguments | {found[2]: _value(value)}
         losses[place] = dataclasses.replace(losses[place], arguments=arguments)
     return dataclasses.replace(config, losses=tuple(losses))
 
 
-def _has(loss: "Loss", argument: str) -> bool:
-    """Whether tyro knows the argument as one word; a ramp, in whose place a number may come, it knows by its fields."""
+def _has(loss: "Loss", argument: str | None) -> bool:
+    """Whether tyro knows the argument, or the weight, as one word; a ramp it knows by its fields."""
     from pcjax.config import Ramp
 
-    there = loss.arguments.get(argument)
+    there = loss.weight if argument is None else loss.arguments.get(argument)
     return there is not None and not isinstance(there, Ramp)
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise RequestError(f"got {name} {text!r}: expected a number") from None
 
 
 def _value(text: str) -> bool | int | float | str:
@@ -319,8 +332,29 @@ def _overridden(job: str, config: "Config", path: str | None, given: list[str]) 
         workdir: pathlib.Path = pathlib.Path("runs") / name
         """folder of the run; a new one, or one to go on in"""
 
-    asked = _parsed(Asked, Asked(config), f"pcjax {job} [CONFIG]", given, tyro.conf.FlagConversionOff)
+    asked = _parsed(Asked, Asked(_narrowed(config)), f"pcjax {job} [CONFIG]", given, tyro.conf.FlagConversionOff)
     return asked.config, asked.workdir
+
+
+def _narrowed(config: "Config") -> "Config":
+    """The same, with losses whose weight is declared as what it is: of a number or a ramp tyro makes no flag."""
+    from pcjax.config import Loss
+
+    @dataclasses.dataclass(frozen=True)
+    class Weighted(Loss):
+        weight: float = 1.0
+
+    def narrowed(loss: Loss) -> Loss:
+        told = {field.name: getattr(loss, field.name) for field in dataclasses.fields(Loss)}
+        return Weighted(**told) if isinstance(loss.weight, (int, float)) else loss
+
+    def of(losses: tuple[Loss, ...]) -> tuple[Loss, ...]:
+        return tuple(map(narrowed, losses))
+
+    there = config.comparison
+    contenders = tuple(dataclasses.replace(one, losses=of(one.losses)) for one in there.contenders)
+    comparison = dataclasses.replace(there, contenders=contenders)
+    return dataclasses.replace(config, losses=of(config.losses), comparison=comparison)
 
 
 def _parsed(cls: type[T], default: T, prog: str, given: list[str], *how: Any) -> T:

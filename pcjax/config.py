@@ -45,6 +45,7 @@ class Ramp:
     shape: Literal["linear", "cosine", "geometric"] = "linear"
 
     def __post_init__(self):
+        _fields.require_types(self)
         _checks.require(0 < self.until <= 1, f"got until {self.until!r}: expected a share of the steps, in (0, 1]")
         _checks.require_name("shape", self.shape, ("linear", "cosine", "geometric"))
         geometric = self.shape != "geometric" or (self.start > 0 and self.end > 0)
@@ -73,6 +74,7 @@ class Data:
     """so many classes, the last ones by number, are in no training; their test examples are judged apart"""
 
     def __post_init__(self):
+        _fields.require_types(self, "data")
         _checks.require_whole("data.crop", self.crop, 0, LARGEST_SIDE)
         some = self.unseen != 1
         _checks.require(some, "got data.unseen 1: expected 0 or at least 2, within one class all neighbours are right")
@@ -98,6 +100,7 @@ class Model:
     """factor on the number of its channels"""
 
     def __post_init__(self):
+        _fields.require_types(self)
         require_known(self.name)
         known = OPTIONS.get(self.name, ())
         for option in self.options():
@@ -131,6 +134,7 @@ class Loss:
     """the loss's own keyword arguments"""
 
     def __post_init__(self):
+        _fields.require_types(self)
         unnamed = f"the loss {self.name} cannot be asked for: it {UNNAMED.get(self.name)}"
         _checks.require(self.name not in UNNAMED, unnamed)
         _checks.require_name("loss", self.name, TERMS)
@@ -217,6 +221,7 @@ class Training:
     """write metrics for TensorBoard too; needs `pip install "pcjax[tensorboard]"`"""
 
     def __post_init__(self):
+        _fields.require_types(self, "training")
         for what in ("epochs", "batch", "log_every", "save_every", "keep", "bad_steps"):
             _checks.require_whole(f"training.{what}", getattr(self, what), 1, MOST)
         for what in ("steps", "devices"):
@@ -253,6 +258,7 @@ class Teacher:
     training: Training = dataclasses.field(default_factory=lambda: Training(save_every=50))
 
     def __post_init__(self):
+        _fields.require_types(self, "teacher")
         for what in ("run", "features"):
             _checks.require(getattr(self, what) != "", f"got an empty teacher.{what}: expected a path, or leave it out")
         one = self.run is None or self.features is None
@@ -276,6 +282,7 @@ class Evaluation:
     """what is done to test images before they are looked up among the clean training images: names, or all"""
 
     def __post_init__(self):
+        _fields.require_types(self, "evaluation")
         _checks.require_whole("evaluation.neighbours", self.neighbours, 1, MOST)
         _checks.require_whole("evaluation.batch", self.batch, 1, LARGEST_BATCH)
         placed = self.other_dir is None or self.other is not None
@@ -307,6 +314,7 @@ class Contender:
     losses: tuple[Loss, ...]
 
     def __post_init__(self):
+        _fields.require_types(self)
         plain = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", self.name) is not None
         expected = "expected letters, digits and _ . + -, it names a folder"
         _checks.require(plain and len(self.name) <= 80, f"got a contender named {self.name!r}: {expected}")
@@ -329,6 +337,7 @@ class Comparison:
     """how many settings of each contender `pcjax tune` tries"""
 
     def __post_init__(self):
+        _fields.require_types(self, "comparison")
         _checks.require_whole("comparison.seeds", self.seeds, 1, MOST_RUNS)
         _checks.require_whole("comparison.trials", self.trials, 1, MOST_RUNS)
         names = [contender.name for contender in self.contenders]
@@ -351,6 +360,7 @@ class Config:
     comparison: Comparison = dataclasses.field(default_factory=Comparison)
 
     def __post_init__(self):
+        _fields.require_types(self)
         _checks.require(len(self.losses) > 0, "got no losses: expected at least one")
         check_losses(self.losses, self.teacher)
 

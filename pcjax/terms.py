@@ -131,6 +131,14 @@ def _move_pairs(
     return losses.enqueue(queue, (student, teacher), where=where, axis_name=axis_name)
 
 
+def _begin_either(start: Beginning, *, pairs: bool = True) -> Queue:
+    return _begin_pairs(start) if pairs else _begin_teachers(start)
+
+
+def _move_either(queue: Queue, student: Array, teacher: Array, *, pairs: bool = True, **given: Any) -> Queue:
+    return (_move_pairs if pairs else _move_teachers)(queue, student, teacher, **given)
+
+
 def _move_teachers(
     queue: Queue, student: Array, teacher: Array, *, where: Array, axis_name: str | None, **rest: Any
 ) -> Queue:
@@ -153,7 +161,7 @@ _REFERENCES = Memory(
     given=lambda queue: (*queue.points, losses.valid(queue)),
     required=False,
 )
-_PAIRS = Memory("queue", _begin_pairs, _move_pairs)
+_PAIRS_OR_TEACHERS = Memory("queue", _begin_either, _move_either, arguments=("pairs",))
 _TEACHERS = Memory("queue", _begin_teachers, _move_teachers)
 _CRD = Memory("memory", _begin_crd, _move_crd, sized=False, arguments=("momentum", "class_aware"))
 
@@ -172,7 +180,7 @@ _LOSSES = (
     Term(losses.info_nce, memory=_TEACHERS._replace(required=False)),
     # As published: every example finds its own embedding in the queue.
     Term(losses.relational_representation, memory=_TEACHERS._replace(holds_the_batch=True)),
-    Term(losses.similarity_kl, memory=_PAIRS),
+    Term(losses.similarity_kl, memory=_PAIRS_OR_TEACHERS),
     Term(losses.crd, memory=_CRD),
     Term(losses.bingo, memory=_TEACHERS),
     Term(losses.hint, ("features", "maps")),

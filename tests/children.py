@@ -33,9 +33,10 @@ def compiled():
 
 
 def environment(**given):
+    """Of a child process: they compile much and compute little, so without the compiler's optimisations by default."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_", "PCJAX_"))}
     kept |= {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": compiled()}
-    kept["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    kept |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     return kept | {name: str(value) for name, value in given.items()}
 
 

@@ -109,6 +109,18 @@ def test_ramps_and_tuples_come_back_as_what_they_were():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
+        (lambda: Data(part="x"), "got data.part 'x': expected float"),
+        (lambda: Data(validation=None), "got data.validation None: expected float"),
+        (lambda: Model(widths=5), "got widths 5: expected tuple[int, ...] | None"),
+        (lambda: Model(widths=[8, 4.5]), "got widths.1 4.5: expected int"),
+        (lambda: Training(warmup="a"), "got training.warmup 'a': expected float"),
+        (lambda: Training(batch=True), "got training.batch True: expected int"),
+        (lambda: Loss(weight="x"), "got weight 'x': expected float | pcjax.config.Ramp"),
+        (lambda: Loss(arguments={"temperature": [1]}), "got arguments.temperature [1]: expected bool | int | float"),
+        (lambda: Ramp("a", 1.0), "got start 'a': expected float"),
+        (lambda: Config(losses=("pkt",)), "got losses.0 'pkt': expected Loss"),
+        (lambda: Config(training={"batch": 3}), "got training {'batch': 3}: expected Training"),
+        (lambda: Evaluation(corruptions=3), "got evaluation.corruptions 3: expected tuple[str, ...]"),
         (lambda: Training(batch=2), "got training.batch 2: expected at least 3"),
         (lambda: Training(epochs=0), "got training.epochs 0"),
         (lambda: Training(learning_rate=-1.0), "got training.learning_rate -1.0"),

@@ -13,7 +13,7 @@ from typing import Any
 
 from pcjax import _checks
 from pcjax.config import Comparison, Config, Contender
-from pcjax.jobs import judge, summary
+from pcjax.jobs import judge, summary, tables
 from pcjax.jobs.distill import (
     STUDENT,
     TEACHER,
@@ -52,7 +52,12 @@ REMEDY = "delete it, and what came of the run is found out again"
 
 def compare(config: Config, folder: pathlib.Path, display: Display) -> None:
     """Trains what is not trained yet, and says how the contenders stand."""
-    config = with_earlier(config, folder, "compare")
+    named = {contender.name for contender in config.comparison.contenders}
+
+    def begun(contender: Contender) -> bool:
+        return any(own_place(folder, RUNS, contender.name).glob(f"*/{OUTCOME}"))
+
+    config = with_earlier(config, folder, "compare", begun, display)
     contenders, seeds = config.comparison.contenders, range(config.comparison.seeds)
     loaded = load(config)
 
@@ -66,12 +71,14 @@ def compare(config: Config, folder: pathlib.Path, display: Display) -> None:
     teacher = find_teacher(shared, folder, loaded, display)
     taught = judge_teacher(config, teacher, loaded)
     runs: dict[str, dict[int, dict[str, Any]]] = {contender.name: {} for contender in contenders}
-    # All contenders of a seed before the next seed: wherever it is stopped, those that were trained can be compared.
+    # All contenders of a seed before the next seed: of a comparison that was stopped, fewer --seeds show what is there.
     for seed in seeds:
         untrained: dict[str, Any] = {}
         for contender in contenders:
             asked, own = run_of(shared, contender, seed)
             outcome = _outcome(own)
+            if outcome is None and contender.name not in named:
+                continue
             if outcome is None:
                 display.say(f"{contender.name}, seed {seed}")
                 first = new_model(asked.student, loaded, asked.training, STUDENT_SEED)
@@ -85,7 +92,8 @@ def compare(config: Config, folder: pathlib.Path, display: Display) -> None:
     summary.write(folder, found)
     summary.show(found, display)
     display.say(f"{summary.COMPARISON}, {summary.MARKDOWN} and the runs lie in {folder}")
-    display.say(f"next: pcjax report {folder} draws it; with more --seeds or --losses the same command adds them")
+    more = "with more --seeds or --losses the same command adds them"
+    display.say(f"next: {tables.drawn_by(folder)}; {more}")
 
 
 def begin(
@@ -131,14 +139,22 @@ def begin(
     return shared
 
 
-def with_earlier(config: Config, folder: pathlib.Path, job: str) -> Config:
-    """The config with the contenders that the folder has runs of and the command does not name."""
+def with_earlier(
+    config: Config, folder: pathlib.Path, job: str, begun: Callable[[Contender], bool], display: Display
+) -> Config:
+    """The config with the contenders that the folder has results of and the command does not name.
+
+    Those without any are left out, said aloud: what could not be trained must not be in the way of others for good.
+    """
     if not (folder / CONFIG).exists():
         return config
     now = config.comparison.contenders
     named = {contender.name for contender in now}
     earlier = [one for one in config_of(folder, job)[1].comparison.contenders if one.name not in named]
-    comparison = dataclasses.replace(config.comparison, contenders=(*earlier, *now))
+    for contender in earlier:
+        if not begun(contender):
+            display.say(f"{contender.name} is left out: it is not named, and has no results yet")
+    comparison = dataclasses.replace(config.comparison, contenders=(*filter(begun, earlier), *now))
     return dataclasses.replace(config, comparison=comparison)
 
 

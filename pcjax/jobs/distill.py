@@ -62,14 +62,14 @@ def distill(config: Config, folder: pathlib.Path, display: Display) -> None:
     write_json(folder / RESULT, results)
     tables.show(results, display)
     display.say(f"{seconds} s for {steps} steps and all else; checkpoints, metrics.jsonl and {RESULT} lie in {folder}")
-    display.say(f"next: pcjax report {folder} draws it; pcjax embed {folder} writes the features")
+    display.say(f"next: pcjax embed {folder} writes the features; {tables.drawn_by(folder)}")
 
 
 def check_distilling(config: Config, loaded: Loaded) -> None:
     """Refuses what cannot be trained, before anything is."""
     check(config, config.training, config.losses, loaded)
-    shapes = promised(config.student, loaded, config.training)
-    rehearse(config.losses, shapes, _promised_teacher(config, loaded), config.training, loaded)
+    shapes, _ = promised(config.student, loaded, config.training)
+    rehearse(config.losses, shapes, *_promised_teacher(config, loaded), config.training, loaded)
 
 
 def plan_student(
@@ -98,13 +98,13 @@ def plan_student(
     )
 
 
-def _promised_teacher(config: Config, loaded: Loaded) -> Output:
-    """The shapes of what the teacher says of one example, before there is a teacher."""
+def _promised_teacher(config: Config, loaded: Loaded) -> tuple[Output, dict[str, Any]]:
+    """The shapes of what the teacher says of one example, and of its last layer, before there is a teacher."""
     asked = config.teacher
     if asked.features is not None:
         stored = _stored_features(pathlib.Path(asked.features), loaded)["train"]
         features: Any = jax.ShapeDtypeStruct((1, *stored.shape[1:]), jnp.float32)
-        return Output(features, None, {})
+        return Output(features, None, {}), {}
     if asked.run is not None:
         theirs = config_of(pathlib.Path(asked.run), "teach", "teacher.run")[1].teacher
         return promised(theirs.model, loaded, theirs.training)
@@ -193,7 +193,8 @@ def _guide(config: Config, teacher: KnownTeacher, loaded: Loaded) -> Guide:
             return model.function.apply(parameters, statistics, batch["image"], train=False)[0]
 
         frozen = model.parameters, model.statistics
-        return Guide(frozen, looks, output_shapes(model, loaded), classifier_of(model), teacher.features["train"])
+        shapes, classifier = output_shapes(model, loaded), classifier_of(model)
+        return Guide(frozen, frozen, looks, shapes, classifier, teacher.features["train"])
 
     columns = {"teacher": teacher.features["train"]}
     if teacher.logits is not None:
@@ -208,7 +209,8 @@ def _guide(config: Config, teacher: KnownTeacher, loaded: Loaded) -> Guide:
     logits = None if teacher.logits is None else shape(teacher.logits)
     classifier = {} if model is None else classifier_of(model)
     said = Output(shape(teacher.features["train"]), logits, {})
-    return Guide((), remembers, said, classifier, teacher.features["train"], columns)
+    known_by = teacher.features["train"] if model is None else (model.parameters, model.statistics)
+    return Guide(known_by, (), remembers, said, classifier, teacher.features["train"], columns)
 
 
 def _judge_of(config: Config, teacher: KnownTeacher, loaded: Loaded) -> Any:

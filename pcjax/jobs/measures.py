@@ -48,7 +48,8 @@ def by_labels(features: Mapping[str, np.ndarray], data: Dataset, asked: Evaluati
         labels["test"],
         validation=(features["validation"], labels["validation"]),
     )
-    return {**votes(found, labels["train"], labels["test"]), "linear_probe_accuracy": probe.accuracy}
+    said = {} if probe.converged else {"linear_probe_converged": False}
+    return {**votes(found, labels["train"], labels["test"]), "linear_probe_accuracy": probe.accuracy, **said}
 
 
 def votes(found: metrics.Neighbours, gallery_labels: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -89,9 +89,10 @@ def classes_of(examples: Examples) -> int | None:
     return None if labels is None or labels.max() < 0 else int(labels.max()) + 1
 
 
-def promised(model: Model, loaded: Loaded, training: Training) -> Output:
-    """The shapes of what such a model says of one example; nothing is computed."""
-    return output_shapes(new_model(model, loaded, training, STUDENT_SEED, functional_shapes), loaded)
+def promised(model: Model, loaded: Loaded, training: Training) -> tuple[Output, dict[str, Any]]:
+    """The shapes of what such a model says of one example, and of its last layer; nothing is computed."""
+    shapes = new_model(model, loaded, training, STUDENT_SEED, functional_shapes)
+    return output_shapes(shapes, loaded), classifier_of(shapes)
 
 
 def output_shapes(model: Frozen, loaded: Loaded) -> Output:
@@ -105,9 +106,18 @@ def output_shapes(model: Frozen, loaded: Loaded) -> Output:
 
 
 def rehearse(
-    losses: tuple[Loss, ...], student: Output, teacher: Output | None, training: Training, loaded: Loaded
+    losses: tuple[Loss, ...],
+    student: Output,
+    teacher: Output | None,
+    classifier: Mapping[str, Any],
+    training: Training,
+    loaded: Loaded,
 ) -> None:
     """Computes the losses' shapes, so that what they refuse is refused before anything is trained."""
+    for loss in losses:
+        got = f"the loss {loss.name} reads with the teacher's last layer, classify/kernel among its parameters"
+        there = not TERMS[loss.name].classifier or "kernel" in classifier
+        _checks.require(there, f"{got}, and this teacher has none: leave the loss out, or take another teacher")
     examples = loaded.examples.train
     what, kept = objective(losses, student, teacher, training.seed)
     kept = with_memories(kept, what, student, teacher, len(examples), examples.labels)
@@ -118,11 +128,7 @@ def rehearse(
     whole = jax.ShapeDtypeStruct((training.batch,), jnp.int32)
     batch = {"mask": jax.ShapeDtypeStruct((training.batch,), jnp.bool_), "label": whole, "index": whole}
     step, progress = (jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.int32, jnp.float32))
-    seen, classifier = None if teacher is None else rows(teacher), {}
-    if any(TERMS[loss.name].classifier for loss in losses) and teacher is not None and teacher.logits is not None:
-        (width,), (classes,) = teacher.features.shape[1:], teacher.logits.shape[1:]
-        shapes = {"kernel": (width, classes), "bias": (classes,)}
-        classifier = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    seen = None if teacher is None else rows(teacher)
 
     def total(what: Objective) -> Callable[..., Any]:
         def of(student: Any, teacher: Any, classifier: Any, batch: Any, step: Any, progress: Any, kept: Any) -> Any:
@@ -187,9 +193,11 @@ class Guide:
     """The teacher as the student's training sees it: frozen arrays, a function of them, and columns of the batches.
 
     Its classifier, kernel and bias, is for the losses that read with it; its features of the plain training images are
-    what neighbours are found by.
+    what neighbours are found by. It is known by its parameters, or by features that were given: what it says may differ
+    in its last digits where a training goes on.
     """
 
+    known_by: Any = ()
     frozen: Any = ()
     output: Callable[[Any, Batch], Output] | None = None
     shapes: Output | None = None
@@ -245,7 +253,7 @@ def plan(
         "seed": training.seed,
         "steps": steps,
         "config": config.digest(),
-        "teacher": _guide_digest(guide),
+        "teacher": _digest_of(guide.known_by),
     }
     about = {"devices": len(devices), "processes": jax.process_count(), "jax": jax.__version__}
     own = folder / CHECKPOINTS
@@ -257,9 +265,9 @@ def plan(
     return Plan(name, folder, training, steps, mapped, mapped.place(fixed), state, batches, checkpoints, judged)
 
 
-def _guide_digest(guide: Guide) -> str:
-    """Of what the teacher says or is, so that a training never goes on with another one."""
-    leaves = [*jax.tree.leaves(host(guide.frozen)), *(guide.columns[name] for name in sorted(guide.columns))]
+def _digest_of(teacher: Any) -> str:
+    """So that a training never goes on with another one."""
+    leaves = jax.tree.leaves(host(teacher))
     return hashlib.blake2b("".join(map(digest, leaves)).encode(), digest_size=16).hexdigest()
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -57,19 +58,27 @@ class Said(NamedTuple):
 
 
 def represent(model: Frozen, examples: Examples, normalise: tuple[np.ndarray, np.ndarray], batch: int) -> Said:
-    """Features and class scores of all examples, in their order."""
-    devices = jax.local_devices()
-    batch = -(-batch // len(devices)) * len(devices)
+    """Features and class scores of all examples, in their order.
+
+    In a job of several processes each of them looks at its part of every batch, and all get what all have found.
+    """
+    devices, processes = jax.local_devices(), jax.process_count()
+    together = len(devices) * processes
+    batch = -(-batch // together) * together
     mesh = Mesh(np.array(devices), ("rows",))
     parameters, statistics = jax.device_put((model.parameters, model.statistics), NamedSharding(mesh, P()))
     features, logits = [], []
-    for given in evaluation_batches(examples, batch=batch, normalise=normalise):
+    part = {"process_index": jax.process_index(), "process_count": processes}
+    for given in evaluation_batches(examples, batch=batch, normalise=normalise, **part):
         images = jax.device_put(given["image"], NamedSharding(mesh, P("rows")))
         output = outputs(model.function, parameters, statistics, images)
-        features.append(np.asarray(output.features)[given["mask"]])
-        if output.logits is not None:
-            logits.append(np.asarray(output.logits)[given["mask"]])
-    return Said(np.concatenate(features), np.concatenate(logits) if logits else None)
+        found = np.asarray(output.features), None if output.logits is None else np.asarray(output.logits)
+        if processes > 1:
+            found = multihost_utils.process_allgather(found, tiled=True)
+        features.append(found[0])
+        logits.append(found[1])
+    n = len(examples)
+    return Said(np.concatenate(features)[:n], None if logits[0] is None else np.concatenate(logits)[:n])
 
 
 def represent_all(

@@ -1,5 +1,7 @@
 """The numbers of result.json as the tables that a person sees."""
 
+import importlib.util
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,6 +63,12 @@ def show(results: Mapping[str, Any], display: Display) -> None:
             "k-NN accuracy in % of corrupted test images: severity 1 / 2 / 3",
             rows({name: name.replace("_", " ") for name in names}, _severities, "corruptions"),
         )
+
+
+def drawn_by(folder: pathlib.Path) -> str:
+    """How the run in that folder is drawn, and what is needed first if it is not there."""
+    there = importlib.util.find_spec("matplotlib") is not None
+    return f"pcjax report {folder} draws it" + ("" if there else ' (after `pip install "pcjax[report]"`)')
 
 
 def _at(found: Any, *path: str) -> Any:

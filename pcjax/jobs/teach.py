@@ -58,17 +58,17 @@ def worth_of_teacher(config: Config, teacher: Frozen, loaded: Loaded) -> dict[st
     return judge.judge_model(teacher, features, features, *data)
 
 
-def check_teaching(config: Config, loaded: Loaded) -> Output:
-    """Refuses what cannot be trained; the shapes of what the teacher will say."""
+def check_teaching(config: Config, loaded: Loaded) -> tuple[Output, dict[str, Any]]:
+    """Refuses what cannot be trained; the shapes of what the teacher will say, and of its last layer."""
     if loaded.examples.train.labels is None or loaded.examples.validation.labels is None:
         raise RequestError(
             f"{config.data.source} has no labels to train a teacher with: give --teacher.run or --teacher.features"
         )
     asked = config.teacher
     check(config, asked.training, LOSSES, loaded)
-    shapes = promised(asked.model, loaded, asked.training)
-    rehearse(LOSSES, shapes, None, asked.training, loaded)
-    return shapes
+    shapes, classifier = promised(asked.model, loaded, asked.training)
+    rehearse(LOSSES, shapes, None, {}, asked.training, loaded)
+    return shapes, classifier
 
 
 def train_teacher(config: Config, folder: pathlib.Path, loaded: Loaded, display: Display, clock: Clock) -> Frozen:

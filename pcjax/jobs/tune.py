@@ -34,7 +34,12 @@ SCALES = ("temperature", "teacher_temperature", "sharpness", "alpha", "beta", "g
 
 def tune(config: Config, folder: pathlib.Path, display: Display) -> None:
     """Tries what is not tried yet, and writes the best setting of each contender as a config to compare."""
-    config = with_earlier(config, folder, "tune")
+
+    def begun(contender: Contender) -> bool:
+        tries = range(config.comparison.trials)
+        return all((own_place(folder, TRIALS, contender.name, str(number)) / TRIAL).exists() for number in tries)
+
+    config = with_earlier(config, folder, "tune", begun, display)
     loaded, trials = load(config), config.comparison.trials
 
     def run_of(shared: Config, setting: Contender, number: int) -> tuple[Config, pathlib.Path]:

@@ -57,7 +57,8 @@ def perception_coherence(
     (arXiv:2505.06595); this estimator is pcjax's own formulation of it.
 
     Least 0, for a student equal to the teacher if both ranks are as soft (teacher_temperature = temperature). The
-    student's scale, rotation and translation do not matter.
+    student's scale, rotation and translation do not matter to Euclidean dissimilarities, its scale and rotation not to
+    cosines.
 
     Args:
       student: (n, ds) features, n >= 3 counting everything that is ranked against.

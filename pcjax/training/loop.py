@@ -62,8 +62,8 @@ def train(plan: Plan, display: Display) -> int:
             batch = next(plan.batches)
             state, said = plan.mapped(plan.frozen, state, plan.mapped.split(batch))
             progress.show(step)
-            number = agreed(stop.number, step)
             last = step == plan.steps
+            number = agreed(stop.number, step, last)
             logged, saved = (last or step % every == 0 for every in (plan.training.log_every, plan.training.save_every))
             if guard.note(step, said, batch["index"]) or logged or saved or number is not None:
                 for skipped in guard.look():

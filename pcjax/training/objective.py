@@ -89,7 +89,8 @@ class Objective(NamedTuple):
             student, *teacher = compared(loss.kind, moment, self.maps.get(key))
             given = {"where": moment.batch["mask"], "axis_name": moment.axis_name}
             given |= {argument: moment.batch[column] for argument, column in term.columns.items()}
-            given |= {argument: moment.classifier[argument] for argument in CLASSIFIER if term.classifier}
+            if term.classifier:
+                given |= {part: moment.classifier[part] for part in CLASSIFIER if part in moment.classifier}
             if term.random:
                 given["key"] = key_of(self.seed, place, moment.step)
             if key in self.heads:

@@ -49,7 +49,7 @@ def sitting(run, place, kill_after):
     with said.open("w") as out, complaint.open("w") as error:
         process = start(
             *("distill", "--training.steps", STEPS, "--training.save-every", SAVE_EVERY, "--workdir", run),
-            env=environment(JAX_LOG_COMPILES=1),
+            env=environment(JAX_LOG_COMPILES=1, XLA_FLAGS=""),
             stdout=out,
             stderr=error,
         )

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from pcjax import cli, data, models
+from pcjax.config import Config, Loss, Ramp, read
 from pcjax.jobs.folder import config_of
 from pcjax.training.checkpoint import Checkpoints
 
+CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
 SMALL = [
     *("--teacher.model.widths", "24", "--teacher.model.features", "12", "--teacher.training.steps", "6"),
     *("--student.widths", "8", "--student.features", "4", "--training.steps", "8"),
@@ -190,10 +192,43 @@ def test_arguments_that_a_config_does_not_name_can_be_given(command, tmp_path):
     assert arguments == {"temperature": 0.3, "frame": "teacher", "power": 2}
 
 
+def flags(value, name):
+    """Everything a config says, as the command line would say it."""
+    if isinstance(value, dict):
+        return [word for field, inner in value.items() for word in flags(inner, f"{name}.{field}")]
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return [word for place, inner in enumerate(value) for word in flags(inner, f"{name}.{place}")]
+    words = value if isinstance(value, list) else [value]
+    return [f"--{name.removeprefix('.')}", *map(str, words)]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_field_of_a_config_can_be_said_on_the_command_line(path):
+    config = read(path)
+    said = flags(json.loads(config.to_json()), "")
+    # What is empty has no words.
+    said = [word for word in said if word not in ("--evaluation.corruptions", "--comparison.contenders")]
+    assert cli._overridden("distill", config, None, said)[0].to_json() == config.to_json()
+    place = said.index("--losses.0.weight")
+    said[place + 1] = "0.125"
+    assert cli._overridden("distill", config, None, said)[0].losses[0].weight == 0.125
+
+
+def test_a_number_takes_a_ramps_place():
+    config = Config(losses=(Loss("pkt", weight=Ramp(0.0, 1.0)),))
+    given = ["--losses.0.weight", "0.5", "--training.batch", "64"]
+    assert cli._with_arguments(config, given).losses[0].weight == 0.5
+    assert given == ["--training.batch", "64"]
+    moved, _ = cli._overridden("distill", config, None, ["--losses.0.weight.end", "3"])
+    assert moved.losses[0].weight == Ramp(0.0, 3.0)
+
+
 LABELLESS = "arrays:{tmp}/plain.npy"
 REFUSED = {
     "unknown job": (["distil"], "unknown job 'distil': expected one of distill, teach"),
     "unknown field": (["distill", "--training.bach", "3"], "--training.bach"),
+    "stray word": (["distill", "--training.warmup", "0.1", "0.5"], "Unrecognized options: 0.5"),
+    "wrong weight": (["distill", "--losses.0.weight", "much"], "--losses.0.weight: could not convert"),
     "wrong type": (["distill", "--training.batch", "many"], "--training.batch: invalid literal for int()"),
     "unknown argument": (
         ["distill", "--losses.0.arguments.sharpness", "3"],
@@ -336,6 +371,17 @@ def test_a_linen_module_and_a_function_of_another_package_serve_as_teacher_and_s
     assert after > before + 0.05
     status, _, complaint = command("evaluate", tmp_path / "run")
     assert status == 0, complaint
+    reads = [
+        "--losses.0.name",
+        "shared_classifier",
+        "--losses.0.head",
+        "linear",
+        "--losses.0.arguments.temperature",
+        "1",
+    ]
+    status, _, complaint = command("distill", *asked, *reads, "--workdir", tmp_path / "new")
+    assert (status, complaint.count("\n")) == (2, 1)
+    assert "shared_classifier reads with the teacher's last layer, classify/kernel among" in complaint
     status, _, complaint = command("distill", "--student.name", "nobodys", "--workdir", tmp_path / "new")
     assert status == 2
     assert "unknown model 'nobodys'" in complaint

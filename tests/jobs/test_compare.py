@@ -8,7 +8,7 @@ from scipy import stats
 from test_commands import SMALL
 
 from pcjax.config import Config, Contender, Loss, Ramp, Teacher, read
-from pcjax.jobs import recipes, summary, tune
+from pcjax.jobs import compare, recipes, summary, tune
 
 LOSSES = ["--losses", "pkt,cross_entropy"]
 
@@ -81,6 +81,24 @@ def test_what_is_done_is_kept_and_what_is_missing_is_added(comparison, command, 
     found = results(comparison)["losses"]
     assert found.keys() == {"pkt", "cross_entropy", "cka"}
     assert [run["status"] for run in found["cka"]["runs"].values()] == ["done", "done"]
+
+
+def test_what_could_not_be_trained_is_not_in_the_way_of_others(command, tmp_path, monkeypatch):
+    trained = compare._run
+
+    def fails(asked, *rest, **given):
+        if asked.losses[0].name == "cka":
+            raise MemoryError
+        return trained(asked, *rest, **given)
+
+    monkeypatch.setattr(compare, "_run", fails)
+    asked = ["compare", *SMALL, "--seeds", "1", "--workdir", tmp_path / "all", "--losses"]
+    with pytest.raises(MemoryError):
+        command(*asked, "cka,pkt")
+    status, said, complaint = command(*asked, "pkt")
+    assert status == 0, complaint
+    assert "cka is left out: it is not named, and has no results yet" in said
+    assert results(tmp_path / "all")["losses"].keys() == {"pkt"}
 
 
 def test_a_comparison_of_something_else_is_refused_and_nothing_changed(comparison, command, tmp_path):

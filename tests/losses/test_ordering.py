@@ -203,3 +203,9 @@ def test_refused(loss, given, message):
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         loss(**{"student": X, "teacher": X, **given})
     assert message in str(caught.value)
+
+
+def test_memory_of_pairs_of_pairs():
+    features = jax.ShapeDtypeStruct((512, 128), np.float32)
+    compiled = jit(jax.value_and_grad(losses.pairwise_ranking)).lower(features, features).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes <= 600e6

@@ -32,6 +32,7 @@ ASKED = {
     "info_nce with a queue": Loss("info_nce", head="mlp", bank=BANK),
     "relational_representation": Loss("relational_representation", head="linear", bank=BANK),
     "similarity_kl": Loss("similarity_kl", bank=BANK),
+    "similarity_kl of the teacher's": Loss("similarity_kl", head="mlp", bank=BANK, arguments={"pairs": False}),
     "crd": Loss("crd", head="linear", arguments={"negatives": 6}),
     "crd of other classes": Loss(
         "crd", head="linear", arguments={"negatives": 6, "class_aware": True, "momentum": 0.2}
