@@ -36,8 +36,14 @@ def join_processes() -> None:
         os.environ.get("SLURM_NTASKS", "1") != "1" and "SLURM_STEP_NODELIST" in os.environ
     ):
         jax.distributed.initialize()
-    else:
+    elif "TPU_SKIP_MDS_QUERY" in os.environ:  # which JAX sets, when it is imported, where there are no TPUs
         return
+    else:
+        # Of machines with TPUs in Google's cloud only its own service knows whether there are others: JAX asks it.
+        try:
+            jax.distributed.initialize()
+        except ValueError:  # there is no such service
+            return
     together.begin()
 
 

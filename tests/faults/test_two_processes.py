@@ -101,12 +101,13 @@ def test_one_is_told_to_stop_in_each_phase(whole, tmp_path, tried):
 
 def test_one_is_killed(whole, tmp_path, tried):
     random_, slowest = random.Random(1), 0.0  # noqa: S311
+    folders, sittings = 0, 0
     for place in range(2 * ROUNDS):
-        run = tmp_path / f"run{place // 4}"
+        run = tmp_path / f"run{folders}"
         phase, before = random_.choice([*PHASES]), newest(run)
         processes, who = start_two("distill", *SMALL, "--workdir", run), place % 2
         # Later sittings in the same folder are known by what they save.
-        when = PHASES[phase] if place % 4 == 0 else lambda run, before=before: newest(run) > before
+        when = PHASES[phase] if sittings == 0 else lambda run, before=before: newest(run) > before
         assert wait_until(lambda run=run, when=when: when(run), processes[0], every=0.002)
         time.sleep(random_.random() * 0.3)
         alive = all(process.poll() is None for process in processes)
@@ -122,7 +123,9 @@ def test_one_is_killed(whole, tmp_path, tried):
             assert complaint.splitlines().count(children.LOST) == 1, complaint
             assert "Traceback" not in complaint, complaint
             tried("kill -9 of one of two", f"the other one ended within {LONGEST} s, status 1")
-        if place % 4 == 3 or place == 2 * ROUNDS - 1:
+        sittings += 1
+        if sittings == 4 or newest(run) == STEPS or place == 2 * ROUNDS - 1:
+            folders, sittings = folders + 1, 0
             both(start_two("distill", *SMALL, "--workdir", run))
             assert outcome_of(run) == whole
             tried("kill -9 of one of two, then to the end", "bit-identical")
