@@ -40,13 +40,13 @@ def written(run):
     return metrics.read_text() if metrics.exists() else None
 
 
-# In the order in which one training comes through them.
+# In the order in which one training comes through them: what a folder looks like then, and what was written before.
 PHASES = {
-    "prepares": lambda run: (run / "config.json").exists(),
-    "compiles": lambda run: written(run) == "",
-    "trains": lambda run: bool(written(run)),
-    "saves": unfinished,
-    "evaluates": lambda run: (
+    "prepares": lambda run, before: (run / "config.json").exists(),
+    "compiles": lambda run, before: written(run) == "",
+    "trains": lambda run, before: written(run) not in (None, "", before),
+    "saves": lambda run, before: unfinished(run),
+    "evaluates": lambda run, before: (
         (run / "checkpoints" / str(STEPS) / "commit_success.txt").exists() and not (run / "result.json").exists()
     ),
 }
@@ -65,8 +65,8 @@ def both(processes):
         assert status == 0, complaint
 
 
-def at(phase, run, processes, random_):
-    assert wait_until(lambda: PHASES[phase](run), processes[0], every=0.002), phase
+def at(phase, run, before, processes, random_):
+    assert wait_until(lambda: PHASES[phase](run, before), processes[0], every=0.002), phase
     time.sleep(random_.random() * (0.02 if phase == "saves" else 0.3))
 
 
@@ -75,8 +75,9 @@ def test_one_is_told_to_stop_in_each_phase(whole, tmp_path, tried):
     for place in range(ROUNDS):
         run = tmp_path / f"run{place}"
         for phase in PHASES:
-            processes, who = start_two("distill", *SMALL, "--workdir", run), random_.randrange(2)
-            at(phase, run, processes, random_)
+            before, who = written(run), random_.randrange(2)
+            processes = start_two("distill", *SMALL, "--workdir", run)
+            at(phase, run, before, processes, random_)
             processes[who].send_signal(signal.SIGTERM)
             told = time.monotonic()
             ends = [finish(process, timeout=60) for process in processes]
@@ -107,8 +108,9 @@ def test_one_is_killed(whole, tmp_path, tried):
         phase, before = random_.choice([*PHASES]), newest(run)
         processes, who = start_two("distill", *SMALL, "--workdir", run), place % 2
         # Later sittings in the same folder are known by what they save.
-        when = PHASES[phase] if sittings == 0 else lambda run, before=before: newest(run) > before
-        assert wait_until(lambda run=run, when=when: when(run), processes[0], every=0.002)
+        when = PHASES[phase] if sittings == 0 else lambda run, before: newest(run) > before
+        then = None if sittings == 0 else before
+        assert wait_until(lambda run=run, when=when, then=then: when(run, then), processes[0], every=0.002)
         time.sleep(random_.random() * 0.3)
         alive = all(process.poll() is None for process in processes)
         processes[who].kill()
