@@ -34,6 +34,12 @@ def test_two_processes_with_two_devices_train_as_one_with_four(how, tmp_path):
     assert one.keys() == two.keys()
     for name, expected in one.items():
         assert np.abs(two[name].astype(float) - expected).max() <= 1e-5 * max(np.abs(expected).max(), 1), name
+    # Each process has looked at its part of what was judged.
+    found, expected = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("two", "one"))
+    for who in ("teacher", "untrained", "student"):
+        assert abs(found[who]["knn_accuracy"] - expected[who]["knn_accuracy"]) <= 0.01
+        values = [of[who]["coherence"]["spearman"]["value"] for of in (found, expected)]
+        assert abs(values[0] - values[1]) <= 1e-3
 
 
 def losses(folder):
