@@ -289,6 +289,8 @@ class Checkpoints:
         return tree, data, manifest.get("seconds", 0.0)
 
     def _put_aside(self, step: int, why: str) -> None:
+        # An older one may have been half removed when the process was killed.
+        then = ", and the one before it is taken" if step == self.latest else "; a newer one is there"
         self._manager.close()
         aside, number = self.folder.parent / "unsound" / f"{step}", 0
         if jax.process_index() == 0:
@@ -297,7 +299,7 @@ class Checkpoints:
                 aside = aside.with_name(f"{step}-{number}")
             aside.parent.mkdir(parents=True, exist_ok=True)
             (self.folder / str(step)).rename(aside)
-            self._say(f"checkpoint {step} is unsound ({why}); it was moved to {aside}, and the one before it is taken")
+            self._say(f"checkpoint {step} is unsound ({why}); it was moved to {aside}{then}")
         multihost_utils.sync_global_devices("an unsound checkpoint was put aside")
         self._scores.pop(step, None)
         self._manager = self._open()

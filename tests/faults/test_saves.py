@@ -55,7 +55,8 @@ def test_killed_in_each_phase_of_a_save(whole, tmp_path, tried):
         run = tmp_path / f"run{place}"
         status, said, complaint = killed(run, str(step), call, files)
         assert status == -9, (call, files, status, complaint)
-        assert "unsound" not in said
+        # A checkpoint that was half removed is no loss where a newer one is there.
+        assert said.count("is unsound") == said.count("; a newer one is there")
         assert saved(run) in (step - 3, step), (call, files)
         tried("kill -9 in a phase of a save", "gone on from the last checkpoint")
         # The save that was killed is done again, and the next but one that is new is killed.
