@@ -1,6 +1,7 @@
 """`pcjax JOB [CONFIG] [--workdir DIR] [--section.field value ...]`."""
 
 import argparse
+import atexit
 import contextlib
 import dataclasses
 import errno
@@ -43,6 +44,7 @@ with the installation. RUN and DIR are folders; a command that was stopped goes 
 """
 # Threads of Orbax that wait for ten minutes for the parts of a save that will never come.
 LEFT_BEHIND = ("json_ch_save", "np_type_handler", "write_metadata_after_commits")
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE = 3.0  # seconds for those that end by themselves
 TRAINED = ("distill", "teach", "compare", "tune")
 LOOKED_AT = ("evaluate", "embed", "export", "report")
@@ -53,10 +55,21 @@ FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACC
 
 
 def command() -> None:
-    """What the shell runs: `main`, with an end that does not wait for what a save that failed has left behind."""
-    status: Any = 0
+    """What the shell runs: `main`, with an end that does not wait for what a save that failed has left behind.
+
+    A signal that comes when all is done, while the interpreter takes itself down, does not change the exit status.
+    """
+    status: Any = None
+
+    def over(number: int, _: object) -> None:
+        _leave(status if isinstance(status, int) else 128 + number)
+
+    atexit.register(lambda: [signal.signal(number, signal.SIG_IGN) for number in SIGNALS])
+    for number in SIGNALS:
+        signal.signal(number, over)
     try:
         main()
+        status = 0
     except SystemExit as ended:
         status = ended.code or 0
     waiting = [thread for thread in threading.enumerate() if thread.name in LEFT_BEHIND]
@@ -64,13 +77,19 @@ def command() -> None:
     for thread in waiting:
         thread.join(max(until - time.monotonic(), 0))
     if any(thread.is_alive() for thread in waiting) and isinstance(status, int):
+        _leave(status)
+    sys.exit(status)
+
+
+def _leave(status: int) -> None:
+    """Ends the process without waiting for anything."""
+    with contextlib.suppress(RuntimeError, OSError):  # it may just be writing, or nobody may read it any more
         sys.stdout.flush()
         sys.stderr.flush()
-        together = _together()
-        if together is not None:
-            together.part()
-        os._exit(status)
-    sys.exit(status)
+    together = _together()
+    if together is not None:
+        together.part()
+    os._exit(status)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -135,7 +154,7 @@ def _signals_stop() -> Iterator[None]:
         yield
         return
     inside = True
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in SIGNALS}
     # What is raised in a finalizer or while garbage is collected is ignored: a signal that comes just then comes again.
     unraisable, sys.unraisablehook = sys.unraisablehook, once_more
     try:

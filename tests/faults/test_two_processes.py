@@ -92,7 +92,8 @@ def test_one_is_told_to_stop_in_each_phase(whole, tmp_path, tried):
             assert len(stopped) <= 1, ends
             assert phase not in ("trains", "compiles") or stopped, ends
             for step in stopped:
-                assert (run / "checkpoints" / step / "commit_success.txt").exists()
+                # The teacher, which is trained first, has checkpoints of its own.
+                assert [*run.glob(f"**/checkpoints/{step}/commit_success.txt")]
             tried(f"SIGTERM to one of two while it {phase}", "both 143, " + ("same step saved" if stopped else "ended"))
         both(start_two("distill", *SMALL, "--workdir", run))
         assert outcome_of(run) == whole

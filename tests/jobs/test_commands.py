@@ -5,6 +5,7 @@ import json
 import pathlib
 import shutil
 import signal
+import subprocess
 import sys
 import time
 
@@ -413,6 +414,15 @@ def test_a_signal_is_obeyed_that_comes_where_python_ignores_exceptions(number, m
     status, _, complaint = command("evaluate", "runs/one")
     assert status == 128 + number
     assert complaint == f"pcjax: stopped by {number.name}; what was saved stays; to go on: pcjax evaluate runs/one\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_after_the_end_does_not_change_the_status(number):
+    # The interpreter waits for this thread before it takes itself down.
+    late = f"threading.Timer(0.5, os.kill, (os.getpid(), {int(number)})).start()"
+    code = f"import os, sys, threading; from pcjax import cli; {late}; sys.argv[1:] = ['--version']; cli.command()"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_the_command_is_installed():
