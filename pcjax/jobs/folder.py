@@ -14,6 +14,7 @@ from pcjax import _checks
 from pcjax._checks import RequestError
 from pcjax.config import Config, read_stored
 from pcjax.training.clock import Clock
+from pcjax.training.parallel import wait_for_all
 
 LARGEST = 2**26  # bytes of what a job wrote
 CONFIG, RESULT, CHECKPOINTS = "config.json", "result.json", "checkpoints"
@@ -40,7 +41,11 @@ def check_folder(folder: pathlib.Path, config: Config, job: str) -> None:
 
 
 def begin_folder(folder: pathlib.Path, config: Config, job: str) -> None:
-    """Makes the folder of a run, if it is not there, and stores what the run was asked for."""
+    """Makes the folder of a run, if it is not there, and stores what the run was asked for.
+
+    Not before every process has looked at it: a late one would find what another one has begun to write.
+    """
+    wait_for_all("the folder of a run is looked at")
     stored = folder / CONFIG
     try:
         folder.mkdir(parents=True, exist_ok=True)

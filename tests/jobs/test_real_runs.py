@@ -3,10 +3,12 @@
 import json
 import pathlib
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from children import arrays_of, environment, finish, pcjax, start, start_two, wait_until
+from children import arrays_of, environment, environments_of_two, finish, pcjax, start, start_two, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -120,6 +122,33 @@ def test_two_processes_compare_as_one(tmp_path):
     found = json.loads((tmp_path / "two" / "comparison.json").read_text())["losses"]
     assert [run["status"] for loss in found.values() for run in loss["runs"].values()] == ["done", "done"]
     assert not [*(tmp_path / "two").rglob("*.unfinished")]
+
+
+# The second process looks into the folder only when the first has written there, or has not for five seconds.
+LATE = """
+import os, pathlib, time
+from pcjax.cli import command
+
+look = pathlib.Path.iterdir
+
+def late(folder):
+    deadline = time.monotonic() + 5
+    while not (folder / "config.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return look(folder)
+
+if os.environ["PCJAX_PROCESS"] == "1":
+    pathlib.Path.iterdir = late
+command()
+"""
+
+
+def test_nothing_is_written_before_every_process_has_looked_at_the_folder(tmp_path):
+    asked = [sys.executable, "-c", LATE, "distill", *SMALL, "--training.steps", "6", "--workdir", str(tmp_path)]
+    outputs = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(asked, env=env, **outputs) for env in environments_of_two()]
+    for status, _, complaint in map(finish, processes):
+        assert status == 0, complaint
 
 
 def test_what_a_newcomer_runs(tmp_path):
