@@ -23,31 +23,27 @@ _hints = functools.cache(typing.get_type_hints)
 
 
 def _require_type(hint: Any, value: Any, where: str) -> None:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
+    union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    options = typing.get_args(hint) if union else (hint,)
+    if typing.get_origin(hint) is Literal:
         return  # by `require_name`, which lists what is possible
-    if origin in (types.UnionType, typing.Union):
-        fits = any(_is(option, value) for option in arguments)
-    else:
-        fits = _is(hint, value)
-    if not fits:
+    if not any(_is(option, value) for option in options):
         _refuse(hint, value, where)
-    for option in arguments if origin in (types.UnionType, typing.Union) else (hint,):
-        inner = typing.get_args(option)
-        if isinstance(value, (tuple, list)) and typing.get_origin(option) is tuple:
+    for option in options:
+        kind, inner = typing.get_origin(option), typing.get_args(option)
+        if kind is tuple and isinstance(value, (tuple, list)):
             for place, item in enumerate(value):
                 _require_type(inner[0], item, f"{where}.{place}")
-        elif isinstance(value, dict) and typing.get_origin(option) is dict:
+        elif kind is dict and isinstance(value, dict):
             for key, item in value.items():
                 _require_type(inner[1], item, f"{where}.{key}")
 
 
 def _is(hint: Any, value: Any) -> bool:
     """Whether a value is of a type that is no union; what is in it is not looked at."""
-    kind = {float: (float, int), tuple: (tuple, list)}.get(
-        typing.get_origin(hint) or hint, typing.get_origin(hint) or hint
-    )
-    return isinstance(value, kind) and (hint is bool or not isinstance(value, bool))
+    kind = typing.get_origin(hint) or hint
+    kinds = {float: (float, int), tuple: (tuple, list)}.get(kind, kind)
+    return isinstance(value, kinds) and (kind is bool or not isinstance(value, bool))
 
 
 def told(value: Any) -> Any:
@@ -75,8 +71,7 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def choices(cls: type) -> dict[str, tuple[str, ...]]:
     """The fields of which only some names are possible."""
-    hints = typing.get_type_hints(cls)
-    return {name: typing.get_args(hint) for name, hint in hints.items() if typing.get_origin(hint) is Literal}
+    return {name: typing.get_args(hint) for name, hint in _hints(cls).items() if typing.get_origin(hint) is Literal}
 
 
 def decode(hint: Any, value: Any, where: str) -> Any:
@@ -90,7 +85,7 @@ def decode(hint: Any, value: Any, where: str) -> Any:
                 if dataclasses.is_dataclass(option) and isinstance(value, dict):
                     raise error
     elif dataclasses.is_dataclass(hint) and isinstance(value, dict):
-        hints = typing.get_type_hints(hint)
+        hints = _hints(hint)
         for name in value:
             _checks.require_name("field", f"{where}{name}", [f"{where}{known}" for known in hints])
         fields = {name: decode(hints[name], item, f"{where}{name}.") for name, item in value.items()}

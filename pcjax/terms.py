@@ -131,18 +131,18 @@ def _move_pairs(
     return losses.enqueue(queue, (student, teacher), where=where, axis_name=axis_name)
 
 
+def _move_teachers(
+    queue: Queue, student: Array, teacher: Array, *, where: Array, axis_name: str | None, **rest: Any
+) -> Queue:
+    return losses.enqueue(queue, teacher, where=where, axis_name=axis_name)
+
+
 def _begin_either(start: Beginning, *, pairs: bool = True) -> Queue:
     return _begin_pairs(start) if pairs else _begin_teachers(start)
 
 
 def _move_either(queue: Queue, student: Array, teacher: Array, *, pairs: bool = True, **given: Any) -> Queue:
     return (_move_pairs if pairs else _move_teachers)(queue, student, teacher, **given)
-
-
-def _move_teachers(
-    queue: Queue, student: Array, teacher: Array, *, where: Array, axis_name: str | None, **rest: Any
-) -> Queue:
-    return losses.enqueue(queue, teacher, where=where, axis_name=axis_name)
 
 
 def _begin_crd(start: Beginning, *, class_aware: bool = False, momentum: float = 0.5) -> losses.CRDMemory:
