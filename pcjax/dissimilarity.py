@@ -172,6 +172,11 @@ def resolve(dissimilarity: str | Dissimilarity) -> Dissimilarity:
     return DISSIMILARITIES[dissimilarity]
 
 
+def in_columns(dissimilarity: Dissimilarity, x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "m n"]:
+    """What `resolve` gave, of x and y, transposed; ours do not depend on which comes first."""
+    return dissimilarity(x, y).T if isinstance(dissimilarity, _Checked) else dissimilarity(y, x)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Checked:
     """A caller's dissimilarity, whose results are looked at."""
@@ -200,15 +205,17 @@ def _features(x: ArrayLike, y: ArrayLike) -> tuple[Float[Array, "n d"], Float[Ar
 
 def _squared_distances(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> tuple[Float[Array, "n m"], Float[Array, ""]]:
     """Squared distances in a unit of length that neither overflows nor underflows, and that unit, a power of two."""
-    centre = lax.stop_gradient(jnp.mean(y, axis=0))  # distances do not move with it, so neither does the gradient
+    # Distances do not move with the centre, so neither does the gradient. In a loop over blocks of one of the two, it
+    # is the other one's: all that concerns that alone is computed once.
+    centre = lax.stop_gradient(jnp.mean(x if x.shape[0] > y.shape[0] else y, axis=0))
     x, y = x - centre, y - centre
     prints = _fingerprints(x)[:, None] == _fingerprints(y)
-    # Each in a unit of its own, so that in a loop over blocks of x all that concerns y alone is computed once.
+    # For the same reason each is in a unit of its own.
     x_unit, y_unit = _unit(x), _unit(y)
     unit = jnp.maximum(x_unit, y_unit)
-    x, y, smaller = x / unit, y / y_unit, y_unit / unit
-    product = jnp.matmul(x, y.T, precision=lax.Precision.HIGHEST) * smaller
-    norms = jnp.sum(x * x, axis=1)[:, None] + jnp.sum(y * y, axis=1) * (smaller * smaller)
+    x, y, x_scale, y_scale = x / x_unit, y / y_unit, x_unit / unit, y_unit / unit
+    product = jnp.matmul(x, y.T, precision=lax.Precision.HIGHEST) * (x_scale * y_scale)
+    norms = (jnp.sum(x * x, axis=1) * (x_scale * x_scale))[:, None] + jnp.sum(y * y, axis=1) * (y_scale * y_scale)
     squared = norms - 2 * product
     # The expansion leaves up to some 10 eps |x|^2 between equal rows, so these are recognised by their bits; what is
     # below one eps for other reasons is 0 as well, or its square root would have a wild gradient.

@@ -16,7 +16,7 @@ from pcjax import _checks
 from pcjax.dissimilarity import Dissimilarity, euclidean, resolve
 from pcjax.losses._batch import Batch, Points, require_number, unit
 from pcjax.losses._sweep import swept_values
-from pcjax.losses.perception import _row_deviation
+from pcjax.losses.perception import _deviation
 from pcjax.ranking import METHODS, hard_rank, soft_rank
 
 # By how much a pair of pairs misses its order, positive where it does -> what that costs.
@@ -256,7 +256,7 @@ def pairwise_ranking(
     teacher_rows, d_teacher = lax.stop_gradient((teacher_rows, d_teacher))
     fixed_margin = jnp.zeros((), dtype) if named else jnp.asarray(margin, dtype)
     if named and margin == "deviation":
-        fixed_margin = _row_deviation(d_teacher[None], counts[None])[0]
+        fixed_margin = _deviation(d_teacher[:, None], counts[:, None])[0]
 
     def block_values(rows: Array, columns: Array, fixed_rows: tuple[Array, Array], fixed: tuple[Array, Array]) -> Array:
         (t_rows, included), (t_columns, counts) = fixed_rows, fixed
@@ -328,7 +328,7 @@ def spearman(
     included = batch.others(points)
     d = jnp.where(included, measure(batch.student, points.student), 0).astype(dtype)
     d_teacher = jnp.where(included, teacher_measure(batch.teacher, points.teacher), 0)
-    width = temperature * _row_deviation(d, included)
+    width = temperature * _deviation(d.T, included.T)
     ranks = soft_rank(d, temperature=width, method=ranking, where=included)
     teacher_ranks = lax.stop_gradient(hard_rank(d_teacher, where=included)).astype(dtype)
     # Ranks, soft ones too, sum to m (m + 1) / 2. What rounding leaves of equal ones is no direction.

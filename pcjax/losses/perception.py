@@ -14,7 +14,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from pcjax import _checks
 from pcjax._sorting import cache_rows, in_order, primitives
-from pcjax.dissimilarity import Dissimilarity, resolve
+from pcjax.dissimilarity import Dissimilarity, in_columns, resolve
 from pcjax.losses._sweep import RowValues, swept_sum, swept_values
 from pcjax.ranking import METHODS, hard_rank, ranks_as_they_come, soft_rank
 
@@ -332,33 +332,36 @@ _compiled_loss = jax.jit(_loss, static_argnums=(0, 1))
 
 
 def _anchor_losses(
-    request: _Request, student: Float[Array, "n ds"], moving: _Moving, anchors: _Anchors, fixed: _Points
-) -> Float[Array, "n"]:
-    """The loss of every anchor of a block."""
+    request: _Request, student: Float[Array, "r ds"], moving: _Moving, anchors: _Anchors, fixed: _Points
+) -> Float[Array, "r"]:
+    """The loss of every anchor of a block.
+
+    What an anchor sees is a column, and the anchors lie side by side.
+    """
     included = _included(anchors, fixed)
 
     def width(d: Array, temperature: Array, scale: Array | None) -> Array:
-        return temperature * (_row_deviation(d, included) if scale is None else scale)
+        return temperature * (_deviation(d, included) if scale is None else scale)
 
-    d_teacher = _teacher_rows(request, anchors, fixed, included)
+    d_teacher = _teacher_columns(request, anchors, fixed, included)
     if fixed.teacher_temperature is None:
-        teacher_ranks = hard_rank(d_teacher, where=included)
+        teacher_ranks = hard_rank(d_teacher, axis=0, where=included)
     else:
         teacher_width = width(d_teacher, fixed.teacher_temperature, fixed.teacher_scale)
-        teacher_ranks = soft_rank(d_teacher, temperature=teacher_width, method=request.ranking, where=included)
+        teacher_ranks = soft_rank(d_teacher, temperature=teacher_width, method=request.ranking, axis=0, where=included)
     teacher_ranks = lax.stop_gradient(teacher_ranks)
     weights = _weights(request, teacher_ranks, included)
 
-    d = _student_rows(request, student, moving, fixed, included)
-    # A row's mean does not depend on its order, so the student's ranks are left in the order they were sorted into,
+    d = _student_columns(request, student, moving, fixed, included)
+    # A column's mean does not depend on its order, so the student's ranks are left in the order they were sorted into,
     # and what they are compared with is brought there.
-    student_width = jnp.broadcast_to(width(d, moving.temperature, moving.scale), d.shape[:1])
-    ranks, order = ranks_as_they_come(d.T, student_width, included.T, request.ranking, primitives(d.shape[1]))
-    beside = jax.tree.map(
-        lambda rows: rows.T if order is None else in_order(rows.T, order), (teacher_ranks, weights, included)
-    )
-    teacher_ranks, weights, included = beside
-    count = jnp.maximum(jnp.sum(included, axis=0), 1)
+    student_width = jnp.broadcast_to(width(d, moving.temperature, moving.scale), d.shape[1:])
+    ranks, order = ranks_as_they_come(d, student_width, included, request.ranking, primitives(d.shape[0]))
+    count = jnp.sum(included, axis=0)
+    if order is not None:
+        teacher_ranks, weights = jax.tree.map(lambda column: in_order(column, order), (teacher_ranks, weights))
+        included = lax.broadcasted_iota(count.dtype, order.shape, 0) < count
+    count = jnp.maximum(count, 1)
     difference = jnp.abs(ranks - teacher_ranks) / count
     powered = difference if request.power == 1 else difference**request.power
     powered = powered if weights is None else weights * powered
@@ -366,65 +369,66 @@ def _anchor_losses(
 
 
 def _student_means(
-    request: _Request, student: Float[Array, "n ds"], moving: _Moving, anchors: _Anchors, fixed: _Points
-) -> Float[Array, "n"]:
+    request: _Request, student: Float[Array, "r ds"], moving: _Moving, anchors: _Anchors, fixed: _Points
+) -> Float[Array, "r"]:
     included = _included(anchors, fixed)
-    return _row_mean(_student_rows(request, student, moving, fixed, included), included)
+    return _mean(_student_columns(request, student, moving, fixed, included), included)
 
 
 def _teacher_means(
-    request: _Request, student: Float[Array, "n ds"], moving: _Moving, anchors: _Anchors, fixed: _Points
-) -> Float[Array, "n"]:
+    request: _Request, student: Float[Array, "r ds"], moving: _Moving, anchors: _Anchors, fixed: _Points
+) -> Float[Array, "r"]:
     included = _included(anchors, fixed)
-    return _row_mean(_teacher_rows(request, anchors, fixed, included), included)
+    return _mean(_teacher_columns(request, anchors, fixed, included), included)
 
 
-def _student_rows(
-    request: _Request, student: Float[Array, "n ds"], moving: _Moving, fixed: _Points, included: Bool[Array, "n m"]
-) -> Float[Array, "n m"]:
-    d = request.dissimilarity(student, fixed.teacher if moving.points is None else moving.points)
+def _student_columns(
+    request: _Request, student: Float[Array, "r ds"], moving: _Moving, fixed: _Points, included: Bool[Array, "m r"]
+) -> Float[Array, "m r"]:
+    points = fixed.teacher if moving.points is None else moving.points
+    d = in_columns(request.dissimilarity, student, points)
     return jnp.where(included, d, 0).astype(student.dtype)
 
 
-def _teacher_rows(
-    request: _Request, anchors: _Anchors, fixed: _Points, included: Bool[Array, "n m"]
-) -> Float[Array, "n m"]:
-    d = request.teacher_dissimilarity(anchors.teacher, fixed.teacher)
+def _teacher_columns(
+    request: _Request, anchors: _Anchors, fixed: _Points, included: Bool[Array, "m r"]
+) -> Float[Array, "m r"]:
+    d = in_columns(request.teacher_dissimilarity, anchors.teacher, fixed.teacher)
     return jnp.where(included, d, 0).astype(fixed.teacher.dtype)
 
 
-def _included(anchors: _Anchors, fixed: _Points) -> Bool[Array, "n m"]:
+def _included(anchors: _Anchors, fixed: _Points) -> Bool[Array, "m r"]:
     """Which points each anchor ranks: the valid ones, itself left out."""
-    others = jnp.arange(fixed.teacher.shape[0]) != anchors.place[:, None]
-    return others if fixed.valid is None else others & fixed.valid
+    others = jnp.arange(fixed.teacher.shape[0])[:, None] != anchors.place
+    return others if fixed.valid is None else others & fixed.valid[:, None]
 
 
-def _row_mean(x: Float[Array, "n m"], included: Bool[Array, "n m"]) -> Float[Array, "n"]:
-    return jnp.sum(jnp.where(included, x, 0), axis=1) / jnp.maximum(jnp.sum(included, axis=1), 1)
+def _mean(x: Float[Array, "m r"], included: Bool[Array, "m r"]) -> Float[Array, "r"]:
+    return jnp.sum(jnp.where(included, x, 0), axis=0) / jnp.maximum(jnp.sum(included, axis=0), 1)
 
 
-def _row_deviation(d: Float[Array, "n m"], included: Bool[Array, "n m"]) -> Float[Array, "n"]:
-    """Standard deviation of each row; where all are equal, and so share one rank at any width, their size."""
-    largest = lax.stop_gradient(jnp.max(jnp.where(included, jnp.abs(d), 0), axis=1))
+def _deviation(d: Float[Array, "m r"], included: Bool[Array, "m r"]) -> Float[Array, "r"]:
+    """Standard deviation of each column; where all are equal, and so share one rank at any width, their size."""
+    largest = lax.stop_gradient(jnp.max(jnp.where(included, jnp.abs(d), 0), axis=0))
     unit = jnp.where(largest == 0, 1, largest)  # so that no square overflows
-    relative = d / unit[:, None]
-    centred = relative - _row_mean(relative, included)[:, None]
-    variance = _row_mean(centred * centred, included)
+    relative = d / unit
+    centred = relative - _mean(relative, included)
+    variance = _mean(centred * centred, included)
     none = variance <= jnp.finfo(d.dtype).eps ** 2
     # With one `where` alone the gradient would be 0 * inf.
     return unit * jnp.where(none, 1, jnp.sqrt(jnp.where(none, 1, variance)))
 
 
 def _weights(
-    request: _Request, teacher_ranks: Float[Array, "n m"], included: Bool[Array, "n m"]
-) -> Float[Array, "n m"] | None:
+    request: _Request, teacher_ranks: Float[Array, "m r"], included: Bool[Array, "m r"]
+) -> Float[Array, "m r"] | None:
     if request.weighting == "uniform":
         return None
     if request.weighting == "neighbours":
         weights = 1 / (8 + teacher_ranks)
-        mean = _row_mean(weights, included)[:, None]
+        mean = _mean(weights, included)
         return weights / jnp.where(mean > 0, mean, 1)
-    weights = request.weighting(teacher_ranks)
-    got = f"the weighting gave shape {np.shape(weights)} for teacher's ranks of shape {teacher_ranks.shape}"
-    _checks.require(np.shape(weights) == teacher_ranks.shape, f"{got}: expected the same")
-    return lax.stop_gradient(weights)
+    weights, shape = request.weighting(teacher_ranks.T), teacher_ranks.T.shape
+    got = f"the weighting gave shape {np.shape(weights)} for teacher's ranks of shape {shape}"
+    _checks.require(np.shape(weights) == shape, f"{got}: expected the same")
+    return lax.stop_gradient(weights).T
