@@ -1,10 +1,10 @@
 """ImageNet shapes on a TPU pod: a ResNet-50's representation for a ResNet-18, ranked over the batch of all devices.
 
 Purpose: a large batch, which is where rankings are sharp, over many devices and processes.
-Command: on every worker of the pod, with ImageNet prepared by TFDS in a bucket:
-         pcjax teach configs/imagenet_pod.py --data.data-dir gs://BUCKET/tfds --workdir gs-mounted/teacher
-         pcjax distill configs/imagenet_pod.py --data.data-dir gs://BUCKET/tfds --teacher.run gs-mounted/teacher
-             --workdir gs-mounted/student
+Command: on every worker of the pod, with ImageNet prepared by TFDS in a bucket that is mounted there (by gcsfuse, say):
+         pcjax teach configs/imagenet_pod.py --data.data-dir MOUNTED/tfds --workdir MOUNTED/teacher
+         pcjax distill configs/imagenet_pod.py --data.data-dir MOUNTED/tfds --teacher.run MOUNTED/teacher
+             --workdir MOUNTED/student
          Try it small first, on a CPU: --data.source digits --data.image-size None --data.crop 0
          --teacher.model.name mlp --student.name mlp
          --training.batch 64 --training.steps 5 --teacher.training.batch 64 --teacher.training.steps 5

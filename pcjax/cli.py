@@ -51,7 +51,9 @@ LOOKED_AT = ("evaluate", "embed", "export", "report")
 LONGEST_LINE = 2000
 _BROKEN = re.compile("gloo|connection|socket|peer|heartbeat|coordination|barrier", re.IGNORECASE)
 NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
-FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
+CLOSED = (errno.EACCES, errno.EPERM)
+FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.ESTALE, errno.ETIMEDOUT)
+SHORT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 def command() -> None:
@@ -72,6 +74,7 @@ def command() -> None:
         status = 0
     except SystemExit as ended:
         status = ended.code or 0
+    status = _with_output(status)
     waiting = [thread for thread in threading.enumerate() if thread.name in LEFT_BEHIND]
     until = time.monotonic() + GRACE
     for thread in waiting:
@@ -79,6 +82,19 @@ def command() -> None:
     if any(thread.is_alive() for thread in waiting) and isinstance(status, int):
         _leave(status)
     sys.exit(status)
+
+
+def _with_output(status: Any) -> Any:
+    """The exit status, which is not 0 if what was said could not be written; nobody tries that again."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if status == 0:
+            with contextlib.suppress(OSError):
+                print(f"pcjax: all is done, but could not all be told: {error.strerror}", file=sys.stderr)  # noqa: T201
+            return 1
+    return status
 
 
 def _leave(status: int) -> None:
@@ -115,11 +131,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         if error.errno in NO_PATH:
             _fail(f"{error.filename}: {error.strerror}: expected a path that can be, give another")
-        if error.errno not in FULL_OR_BROKEN:
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+        if error.errno in CLOSED:
+            _fail(f"{what}: expected what this user may read, and a --workdir to write in; see to that, or give others")
+        if error.errno not in (*FULL_OR_BROKEN, *SHORT_OF):
             _unforeseen(error)
             raise
-        what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
-        _fail(f"{what}: see to the disk; what was saved stays; to go on: {again}", 1)
+        see_to = "the disk" if error.errno in FULL_OR_BROKEN else "the machine's memory and limits (ulimit -n)"
+        _fail(f"{what}: see to {see_to}; what was saved stays; to go on: {again}", 1)
     except Exception as error:
         _unforeseen(error)
         raise
@@ -171,7 +190,8 @@ def _fail(message: str, status: int = 2, agreed: bool = False) -> None:
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(message.split()))
     # What was given may be of any length; what was expected stands at the end.
     line = line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
-    print(f"pcjax: {line}", file=sys.stderr)  # noqa: T201
+    with contextlib.suppress(OSError):  # it may lie on the disk that is full
+        print(f"pcjax: {line}", file=sys.stderr)  # noqa: T201
     together = _together()
     if together is not None and not agreed:
         together.leave(status)

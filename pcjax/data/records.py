@@ -57,6 +57,8 @@ def _builder(name: str, data_dir: str | None) -> Any:
     prepare = f"`tfds build {name} --data_dir {where} --file_format array_record`"
     try:
         builder = read_only_builder.builder_from_files(name, data_dir=where)
+    except ImportError as error:  # of what reads a bucket
+        raise _checks.RequestError(f"cannot read {where}: {str(error).splitlines()[0]}") from error
     except Exception as error:  # files that are absent or damaged make TFDS raise nearly anything
         raise _checks.RequestError(
             f"no data set {name!r} prepared by TFDS in {where}: give its data_dir, or prepare it once, "

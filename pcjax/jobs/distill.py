@@ -22,6 +22,7 @@ from pcjax.jobs.prepare import (
     Loaded,
     check,
     classifier_of,
+    counts,
     load,
     new_model,
     output_shapes,
@@ -50,7 +51,7 @@ def distill(config: Config, folder: pathlib.Path, display: Display) -> None:
     loaded = load(config)
     check_distilling(config, loaded)
     begin_folder(folder, config, "distill")
-    display.say(f"data: {_counts(loaded)} from {config.data.source}; the run lies in {folder}")
+    display.say(f"data: {counts(loaded)} from {config.data.source}; the run lies in {folder}")
     teacher = find_teacher(config, folder, loaded, display, clock)
     first = new_model(config.student, loaded, config.training, STUDENT_SEED)
     chosen = plan_student(config, folder, loaded, teacher, first, display, clock)
@@ -247,7 +248,3 @@ def _stored_features(path: pathlib.Path, loaded: Loaded) -> dict[str, np.ndarray
         _checks.require(features.ndim == 2 and len(features) == len(examples), f"{got}: expected one row per example")
         _checks.require(bool(np.isfinite(features).all()), f"{path} has {split} features that are not finite")
     return found
-
-
-def _counts(loaded: Loaded) -> str:
-    return ", ".join(f"{len(examples):,} {part}" for part, examples in parts_of(loaded.examples).items())

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import shlex
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from pcjax.config import Config, Evaluation, Model, Training
 from pcjax.jobs import judge, tables
 from pcjax.jobs.beyond import throughput
 from pcjax.jobs.distill import STUDENT, TEACHER, find_teacher, trained_model, worth
-from pcjax.jobs.folder import RESULT, config_of, write_json
+from pcjax.jobs.folder import CONFIG, RESULT, config_of, write_json
 from pcjax.jobs.prepare import STUDENT_SEED, TEACHER_SEED, Loaded, load, new_model
 from pcjax.jobs.represent import Frozen, represent_all
 from pcjax.jobs.results import result_of
@@ -105,7 +106,9 @@ def embed(folder: pathlib.Path, display: Display) -> None:
         raise RequestError(f"cannot write {path}: {error.strerror}") from error
     shapes = ", ".join(f"{split} {one.features.shape}" for split, one in said.items())
     display.say(f"{path}: {shapes}")
-    display.say(f"next: pcjax distill CONFIG --teacher.features {path}")
+    run, other = shlex.quote(str(folder)), "" if config.teacher.run is None else " --teacher.run None"
+    next_ = f"pcjax distill {run}/{CONFIG}{other} --teacher.features {run}/{FEATURES} --workdir {run}-student"
+    display.say(f"next: {next_}")
 
 
 def models(job: str, config: Config, folder: pathlib.Path, loaded: Loaded) -> tuple[Frozen, Frozen]:

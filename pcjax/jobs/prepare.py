@@ -20,7 +20,7 @@ from pcjax.data import Dataset, Examples
 from pcjax.jobs.beyond import load_other
 from pcjax.jobs.folder import CHECKPOINTS
 from pcjax.jobs.judge import LEAST, check_judging
-from pcjax.jobs.represent import Frozen
+from pcjax.jobs.represent import Frozen, parts_of
 from pcjax.models import Output
 from pcjax.terms import CLASSIFIER, TERMS, needs_labels
 from pcjax.training import parallel
@@ -57,6 +57,16 @@ def load(config: Config) -> Loaded:
         part=asked.part,
     )
     return Loaded(examples, data.statistics(examples.train), load_other(config, examples))
+
+
+def counts(loaded: Loaded) -> str:
+    """How many examples there are, and what follows where some of them have no class."""
+    parts = parts_of(loaded.examples)
+    found = ", ".join(f"{len(examples):,} {part}" for part, examples in parts.items())
+    labels = [examples.labels for examples in parts.values() if examples.labels is not None]
+    unknown = sum(int(np.sum(some < 0)) for some in labels)
+    left_out = f" ({unknown:,} without a class, so k-NN and linear probe are left out)"
+    return found + left_out if unknown and any(np.any(some >= 0) for some in labels) else found
 
 
 def new_model(
@@ -158,8 +168,10 @@ def _still(losses: tuple[Loss, ...], end: str) -> tuple[Loss, ...]:
     return tuple(map(of, losses))
 
 
-def check(config: Config, training: Training, losses: tuple[Loss, ...], loaded: Loaded) -> None:
-    """What can be refused before anything is computed."""
+def check(
+    config: Config, training: Training, losses: tuple[Loss, ...], loaded: Loaded, section: str = "training"
+) -> None:
+    """What can be refused before anything is computed; the section is the part of the config that the training is."""
     for split, examples in (("validation", loaded.examples.validation), ("test", loaded.examples.test)):
         few = f"got {len(examples)} {split} examples from {config.data.source}"
         _checks.require(len(examples) >= LEAST, f"{few}: expected at least {LEAST}, give more or hold out more")
@@ -171,20 +183,20 @@ def check(config: Config, training: Training, losses: tuple[Loss, ...], loaded: 
     _checks.require(fits, f"got data.crop {config.data.crop} for images of shape {shape}: expected at most their side")
     board = not training.tensorboard or importlib.util.find_spec("tensorboardX") is not None
     remedy = '`pip install "pcjax[tensorboard]"`, or leave it out'
-    _checks.require(board, f"got training.tensorboard, which needs tensorboardX: {remedy}")
-    steps_of(training, len(loaded.examples.train))
-    parallel.choose_devices(training.devices, training.batch)
+    _checks.require(board, f"got {section}.tensorboard, which needs tensorboardX: {remedy}")
+    steps_of(training, len(loaded.examples.train), section)
+    parallel.choose_devices(training.devices, training.batch, section)
     for loss in losses:
         if needs_labels(TERMS[loss.name], loss.arguments) and loaded.examples.train.labels is None:
             raise RequestError(f"the loss {loss.name} needs labels, and {config.data.source} has none: leave it out")
 
 
-def steps_of(training: Training, examples: int) -> int:
-    """How many steps the training takes."""
-    got = f"got training.batch {training.batch} for {examples} training examples"
+def steps_of(training: Training, examples: int, section: str = "training") -> int:
+    """How many steps the training takes; the section is the part of the config that it is."""
+    got = f"got {section}.batch {training.batch} for {examples} training examples"
     _checks.require(training.batch <= examples, f"{got}: expected at most as many")
     steps = training.steps or training.epochs * (examples // training.batch)
-    _checks.require(steps <= MOST, f"got training.epochs {training.epochs}, {steps} steps: expected at most {MOST}")
+    _checks.require(steps <= MOST, f"got {section}.epochs {training.epochs}, {steps} steps: expected at most {MOST}")
     return steps
 
 

@@ -1,6 +1,7 @@
 """`pcjax teach`: trains the teacher alone, with labels."""
 
 import pathlib
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,12 +11,13 @@ from pcjax import metrics
 from pcjax._checks import RequestError
 from pcjax.config import Config, Loss
 from pcjax.jobs import judge, tables
-from pcjax.jobs.folder import RESULT, begin_folder, check_folder, seconds_of, write_json
+from pcjax.jobs.folder import CONFIG, RESULT, begin_folder, check_folder, seconds_of, write_json
 from pcjax.jobs.prepare import (
     TEACHER_SEED,
     Guide,
     Loaded,
     check,
+    counts,
     load,
     new_model,
     plan,
@@ -39,6 +41,7 @@ def teach(config: Config, folder: pathlib.Path, display: Display) -> None:
     loaded = load(config)
     check_teaching(config, loaded)
     begin_folder(folder, config, "teach")
+    display.say(f"data: {counts(loaded)} from {config.data.source}; the run lies in {folder}")
     teacher = train_teacher(config, folder, loaded, display, clock)
     results: dict[str, Any] = {"teacher": worth_of_teacher(config, teacher, loaded)}
     steps = steps_of(config.teacher.training, len(loaded.examples.train))
@@ -47,7 +50,8 @@ def teach(config: Config, folder: pathlib.Path, display: Display) -> None:
     write_json(folder / RESULT, results)
     tables.show(results, display)
     display.say(f"{seconds} s; everything lies in {folder}")
-    display.say(f"next: pcjax distill CONFIG --teacher.run {folder}")
+    run = shlex.quote(str(folder))
+    display.say(f"next: pcjax distill {run}/{CONFIG} --teacher.run {run} --workdir {run}-student")
 
 
 def worth_of_teacher(config: Config, teacher: Frozen, loaded: Loaded) -> dict[str, Any]:
@@ -65,7 +69,7 @@ def check_teaching(config: Config, loaded: Loaded) -> tuple[Output, dict[str, An
             f"{config.data.source} has no labels to train a teacher with: give --teacher.run or --teacher.features"
         )
     asked = config.teacher
-    check(config, asked.training, LOSSES, loaded)
+    check(config, asked.training, LOSSES, loaded, "teacher.training")
     shapes, classifier = promised(asked.model, loaded, asked.training)
     rehearse(LOSSES, shapes, None, {}, asked.training, loaded)
     return shapes, classifier
@@ -76,10 +80,12 @@ def train_teacher(config: Config, folder: pathlib.Path, loaded: Loaded, display:
     asked = config.teacher
     first = new_model(asked.model, loaded, asked.training, TEACHER_SEED)
     validation = loaded.examples.validation
+    labels = np.asarray(validation.labels)
 
     def judged(model: Frozen) -> Mapping[str, float]:
         said = represent(model, validation, loaded.normalise, config.evaluation.batch)
-        accuracy = float(np.mean(np.argmax(np.asarray(said.logits), axis=1) == validation.labels))
+        right = (np.argmax(np.asarray(said.logits), axis=1) == labels)[labels >= 0]
+        accuracy = float(np.mean(right)) if len(right) else float("nan")
         return {"score": accuracy, "accuracy": accuracy}
 
     chosen = plan(

@@ -5,9 +5,11 @@ itself; what does not match it is put aside, said aloud, and the checkpoint befo
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -26,6 +28,17 @@ ITEMS = ("state", "data", "manifest")
 COMMITTED = ocp.path.atomicity.CommitFileTemporaryPath  # what lacks its mark is no checkpoint
 FINISHED = "commit_success.txt"
 LARGEST_MANIFEST = 2**26  # bytes
+# What a machine in trouble answers, whatever lies on its disk.
+PASSING = (
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+)
 
 
 class UnsavedError(Exception):
@@ -119,14 +132,19 @@ class Checkpoints:
                 self._put_aside(step, why)
 
     def _try(self, step: int, read: Callable[[], Any]) -> tuple[Any, str | None]:
-        """What was read of a checkpoint, or why it is unsound, in whichever process it is."""
+        """What was read of a checkpoint, or why it is unsound, in whichever process it is.
+
+        What cannot be read for another reason than its own is left where it is.
+        """
         found, why = None, None
         try:
             found = read()
         except RequestError:
             raise
         except Exception as error:  # whatever a damaged file makes its readers raise
-            why = _line(error)
+            why, number = _line(error), _of_the_machine(error)
+            if number is not None:
+                raise OSError(number, f"checkpoint {step} in {self.folder} cannot be read now ({why})") from error
         if not self._writable and why is not None:
             raise RequestError(
                 f"checkpoint {step} in {self.folder} is unsound ({why}): move it away, or give the command that made "
@@ -289,8 +307,13 @@ class Checkpoints:
         return tree, data, manifest.get("seconds", 0.0)
 
     def _put_aside(self, step: int, why: str) -> None:
-        # An older one may have been half removed when the process was killed.
-        then = ", and the one before it is taken" if step == self.latest else "; a newer one is there"
+        steps = self._manager.all_steps()
+        if step != max(steps):  # an older one may have been half removed when the process was killed
+            then = "; a newer one is there"
+        elif len(steps) == 1:
+            then = "; there is none before it"
+        else:
+            then = ", and the one before it is taken"
         self._manager.close()
         aside, number = self.folder.parent / "unsound" / f"{step}", 0
         if jax.process_index() == 0:
@@ -320,6 +343,21 @@ class _Best:
         """One answer for each."""
         best = self._checkpoints.best_of([checkpoint.step for checkpoint in checkpoints])
         return [checkpoint.step == best for checkpoint in checkpoints]
+
+
+def _of_the_machine(error: BaseException | None) -> int | None:
+    """The number of an error that says nothing of the file that was read; None of any other."""
+    while error is not None:
+        if isinstance(error, MemoryError):
+            return errno.ENOMEM
+        if isinstance(error, OSError) and error.errno in PASSING:
+            return error.errno
+        # TensorStore tells them by their names only.
+        found = [number for number in PASSING if os.strerror(number) in str(error)]
+        if found:
+            return found[0]
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _line(error: Exception) -> str:

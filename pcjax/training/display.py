@@ -1,8 +1,10 @@
 """What a person sees while a job runs: a line that moves in a terminal, plain lines elsewhere."""
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterator, Mapping
+from typing import IO, Any, cast
 
 import jax
 from rich.console import Console
@@ -16,7 +18,8 @@ class Display:
     """Only the first of several processes shows anything."""
 
     def __init__(self, quiet: bool = False):
-        self._console = Console(quiet=quiet or jax.process_index() != 0, highlight=False, soft_wrap=True)
+        quiet = quiet or jax.process_index() != 0
+        self._console = Console(file=cast(IO[str], _Output()), quiet=quiet, highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
         """One line."""
@@ -47,6 +50,33 @@ class Display:
         with Progress(*columns, console=self._console, refresh_per_second=2) as bar:
             bar.add_task(name, total=steps, completed=at, shown="")
             yield ShownProgress(self, name, steps, at, bar)
+
+
+class _Output:
+    """Standard output, of which what finds no room, as where its file lies on a full disk, is no reason to end."""
+
+    def write(self, text: str) -> int:
+        """Tries to; who reads a pipe and stops doing so ends the job all the same."""
+        with self._unless_full():
+            sys.stdout.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Tries to."""
+        with self._unless_full():
+            sys.stdout.flush()
+
+    @contextlib.contextmanager
+    def _unless_full(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError:
+            pass
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stdout, name)
 
 
 class ShownProgress:

@@ -1,7 +1,6 @@
 """The straight line through a training: batches in, steps taken, metrics written, checkpoints saved."""
 
 import contextlib
-import importlib
 import json
 import math
 import pathlib
@@ -14,6 +13,7 @@ import numpy as np
 
 from pcjax.config import Training
 from pcjax.data import TrainingBatches
+from pcjax.training.board import Board
 from pcjax.training.checkpoint import Checkpoints
 from pcjax.training.display import Display
 from pcjax.training.guard import BadStepsError, Guard, Skipped
@@ -130,8 +130,9 @@ class _Metrics:
     """
 
     def __init__(self, path: pathlib.Path, at: int, tensorboard: bool = False, say: Callable[[str], Any] = print):
-        self._board = _board(path.with_name("tensorboard"), at) if tensorboard and jax.process_index() == 0 else None
-        self._path = path if jax.process_index() == 0 else None
+        first = jax.process_index() == 0
+        self._board = Board(path.with_name("tensorboard"), at, say) if tensorboard and first else None
+        self._path = path if first else None
         self._last, self._seconds = at, time.perf_counter()
         self._waiting, self._say, self._failing = "", say, False
         if self._path is not None:
@@ -147,13 +148,14 @@ class _Metrics:
             self._last, self._seconds = step, now
         self._append(record)
         if self._board is not None:
-            for name, value in record.items():
-                if name != "step" and value is not None:
-                    self._board.add_scalar(name, value, step)
-            self._board.flush()
+            self._board.write(step, {name: x for name, x in record.items() if name != "step" and x is not None})
 
     def close(self) -> None:
-        """Until what TensorBoard is told, which another thread writes, is written."""
+        """Tries once more to write what could not be written."""
+        if self._path is not None and self._waiting:
+            self._write(self._path)
+        if self._waiting:
+            self._say(f"{self._waiting.count(chr(10))} lines could not be written to {self._path}, and are lost")
         if self._board is not None:
             self._board.close()
 
@@ -161,11 +163,13 @@ class _Metrics:
         self._append({"step": skipped.step, "skipped_examples": skipped.examples})
 
     def _append(self, record: Mapping[str, Any]) -> None:
-        if self._path is None:
-            return
-        self._waiting += json.dumps(record) + "\n"
+        if self._path is not None:
+            self._waiting += json.dumps(record) + "\n"
+            self._write(self._path)
+
+    def _write(self, path: pathlib.Path) -> None:
         try:
-            with self._path.open("r+b") as file:
+            with path.open("r+b") as file:
                 file.truncate(self._size)  # of a line of which only a part could be written
                 file.seek(self._size)
                 file.write(self._waiting.encode())
@@ -173,13 +177,8 @@ class _Metrics:
             self._waiting, self._failing = "", False
         except OSError as error:
             if not self._failing:
-                self._say(f"{self._path} cannot be written ({error.strerror}): its lines are kept and tried again")
+                self._say(f"{path} cannot be written ({error.strerror}): its lines are kept and tried again")
             self._failing = True
-
-
-def _board(folder: pathlib.Path, at: int) -> Any:
-    """A writer of TensorBoard's files, in which what lies beyond the step that is gone on from does not count."""
-    return importlib.import_module("tensorboardX").SummaryWriter(str(folder), purge_step=at + 1)
 
 
 def _finite(value: float) -> float | None:

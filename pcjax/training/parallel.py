@@ -53,19 +53,27 @@ def wait_for_all(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
-def choose_devices(count: int | None, batch: int) -> list[Any]:
-    """The devices to use, of all processes; each must get the same number of examples."""
+def choose_devices(count: int | None, batch: int, section: str = "training") -> list[Any]:
+    """The devices to use, of all processes; each must get the same number of examples.
+
+    Args:
+      count: how many; None, all there are.
+      batch: how many examples a step takes.
+      section: the part of the config that says so.
+    """
     devices = jax.devices()
     if count is not None:
-        there = f"got training.devices {count}: expected at most {len(devices)}, that many there are"
+        there = f"got {section}.devices {count}: expected at most {len(devices)}, that many there are"
         _checks.require(count <= len(devices), there)
         whole = jax.process_count() == 1 or count == len(devices)
-        _checks.require(whole, f"got training.devices {count} in a job of several processes: expected all or None")
+        _checks.require(whole, f"got {section}.devices {count} in a job of several processes: expected all or None")
         devices = devices[:count]
     share, rest = divmod(batch, len(devices))
     if rest:
         near = max(share, 1) * len(devices)
-        _checks.require(False, f"got training.batch {batch} for {len(devices)} devices: expected a multiple, as {near}")
+        raise _checks.RequestError(
+            f"got {section}.batch {batch} for {len(devices)} devices: expected a multiple, as {near}"
+        )
     return devices
 
 

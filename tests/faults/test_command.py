@@ -3,6 +3,7 @@
 PCJAX_FAULTS says how often (docs/reliability.md has the full count); one try of each unless it does.
 """
 
+import io
 import json
 import os
 import random
@@ -12,13 +13,14 @@ import time
 import children
 import numpy as np
 import pytest
-from children import SMALL, outcome_of
+from children import SMALL, STEPS, outcome_of, wait_until
 
 from pcjax.training.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.slow
 
 TRIES = int(os.environ.get("PCJAX_FAULTS", "1"))
+IMPORTS = 2.0  # seconds, before which nothing happens that could be interrupted
 
 
 @pytest.fixture(scope="module")
@@ -51,54 +53,82 @@ def whole(start, tmp_path_factory):
 
 
 def test_killed_at_random_moments(start, whole, tmp_path, tried):
+    """Each run is killed some times, and then goes on to its end."""
     random_ = random.Random(0)  # noqa: S311
-    folder = tmp_path / "run"
-    for _ in range(TRIES):
+    folder, killed = tmp_path / "run0", 0
+    while killed < TRIES:
+        metrics = folder / "metrics.jsonl"
+        before = metrics.stat().st_mtime_ns if metrics.exists() else None
         process = start("distill", *SMALL, "--workdir", folder)
-        # Every other time as soon as there is something to interrupt, which is when saves are under way.
+        # Every other time as soon as this sitting has written something, which is when saves are under way.
         if random_.random() < 0.5:
-            until = time.monotonic() + 100
-            while process.poll() is None and not (folder / "metrics.jsonl").exists() and time.monotonic() < until:
-                time.sleep(0.01)
+            assert wait_until(lambda m=metrics, b=before: m.exists() and m.stat().st_mtime_ns != b, process, every=0.01)
             time.sleep(random_.random())
         else:
-            time.sleep(random_.random() * whole[1])
+            time.sleep(IMPORTS + random_.random() * max(whole[1] - IMPORTS, 1))
+        alive = process.poll() is None
         process.kill()
         process.communicate()
-        if random_.random() < 0.3 or _ == TRIES - 1:
+        killed += alive
+        if alive:
+            tried("kill -9 at random moments", "gone on from")
+        if not alive or random_.random() < 0.3 or killed == TRIES:
             assert finish(start("distill", *SMALL, "--workdir", folder))[0] == 0
             assert outcome_of(folder) == outcome_of(whole[0])
-            folder = tmp_path / f"run{_}"
-        tried("kill -9 at random moments", "resumed bit-identical")
+            tried("runs that were killed, to the end", "bit-identical")
+            folder = tmp_path / f"run{killed}{alive}"
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_told_to_stop_at_random_moments(start, whole, tmp_path, tried, number, status):
     random_ = random.Random(int(number))  # noqa: S311
-    for place in range(TRIES):
-        folder, wait = tmp_path / f"run{place}", 2 + random_.random() * max(whole[1] - 2, 1)
+    stopped, place = 0, 0
+    while stopped < TRIES:
+        folder, wait = tmp_path / f"run{place}", IMPORTS + random_.random() * max(whole[1] - IMPORTS, 1)
+        place += 1
         process = start("distill", *SMALL, "--workdir", folder)
         time.sleep(wait)
         process.send_signal(number)
         found, _, complaint = finish(process)
         assert found in (0, status), complaint
         assert complaint.count("\n") == (found != 0)
-        assert finish(start("distill", *SMALL, "--workdir", folder))[0] == 0
+        if found == status:
+            assert finish(start("distill", *SMALL, "--workdir", folder))[0] == 0
+            stopped += 1
+            tried(f"{number.name} at random moments", "one line, then resumed bit-identical")
         assert outcome_of(folder) == outcome_of(whole[0])
-        tried(f"{number.name} at random moments", "one line, then resumed bit-identical")
 
 
-def test_told_to_stop_while_it_evaluates(start, whole, tried):
-    before = (whole[0] / "result.json").read_bytes()
+@pytest.mark.parametrize(("job", "written"), [("evaluate", "result.json"), ("embed", "features.npz")])
+def test_told_to_stop_while_it_looks_at_a_run(start, whole, tried, job, written):
+    assert finish(start(job, whole[0]))[0] == 0
+    before = (whole[0] / written).read_bytes()
     for _ in range(TRIES):
-        process = start("evaluate", whole[0])
+        process = start(job, whole[0])
         time.sleep(3)
         process.send_signal(signal.SIGTERM)
         status, _, complaint = finish(process)
         assert status in (0, 143)
-        assert status == 0 or "stopped by SIGTERM; what was saved stays; to go on: pcjax evaluate" in complaint
-        assert json.loads((whole[0] / "result.json").read_text()) == json.loads(before)
-        tried("SIGTERM while evaluating", "one line")
+        assert status == 0 or f"stopped by SIGTERM; what was saved stays; to go on: pcjax {job}" in complaint
+        if job == "evaluate":
+            assert json.loads((whole[0] / written).read_text()) == json.loads(before)
+        else:
+            assert same_arrays(whole[0] / written, io.BytesIO(before))
+        tried(f"SIGTERM while it is to {job}", "one line" if status else "done before")
+
+
+def same_arrays(one, other):
+    with np.load(one) as found, np.load(other) as expected:
+        return found.files == expected.files and all(np.array_equal(found[name], expected[name]) for name in found)
+
+
+def test_output_that_finds_no_room(start, tmp_path, tried):
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        process = children.start("distill", *SMALL, "--workdir", tmp_path / "run", stdout=full)
+        status, _, complaint = finish(process)
+    assert (status, complaint) == (1, "pcjax: all is done, but could not all be told: No space left on device\n")
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == STEPS
+    tried("standard output on a full disk", "trained to the end, status 1, one line")
 
 
 def test_steps_that_are_never_finite(start, tmp_path, tried):

@@ -102,3 +102,35 @@ def test_lines_of_metrics_wait_for_the_disk(disk, how, tried):
     lines = pathlib.Path(disk / "metrics.jsonl").read_text().splitlines()
     assert [int(line.split(",")[0].split(":")[1]) for line in lines] == [*range(1, 201)]
     tried(f"{how} disk while metrics are written", "no line lost")
+
+
+@pytest.mark.parametrize("how", ["full", "read-only"])
+def test_the_last_lines_of_metrics_wait_for_the_disk_too(disk, how, tried):
+    said = []
+    for mended in (True, False):
+        path = disk / f"{mended}" / "metrics.jsonl"
+        path.parent.mkdir()
+        metrics = _Metrics(path, 0, say=said.append)
+        break_(disk, how)
+        for step in (1, 2):
+            metrics.write(step, {"x" * 5000: 1.0})
+        if mended:
+            mend(disk, how)
+        metrics.close()
+        assert path.read_text().count("\n") == (2 if mended else 0)
+    assert said[1:][-1] == f"2 lines could not be written to {path}, and are lost"
+    assert len(said) == 3
+    tried(f"{how} disk at the end of a training", "metrics written, or said to be lost")
+
+
+def test_a_board_that_cannot_be_written_is_given_up(disk, tried):
+    pytest.importorskip("tensorboardX")
+    said = []
+    metrics = _Metrics(disk / "metrics.jsonl", 0, tensorboard=True, say=said.append)
+    break_(disk, "full")
+    for step in range(1, 200):
+        metrics.write(step, {"loss": 1.0 / step})
+    metrics.close()
+    given_up = [line for line in said if line.endswith("TensorBoard is told nothing more")]
+    assert len(given_up) == 1, said
+    tried("full disk while TensorBoard is told", "said once, and given up")

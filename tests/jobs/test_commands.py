@@ -1,8 +1,11 @@
 """The commands, as a user gives them."""
 
+import errno
 import gc
 import json
+import os
 import pathlib
+import shlex
 import shutil
 import signal
 import subprocess
@@ -103,11 +106,14 @@ def test_a_stored_config_starts_an_equal_run(run, command, tmp_path):
 
 
 def test_features_and_runs_serve_as_teachers(run, command, tmp_path):
-    assert command("teach", *SMALL, "--workdir", tmp_path / "teacher")[0] == 0
-    result = json.loads((tmp_path / "teacher" / "result.json").read_text())
+    teacher = tmp_path / "a teacher"
+    status, after_teaching, _ = command("teach", *SMALL, "--workdir", teacher)
+    assert status == 0
+    result = json.loads((teacher / "result.json").read_text())
     assert result["teacher"] == json.loads((run / "result.json").read_text())["teacher"]
-    assert command("embed", tmp_path / "teacher")[0] == 0
-    features = tmp_path / "teacher" / "features.npz"
+    status, after_embedding, _ = command("embed", teacher)
+    assert status == 0
+    features = teacher / "features.npz"
     with np.load(features) as stored:
         assert {name: stored[name].shape for name in ("train", "validation", "test")} == {
             "train": (1294, 12),
@@ -115,12 +121,15 @@ def test_features_and_runs_serve_as_teachers(run, command, tmp_path):
             "test": (359, 12),
         }
     expected = json.loads((run / "result.json").read_text())["student"]
-    for given in (["--teacher.run", tmp_path / "teacher"], ["--teacher.features", features]):
-        folder = tmp_path / given[0].strip("-")
-        status, _, complaint = command("distill", *SMALL, *given, "--workdir", folder)
+    for said, by in ((after_teaching, "--teacher.run"), (after_embedding, "--teacher.features")):
+        job, *given = shlex.split(said.splitlines()[-1].removeprefix("next: pcjax "))
+        assert (job, given[1]) == ("distill", by)
+        status, _, complaint = command(job, *given)
         assert status == 0, complaint
+        folder = tmp_path / "a teacher-student"
         assert not (folder / "teacher").exists()
         assert json.loads((folder / "result.json").read_text())["student"] == expected
+        folder.rename(tmp_path / by)
 
 
 def test_the_exported_student_has_the_features_that_embed_writes(run, command, tmp_path):
@@ -247,6 +256,18 @@ REFUSED = {
         "got training.batch 30 for 8 devices: expected a multiple",
     ),
     "more devices": (["distill", "--training.devices", "64"], "got training.devices 64: expected at most 8"),
+    "the teacher's batch": (
+        ["distill", "--teacher.training.batch", "4096"],
+        "got teacher.training.batch 4096 for 1294 training examples",
+    ),
+    "the teacher's batch by devices": (
+        ["distill", "--teacher.training.batch", "30"],
+        "got teacher.training.batch 30 for 8 devices: expected a multiple",
+    ),
+    "the teacher's devices": (
+        ["distill", "--teacher.training.devices", "64"],
+        "got teacher.training.devices 64: expected at most 8",
+    ),
     "no file": (["distill", "--data.source", "arrays:{tmp}/none.npz"], "none.npz: no such file"),
     "corrupt file": (["distill", "--data.source", "arrays:{tmp}/corrupt.npz"], "corrupt.npz"),
     "no labels": (["distill", "--data.source", LABELLESS], "has no labels to train a teacher with"),
@@ -297,6 +318,47 @@ def test_what_cannot_be_done_is_said_in_a_line(name, tmp_path, command):
     assert "Traceback" not in said + complaint
     assert everything_in(tmp_path) == before
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ["distill", "--data.source", "arrays:{locked}/x.npz"],
+        ["distill", "{locked}/c.py"],
+        ["distill", "--workdir", "{locked}/new"],
+        ["evaluate", "{locked}/run"],
+    ],
+)
+def test_what_may_not_be_read_is_said_in_a_line(asked, tmp_path, command, monkeypatch):
+    """As the system answers of what lies in a folder that is another user's; root is never answered so."""
+    locked, stat = str(tmp_path / "locked"), os.stat
+
+    def answer(path, *given, **more):
+        if str(path).startswith(locked):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return stat(path, *given, **more)
+
+    monkeypatch.setattr(os, "stat", answer)
+    job, *given = (word.format(locked=locked) for word in asked)
+    more = [] if "--workdir" in given or job == "evaluate" else ["--workdir", tmp_path / "new"]
+    status, _, complaint = command(job, *given, *more)
+    assert (status, complaint.count("\n")) == (2, 1)
+    assert locked in complaint
+    assert "Permission denied" in complaint
+
+
+def test_accuracy_is_of_the_examples_that_have_a_class(tmp_path, command):
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 3, 300)
+    images = (labels[:, None, None, None] * 80 + random.integers(0, 20, (300, 6, 6, 1))).astype(np.uint8)
+    labels[::3] = -1
+    np.savez(tmp_path / "some.npz", images=images, labels=labels)
+    asked = ["teach", *SMALL, "--teacher.training.steps", "60", "--data.source", f"arrays:{tmp_path / 'some.npz'}"]
+    status, said, complaint = command(*asked, "--workdir", tmp_path / "run")
+    assert status == 0, complaint
+    assert "100 without a class, so k-NN and linear probe are left out" in said
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert max(line.get("validation_accuracy", 0) for line in lines) > 0.9
 
 
 def test_a_run_of_another_config_is_left_alone(run, command):

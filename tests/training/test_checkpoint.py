@@ -1,5 +1,8 @@
 """A checkpoint comes back as it was saved, or not at all."""
 
+import errno
+import os
+
 import jax
 import numpy as np
 import pytest
@@ -152,3 +155,38 @@ def test_other_shapes_dtypes_and_leaves_are_refused_by_name(opened):
         change(changed)
         with pytest.raises(RequestError, match=message):
             opened().restore(changed)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EIO, os.strerror(errno.EIO)),
+        ValueError("UNKNOWN: Error reading local file: Too many open files [system errno 24]"),
+        MemoryError(),
+    ],
+)
+def test_what_cannot_be_read_for_now_stays_where_it_is(opened, said, monkeypatch, error):
+    checkpoints = opened()
+    for step in (1, 2):
+        checkpoints.save(step, state(step), {"at": step})
+        checkpoints.wait()
+
+    def fail(*_, **__):
+        raise error
+
+    with monkeypatch.context() as broken:
+        broken.setattr(checkpoints, "_arrays", fail)
+        with pytest.raises(OSError, match=r"checkpoint 2 in .* cannot be read now"):
+            checkpoints.restore(state())
+    assert said == []
+    assert opened().restore(state())[2] == 2
+
+
+def test_the_last_one_that_is_unsound_is_said_to_be_the_last(opened, said):
+    checkpoints = opened()
+    checkpoints.save(1, state(), {"at": 1})
+    checkpoints.wait()
+    for path in (checkpoints.folder / "1" / "data").iterdir():
+        path.write_text("{")
+    assert opened().restore(state()) is None
+    assert said[-1].endswith("; there is none before it")
