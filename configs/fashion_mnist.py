@@ -3,8 +3,9 @@
 Purpose: real images at a size that a laptop trains in minutes.
 Command: tfds build fashion_mnist --file_format array_record  (once; needs `pip install tensorflow`)
          pcjax distill configs/fashion_mnist.py
-Expected: not measured yet beyond a few steps.
-Cost: two CPU cores, a few minutes an epoch; a GPU, a minute in all.
+Expected: the student's k-NN accuracy 83.6 %, the teacher's 87.2 %, the untrained student's 64.4 %; coherence with the
+          teacher (Spearman) 0.97 from 0.17.
+Cost: two CPU cores, a quarter of an hour for both.
 """
 
 from pcjax.config import Config, Data, Loss, Model, Teacher, Training

@@ -86,14 +86,17 @@ def command() -> None:
 
 def _with_output(status: Any) -> Any:
     """The exit status, which is not 0 if what was said could not be written; nobody tries that again."""
+    display = sys.modules.get("pcjax.training.display")
+    unsaid = [] if display is None else [*display.unsaid]
     try:
         sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if status == 0:
-            with contextlib.suppress(OSError):
-                print(f"pcjax: all is done, but could not all be told: {error.strerror}", file=sys.stderr)  # noqa: T201
-            return 1
+        unsaid.append(error)
+    if status == 0 and unsaid:
+        with contextlib.suppress(OSError):
+            print(f"pcjax: all is done, but could not all be told: {unsaid[0].strerror}", file=sys.stderr)  # noqa: T201
+        return 1
     return status
 
 
@@ -111,11 +114,11 @@ def _leave(status: int) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command, and exits with what HOUSE promises: 0, 2 for a wrong request, 128 + signal, 1 for the rest."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or given[0] in ("-h", "--help"):
-        print(USAGE)  # noqa: T201
-        return
     again = shlex.join(["pcjax", *given])
     try:
+        if not given or given[0] in ("-h", "--help"):
+            print(USAGE)  # noqa: T201
+            return
         with _signals_stop():
             _run(given[0], given[1:])
     except RequestError as error:

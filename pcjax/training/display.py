@@ -14,6 +14,9 @@ from rich.table import Table
 SECONDS_BETWEEN_LINES, SECONDS_BETWEEN_LOOKS = 10.0, 0.5
 
 
+unsaid: list[OSError] = []  # why something could not be shown
+
+
 class Display:
     """Only the first of several processes shows anything."""
 
@@ -72,8 +75,8 @@ class _Output:
             yield
         except BrokenPipeError:
             raise
-        except OSError:
-            pass
+        except OSError as error:
+            unsaid.append(error)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(sys.stdout, name)
