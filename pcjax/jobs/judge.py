@@ -117,4 +117,7 @@ def features_of(name: str, said: Mapping[str, Said]) -> dict[str, np.ndarray]:
 
 def versions() -> dict[str, str]:
     """Of what a number may depend on."""
-    return {name: importlib.metadata.version(name) for name in ("pcjax", "jax", "jaxlib", "flax")}
+    return {
+        name: importlib.metadata.version(name)
+        for name in ("pcjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    }

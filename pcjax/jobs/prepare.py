@@ -19,7 +19,7 @@ from pcjax.config import MOST, Config, Loss, Model, Ramp, Training
 from pcjax.data import Dataset, Examples
 from pcjax.jobs.beyond import load_other
 from pcjax.jobs.folder import CHECKPOINTS
-from pcjax.jobs.judge import LEAST, check_judging
+from pcjax.jobs.judge import LEAST, check_judging, versions
 from pcjax.jobs.represent import Frozen, parts_of
 from pcjax.models import Output
 from pcjax.terms import CLASSIFIER, TERMS, needs_labels
@@ -267,7 +267,8 @@ def plan(
         "config": config.digest(),
         "teacher": _digest_of(guide.known_by),
     }
-    about = {"devices": len(devices), "processes": jax.process_count(), "jax": jax.__version__}
+    about = {"devices": len(devices), "device": devices[0].device_kind, "processes": jax.process_count()}
+    about |= {"versions": versions()}
     own = folder / CHECKPOINTS
     checkpoints = Checkpoints(own, manifest, keep=training.keep, say=display.say, about=about, clock=clock)
 

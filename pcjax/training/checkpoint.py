@@ -77,7 +77,7 @@ class Checkpoints:
       manifest: what a checkpoint must have been made with to be restored: names to JSON values.
       keep: how many of the latest to keep.
       say: where to report what was put aside, and what could not be saved.
-      about: more for the manifest, not compared.
+      about: more for the manifest, not compared; what its "versions" differ in is said.
       clock: what tells how long the run took when a checkpoint was saved; it goes on from one that is restored.
       writable: whether anything in the folder may be changed; where not, an unsound checkpoint is refused.
     """
@@ -304,6 +304,10 @@ class Checkpoints:
             _checks.require(expected == found, f"{differs}: choose another --workdir")
         arrays, data = self._arrays(step, manifest)
         tree = jax.tree.unflatten(jax.tree.structure(state), [arrays[name] for name in own])
+        before, now = (about.get("versions", {}) for about in (manifest, self._about))
+        others = [f"{name} {there}, not {now.get(name)}" for name, there in before.items() if there != now.get(name)]
+        if others:
+            self._say(f"checkpoint {step} was made with {', '.join(others)}: what follows may differ in last digits")
         return tree, data, manifest.get("seconds", 0.0)
 
     def _put_aside(self, step: int, why: str) -> None:

@@ -51,8 +51,8 @@ def losses(folder):
 
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_the_same_command_goes_on(number, expected, tmp_path):
-    steps = 3000
-    asked = ["distill", *SMALL, "--training.steps", steps, "--training.save-every", "1000"]
+    steps = 1000
+    asked = ["distill", *SMALL, "--training.steps", steps, "--training.save-every", "500"]
     process = start(*asked, "--workdir", tmp_path / "run", env=environment(JAX_NUM_CPU_DEVICES=1))
     metrics = tmp_path / "run" / "metrics.jsonl"
     assert wait_until(lambda: metrics.exists() and losses(tmp_path / "run"), process)

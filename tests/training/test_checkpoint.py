@@ -182,6 +182,14 @@ def test_what_cannot_be_read_for_now_stays_where_it_is(opened, said, monkeypatch
     assert opened().restore(state())[2] == 2
 
 
+def test_other_versions_are_said(opened, said):
+    checkpoints = opened(about={"versions": {"jax": "0.10.2", "numpy": "2.4"}})
+    checkpoints.save(1, state(), {"at": 1})
+    checkpoints.wait()
+    assert opened(about={"versions": {"jax": "0.12.0", "numpy": "2.4"}}).restore(state())[2] == 1
+    assert said == ["checkpoint 1 was made with jax 0.10.2, not 0.12.0: what follows may differ in last digits"]
+
+
 def test_the_last_one_that_is_unsound_is_said_to_be_the_last(opened, said):
     checkpoints = opened()
     checkpoints.save(1, state(), {"at": 1})
