@@ -14,7 +14,7 @@ import time
 
 import children
 import pytest
-from children import SMALL, STEPS, arrays_of, environment, finish, outcome_of, start, start_two, wait_until
+from children import LOST, SMALL, STEPS, arrays_of, environment, finish, outcome_of, start, start_two, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -101,6 +101,25 @@ def test_one_is_told_to_stop_in_each_phase(whole, tmp_path, tried):
     print(f"from the signal to the end of both at most {slowest:.1f} s")
 
 
+def test_one_hangs(whole, tmp_path, tried):
+    """The first process hangs where it writes metrics, the second one in a collective that the first never comes to."""
+    run, seconds = tmp_path / "run", 20
+    path = os.pathsep.join([str(pathlib.Path(__file__).parent / "killed"), os.environ.get("PYTHONPATH", "")])
+    hang = {"PCJAX_KILL_IN": run, "PCJAX_KILL_FROM": "metrics.jsonl", "PCJAX_KILL_AT": 6, "PCJAX_KILL_HANGS": 300}
+    one, other = children.environments_of_two()
+    asked = ["distill", *SMALL, "--training.watchdog-seconds", seconds, "--workdir", run]
+    processes = [start(*asked, env=one | {"PYTHONPATH": path} | {name: str(value) for name, value in hang.items()})]
+    processes.append(start(*asked, env=other))
+    for status, _, complaint in [finish(process) for process in processes]:
+        assert status == 1, complaint
+        assert "Thread 0x" in complaint or LOST in complaint
+        stacks = f"has not ended for {seconds} s (training.watchdog_seconds)" in complaint
+        tried("one of two processes hangs", "status 1, the stacks of all threads" if stacks else "status 1, told")
+    both(start_two(*asked))
+    assert outcome_of(run) == whole
+    tried("one of two processes hangs, then to the end", "bit-identical")
+
+
 def test_one_is_killed(whole, tmp_path, tried):
     random_, slowest = random.Random(1), 0.0  # noqa: S311
     folders, sittings = 0, 0
@@ -123,7 +142,7 @@ def test_one_is_killed(whole, tmp_path, tried):
             assert time.monotonic() - killed <= LONGEST, complaint
             assert status == 1, f"{phase}, {who}: {status} {complaint}"
             # JAX may print of its own beside it.
-            assert complaint.splitlines().count(children.LOST) == 1, complaint
+            assert complaint.splitlines().count(LOST) == 1, complaint
             assert "Traceback" not in complaint, complaint
             tried("kill -9 of one of two", f"the other one ended within {LONGEST} s, status 1")
         sittings += 1

@@ -3,7 +3,7 @@
 PCJAX_KILL_IN is a folder, PCJAX_KILL_FROM what lies in it: calls are counted from the first that names that.
 PCJAX_KILL_AT is the number of the call before which the process ends; with PCJAX_KILL_FILES, it ends after it, as soon
 as there are so many files in what was named, whoever writes them. With PCJAX_KILL_ERRORS it is not killed: so many
-calls, from that one on, fail as they do on a broken disk.
+calls, from that one on, fail as they do on a broken disk. With PCJAX_KILL_HANGS, that call lasts so many seconds.
 """
 
 import errno
@@ -11,10 +11,12 @@ import os
 import signal
 import sys
 import threading
+import time
 
 FOLDER = os.environ.get("PCJAX_KILL_IN", "")
 FROM = f"{FOLDER.rstrip('/')}/{os.environ.get('PCJAX_KILL_FROM', '')}"
-AT, FILES, ERRORS = (int(os.environ.get(f"PCJAX_KILL_{name}", "0")) for name in ("AT", "FILES", "ERRORS"))
+NUMBERS = ("AT", "FILES", "ERRORS", "HANGS")
+AT, FILES, ERRORS, HANGS = (int(os.environ.get(f"PCJAX_KILL_{name}", "0")) for name in NUMBERS)
 CALLS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.truncate", "shutil.rmtree")
 WRITES = os.O_WRONLY | os.O_RDWR
 
@@ -37,6 +39,8 @@ def look(event, arguments):
         if ERRORS:
             if AT < count <= AT + ERRORS:
                 raise OSError(errno.EIO, os.strerror(errno.EIO), names[0])
+        elif count == AT + 1 and HANGS:
+            time.sleep(HANGS)
         elif count == AT + 1 and FILES:
             threading.Thread(target=kill_at_files, daemon=True).start()
         elif count == AT + 1:
