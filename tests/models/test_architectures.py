@@ -11,8 +11,10 @@ from flax import nnx
 from pcjax._checks import RequestError
 from pcjax.models import MODELS, OPTIONS, build, parameter_count
 
-# As printed, in millions or exact. torchvision's figures are "num_params" in its documentation of the weights; where
-# nothing else is said those of CIFAR-100 are what distillation papers print for RepDistiller's networks.
+# As printed, in millions or exact. torchvision's figures are "num_params" in its documentation of the weights; those of
+# CIFAR-100's ResNet-20, 32 and 56 the README of heisenbug237/pytorch-cifar100, of its ResNet-18, 34 and 50
+# model_information/classic-network.md of rentainhe/pytorch-models. Where nothing is said they are what distillation
+# papers print for RepDistiller's networks.
 PUBLISHED: dict[str, str | int] = {
     "resnet20": "0.278",
     "resnet32": "0.473",
@@ -26,7 +28,7 @@ PUBLISHED: dict[str, str | int] = {
     "wrn40_2": 2_255_156,  # AugMix's, the same network
     "mobilenetv2": "0.813",
     "shufflenetv2": "1.356",
-    "resnet18_cifar": "11.22",  # da2so/DA2Lite's table of CIFAR-100 networks; the third from others like it
+    "resnet18_cifar": "11.22",
     "resnet34_cifar": "21.33",
     "resnet50_cifar": "23.71",
     "resnet18": 11_689_512,
