@@ -81,6 +81,12 @@ class Term:
         return tuple(name for name in self.own if self._takes[name].default is inspect.Parameter.empty)
 
     @property
+    def numbers(self) -> dict[str, float]:
+        """Those among them that are numbers by default, and these."""
+        defaults = {name: self._takes[name].default for name in self.own}
+        return {name: x for name, x in defaults.items() if isinstance(x, (int, float)) and not isinstance(x, bool)}
+
+    @property
     def flags(self) -> tuple[str, ...]:
         """Those among them that are True or False."""
         begins = inspect.signature(self.memory.begin).parameters if self.memory else {}

@@ -200,6 +200,8 @@ def _run(
     try:
         student = train_finite(chosen, first, display)
         judged = _judged(student, teacher, asked, loaded)
+        if judged.get("linear_probe_converged") is False:
+            display.say("its linear probe did not converge: the accuracy may be a little too low")
         if not are_numbers(summary.numbers(judged)):
             raise judge.NotFiniteError("what its student is worth is not finite")
     except (judge.NotFiniteError, BadStepsError) as error:

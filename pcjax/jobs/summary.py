@@ -16,7 +16,7 @@ DONE, DIVERGED = "done", "diverged"
 PRIMARY = ("knn_accuracy", "spearman")  # what contenders are ordered by: the first of these that was measured
 SHOWN = {"knn_accuracy": "k-NN", "linear_probe_accuracy": "linear probe", "spearman": "coherence"}
 COSTS = ("seconds_per_step", "temporary_bytes")
-_NOT_COMPARED = ("parameters", "flops", "bytes")  # the same for all of them
+_NOT_COMPARED = ("parameters", "flops", "bytes", "examples", "classes")  # the same for all of them
 
 
 def numbers(found: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

@@ -42,7 +42,8 @@ def show(results: Mapping[str, Any], display: Display) -> None:
     use = rows(sizes, _count) + rows({"examples_per_second": "examples a second"}, _count, "throughput")
     if "seconds" in results:
         use.append(["wall time of the run", *[NONE] * (len(models) - 1), f"{results['seconds']:.0f} s"])
-    table("on the test examples", use + rows(BY_LABELS, _percent) + rows(RETRIEVAL, _percent, "retrieval"))
+    probe = rows({"linear_probe_converged": "its optimisation"}, lambda found: "cut short" if found is False else NONE)
+    table("on the test examples", use + rows(BY_LABELS, _percent) + probe + rows(RETRIEVAL, _percent, "retrieval"))
     degrees, cka = {name: f"coherence: {name}" for name in DEGREES}, {"linear_cka": "linear CKA"}
     alike = rows(degrees, _interval, "coherence") + rows(cka, _number)
     table("likeness to the teacher there (95 % intervals)", alike)

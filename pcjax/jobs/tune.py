@@ -22,6 +22,7 @@ from pcjax.jobs.folder import begin_folder, is_number, own_place, stored_object,
 from pcjax.jobs.prepare import STUDENT_SEED, Loaded, load, new_model
 from pcjax.jobs.represent import Frozen, represent
 from pcjax.jobs.teach import coherence
+from pcjax.terms import TERMS
 from pcjax.training.clock import Clock
 from pcjax.training.display import Display
 from pcjax.training.guard import BadStepsError
@@ -105,7 +106,8 @@ def _scales(contender: Contender) -> list[tuple[int, str]]:
     """What of a contender is tuned: (place of the loss, argument or "weight")."""
     found = []
     for place, loss in enumerate(contender.losses):
-        found += [(place, name) for name, value in loss.arguments.items() if name in SCALES and _is_number(value)]
+        given = TERMS[loss.name].numbers | loss.arguments
+        found += [(place, name) for name, value in given.items() if name in SCALES and _is_number(value) and value != 0]
         # One factor on a whole sum of losses hardly changes what Adam does.
         if place > 0 or (len(contender.losses) == 1 and not found):
             found.append((place, "weight"))
@@ -125,7 +127,9 @@ def _scaled(contender: Contender, factors: dict[tuple[int, str], float]) -> Cont
 
     def changed(place: int, loss: Loss) -> Loss:
         own = {name: factor for (at, name), factor in factors.items() if at == place}
-        arguments = {name: times(value, own.get(name, 1.0)) for name, value in loss.arguments.items()}
+        # What is not given stays so where it is not changed.
+        there = {name: x for name, x in TERMS[loss.name].numbers.items() if own.get(name, 1.0) != 1} | loss.arguments
+        arguments = {name: times(value, own.get(name, 1.0)) for name, value in there.items()}
         return dataclasses.replace(loss, weight=times(loss.weight, own.get("weight", 1.0)), arguments=arguments)
 
     return dataclasses.replace(contender, losses=tuple(changed(*each) for each in enumerate(contender.losses)))
@@ -136,7 +140,7 @@ def describe(contender: Contender) -> str:
 
     def value(place: int, name: str) -> Any:
         loss = contender.losses[place]
-        found = loss.weight if name == "weight" else loss.arguments[name]
+        found = loss.weight if name == "weight" else (TERMS[loss.name].numbers | loss.arguments)[name]
         return f"{found.start:.3g} to {found.end:.3g}" if isinstance(found, Ramp) else f"{found:.3g}"
 
     several = len(contender.losses) > 1

@@ -26,7 +26,7 @@ ENDS = ("low", "high")
 
 
 def comparison_page(folder: pathlib.Path) -> str:
-    """The page of a comparison, whether or not all its runs are done."""
+    """The page of a comparison, some of whose runs may have diverged."""
     found = _read(folder)
     losses = found["losses"]
     primary = found.get("primary")

@@ -2,8 +2,9 @@
 
 import pathlib
 
+from pcjax import _checks
 from pcjax._checks import RequestError
-from pcjax.jobs.folder import write_text
+from pcjax.jobs.folder import CONFIG, config_of, write_text
 from pcjax.report.comparison import COMPARISON, comparison_page
 from pcjax.report.figures import require_matplotlib
 from pcjax.report.run import run_page
@@ -15,7 +16,13 @@ REPORT = "report.html"
 def report(folder: pathlib.Path, display: Display) -> None:
     """Writes the report of a run, or of a comparison, into its folder, where it changes nothing else."""
     require_matplotlib()
-    made = comparison_page(folder) if (folder / COMPARISON).is_file() else run_page(folder)
+    if (folder / COMPARISON).is_file():
+        made = comparison_page(folder)
+    else:
+        stopped = (folder / CONFIG).is_file() and config_of(folder)[0] == "compare"
+        missing = f"no {COMPARISON} in {folder}: give its own command again, which goes on to the end"
+        _checks.require(not stopped, missing)
+        made = run_page(folder)
     path = folder / REPORT
     try:
         write_text(path, made)

@@ -9,6 +9,7 @@ from test_commands import SMALL
 
 from pcjax.config import Config, Contender, Loss, Ramp, Teacher, read
 from pcjax.jobs import compare, recipes, summary, tune
+from pcjax.terms import TERMS
 
 LOSSES = ["--losses", "pkt,cross_entropy"]
 
@@ -218,6 +219,7 @@ def test_numbers_are_those_of_a_result():
         "retrieval": {"recall_at_1": 0.25},
         "unseen": {"coherence": {"spearman": {"value": 0.1}}, "retrieval": {"recall_at_1": 0.75}, "knn_accuracy": 0.6},
     }
+    found["unseen"] |= {"examples": 40, "classes": 3}
     expected = {"knn_accuracy": 0.5, "spearman": 0.3, "recall_at_1": 0.25}
     expected |= {"unseen_spearman": 0.1, "unseen_recall_at_1": 0.75, "unseen_knn_accuracy": 0.6}
     assert summary.numbers(found) == expected
@@ -243,13 +245,21 @@ def test_tuning_tries_what_is_given_first_and_then_others(contender):
     for one in tried:
         for before, after in zip(contender.losses, one.losses, strict=True):
             assert (before.name, before.head, before.bank) == (after.name, after.head, after.bank)
-            for value, other in zip(
-                (before.weight, *before.arguments.values()), (after.weight, *after.arguments.values()), strict=True
-            ):
+            assert {*before.arguments} <= {*after.arguments} <= {*before.arguments, *tune.SCALES}
+            given = TERMS[before.name].numbers | before.arguments
+            pairs = [(before.weight, after.weight), *((given[name], x) for name, x in after.arguments.items())]
+            for value, other in pairs:
                 if isinstance(value, float):
                     assert 1 / 8.1 <= other / value <= 8.1
                 else:
                     assert type(value) is type(other)
+
+
+def test_a_scale_that_is_not_given_is_tried_too():
+    first, *others = tune.settings(Contender("mine", (Loss("kd"),)), 4)
+    assert first.losses[0].arguments == {}
+    assert len({one.losses[0].arguments["temperature"] for one in others}) == 3
+    assert tune.describe(first) == f"temperature {TERMS['kd'].numbers['temperature']:.3g}"
 
 
 def test_a_ramp_is_scaled_as_a_whole():

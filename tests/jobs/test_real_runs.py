@@ -93,6 +93,9 @@ def test_a_comparison_that_is_stopped_goes_on(tmp_path):
     process.send_signal(signal.SIGTERM)
     status, _, complaint = finish(process)
     assert (status, complaint.count("\n")) == (143, 1), complaint
+    status, _, complaint = finish(start("report", tmp_path / "run"))
+    assert (status, complaint.count("\n")) == (2, 1), complaint
+    assert "no comparison.json in" in complaint
     said = pcjax(*asked, "--workdir", tmp_path / "run")
     assert "going on after step" in said
     assert "pkt, seed" not in said

@@ -15,6 +15,11 @@ pytestmark = [
 ]
 SIZES = """return [...document.querySelectorAll('svg, img')]
     .map(e => e.getBoundingClientRect()).map(box => [box.width, box.height])"""
+DRAWN = """return [...document.querySelectorAll('svg, img')].every(e => {
+    if (e instanceof HTMLImageElement) return e.complete && e.naturalWidth > 0;
+    const box = e.getBBox();
+    return box.width > 0 && box.height > 0;
+})"""
 WIDE = "return [document.documentElement.scrollWidth, window.innerWidth]"
 TEXTS = """return [...document.querySelectorAll('svg text')].filter(e => e.textContent.trim()).map(e => {
     const box = e.getBoundingClientRect(), frame = e.closest('svg').getBoundingClientRect();
@@ -66,6 +71,7 @@ def test_reports_in_a_browser(reports):
                 sizes = chromium.run(SIZES)
                 assert sizes
                 assert all(w > 20 and h > 20 for w, h in sizes)
+                assert chromium.run(DRAWN)
                 whole, window = chromium.run(WIDE)
                 assert whole <= window == width
                 for text, size, *margins in chromium.run(TEXTS):
