@@ -35,7 +35,12 @@ def test_two_processes_with_two_devices_train_as_one_with_four(how, tmp_path):
     (one, _), (two, _) = (arrays_of(tmp_path / name, 20) for name in ("one", "two"))
     assert one.keys() == two.keys()
     for name, expected in one.items():
-        assert np.abs(two[name].astype(float) - expected).max() <= 1e-5 * max(np.abs(expected).max(), 1), name
+        # The momentum is a sum of gradients, in which it shows where rounding turned an order round; parameters move
+        # by a twentieth of it.
+        tolerance = 1e-4 if name.startswith("optimiser/") else 1e-5
+        assert np.abs(two[name].astype(float) - expected).max() <= tolerance * max(np.abs(expected).max(), 1), name
+    for found, expected in zip(losses(tmp_path / "two"), losses(tmp_path / "one"), strict=True):
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-5)
     # Each process has looked at its part of what was judged.
     found, expected = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("two", "one"))
     for who in ("teacher", "untrained", "student"):
