@@ -14,7 +14,7 @@ from rich.table import Table
 SECONDS_BETWEEN_LINES, SECONDS_BETWEEN_LOOKS = 10.0, 0.5
 
 
-unsaid: list[OSError] = []  # why something could not be shown
+unsaid: list[OSError] = []  # why something could not be shown, the last time
 
 
 class Display:
@@ -76,7 +76,7 @@ class _Output:
         except BrokenPipeError:
             raise
         except OSError as error:
-            unsaid.append(error)
+            unsaid[:] = [error]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(sys.stdout, name)
