@@ -23,22 +23,26 @@ SMALL = [
 ]
 
 
-@pytest.mark.parametrize("how", ["pmap", "shard_map"])
-def test_two_processes_with_two_devices_train_as_one_with_four(how, tmp_path):
+# A rank of the teacher's, and the sign of what a rank misses it by, jump where rounding decides which of two distances
+# is the larger one, as between one process and two: with these nothing jumps.
+SMOOTH = ["--losses.0.arguments.teacher_temperature", "0.1", "--losses.0.arguments.power", "2"]
+
+
+@pytest.mark.parametrize(("how", "loss"), [("pmap", SMOOTH), ("shard_map", SMOOTH), ("pmap", [])])
+def test_two_processes_with_two_devices_train_as_one_with_four(how, loss, tmp_path):
     # A bank, filled in the second step, holds the examples of all processes.
     bank = ["--losses.0.bank", "100"]
     asked = ["distill", *SMALL, *bank, "--training.steps", "20", "--training.save-every", "10"]
-    asked += ["--training.parallel", how]
+    asked += ["--training.parallel", how, *loss]
     pcjax(*asked, "--workdir", tmp_path / "one", env=environment(JAX_NUM_CPU_DEVICES=4))
     for status, _, complaint in map(finish, start_two(*asked, "--workdir", tmp_path / "two")):
         assert status == 0, complaint
     (one, _), (two, _) = (arrays_of(tmp_path / name, 20) for name in ("one", "two"))
     assert one.keys() == two.keys()
     for name, expected in one.items():
-        # The momentum is a sum of gradients, in which it shows where rounding turned an order round; parameters move
-        # by a twentieth of it.
-        tolerance = 1e-4 if name.startswith("optimiser/") else 1e-5
-        assert np.abs(two[name].astype(float) - expected).max() <= tolerance * max(np.abs(expected).max(), 1), name
+        # Where ranks jump, momentum, a sum of gradients, shows it at once; parameters move by a twentieth of it.
+        if loss or not name.startswith("optimiser/"):
+            assert np.abs(two[name].astype(float) - expected).max() <= 1e-5 * max(np.abs(expected).max(), 1), name
     for found, expected in zip(losses(tmp_path / "two"), losses(tmp_path / "one"), strict=True):
         assert found == pytest.approx(expected, rel=1e-5, abs=1e-5)
     # Each process has looked at its part of what was judged.
