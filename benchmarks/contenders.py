@@ -25,14 +25,20 @@ class Built(NamedTuple):
 Build = Callable[[np.ndarray, np.ndarray], Built]
 
 
+def compiled(step: Callable[..., Any], *given: Any) -> Built:
+    """The step, by JAX, on what is given."""
+    import jax
+
+    given = jax.device_put(given)
+    run = jax.jit(step).lower(*given).compile()
+    needs = run.memory_analysis()
+    return Built(lambda: jax.block_until_ready(run(*given)), None if needs is None else needs.temp_size_in_bytes)
+
+
 def _in_jax(loss: Callable[[Any, Any], Any], student: np.ndarray, teacher: np.ndarray) -> Built:
     import jax
 
-    student, teacher = jax.device_put((student, teacher))
-    step = jax.jit(jax.value_and_grad(loss)).lower(student, teacher).compile()
-    needs = step.memory_analysis()
-    temporary = None if needs is None else needs.temp_size_in_bytes
-    return Built(lambda: jax.block_until_ready(step(student, teacher)), temporary)
+    return compiled(jax.value_and_grad(loss), student, teacher)
 
 
 def _pcjax(student: np.ndarray, teacher: np.ndarray, **given: Any) -> Built:
@@ -99,10 +105,11 @@ def _ott(student: np.ndarray, teacher: np.ndarray) -> Built:
 
 
 def _torchsort(student: np.ndarray, teacher: np.ndarray) -> Built:
+    import jax
     import torch
     import torchsort
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
     s = torch.tensor(student, device=device, requires_grad=True)
     t = torch.tensor(teacher, device=device)
     n = len(student)
@@ -139,8 +146,8 @@ CONTENDERS: dict[str, tuple[Build, int]] = {
     "rkd distance": (_rkd_distance, 8192),
     "torchsort": (_torchsort, 4096),
     "softjax softsort": (functools.partial(_softjax, method="softsort"), 1024),
-    "softjax neuralsort": (functools.partial(_softjax, method="neuralsort"), 256),
-    "softjax fast_soft_sort": (functools.partial(_softjax, method="fast_soft_sort"), 256),
+    "softjax neuralsort": (functools.partial(_softjax, method="neuralsort"), 1024),
+    "softjax fast_soft_sort": (functools.partial(_softjax, method="fast_soft_sort"), 1024),
     "rax approx_ranks": (_rax, 1024),
     "ott-jax ranks": (_ott, 256),
 }

@@ -1,6 +1,6 @@
 """Loss and gradient from features, this library's and its peers', interleaved in one run.
 
-    python -m benchmarks.ranking [--sizes 128 256 512 1024 2048 4096] [--seconds 60] [--also PYTHON ...] [--out FOLDER]
+    python -m benchmarks.ranking [--sizes 128 256 512 1024 2048 4096] [--seconds 120] [--also PYTHON ...] [--out FOLDER]
 
 Peers that are not installed are reported and left out; `--also` names further interpreters (of other virtual
 environments with pcjax in them) to find them in. Prints a table and writes ranking.json and ranking.png to the folder.
@@ -38,8 +38,16 @@ def prepare(name: str, n: int) -> Timed:
 def _prepare_elsewhere(other: Elsewhere, name: str, n: int) -> Timed:
     answer = other.ask(do="prepare", name=name, n=n)
     if "error" in answer:
-        raise ImportError(answer["error"])
-    return Timed(functools.partial(other.ask, do="time", name=name), answer["temporary_bytes"])
+        absent = answer["error"].startswith(("ImportError", "ModuleNotFoundError"))
+        raise (ImportError if absent else RuntimeError)(answer["error"])
+
+    def once() -> float:
+        seconds = other.ask(do="time", name=name)
+        if isinstance(seconds, dict):
+            raise RuntimeError(seconds["error"])
+        return seconds
+
+    return Timed(once, answer["temporary_bytes"])
 
 
 def environment() -> dict[str, str]:
@@ -84,7 +92,11 @@ def measure(sizes: list[int], seconds: float, also: list[str]) -> dict[str, Any]
             else:
                 continue
             missing.pop(name, None)
-        times = interleaved({name: one.call for name, one in ready.items()}, seconds / len(sizes))
+        times = interleaved(
+            {name: one.call for name, one in ready.items()},
+            seconds / len(sizes),
+            failed=lambda name, error, n=n: print(f"{name} at n = {n}: {type(error).__name__}: {error}"),
+        )
         results["milliseconds"][n] = {name: spread(taken) for name, taken in times.items()}
         results["temporary_bytes"][n] = {name: one.temporary_bytes for name, one in ready.items()}
         print(f"n = {n}: done")
@@ -108,10 +120,11 @@ def table(results: dict[str, Any]) -> str:
             if measured is None:
                 cells.append("")
                 continue
-            ratio = measured[0] / results["milliseconds"][n][REFERENCE][0]
+            reference = results["milliseconds"][n].get(REFERENCE)
+            ratio = "" if reference is None else f", {measured[0] / reference[0]:.2g} x"
             temporary = results["temporary_bytes"][n][name]
             memory = "" if temporary is None else f", {temporary / 1e6:.3g} MB"
-            cells.append(f"{measured[0]:.3g} ({measured[1]:.3g}-{measured[2]:.3g}), {ratio:.2g} x{memory}")
+            cells.append(f"{measured[0]:.3g} ({measured[1]:.3g}-{measured[2]:.3g}){ratio}{memory}")
         if any(cells):
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += [f"not installed: {name} ({why})" for name, why in results["missing"].items()]

@@ -1,9 +1,10 @@
 """A whole training step with the loss, beside the same step with a mean squared error in its place.
 
-    python -m benchmarks.step [--batch 256] [--seconds 120] [--out FOLDER]
+    python -m benchmarks.step [--batch 256 ...] [--seconds 120] [--out FOLDER]
 
 ResNet-20 on 32 x 32 images, stochastic gradient descent with momentum, the teacher's 64 features given. Prints a table
-of medians and the ratio to the mean squared error's step, and writes step.json to the folder.
+of medians, of the ratios to the mean squared error's step in the same turn, and of temporaries, and writes step.json to
+the folder. A size that fails, for want of memory, is said and left out.
 """
 
 import argparse
@@ -19,47 +20,72 @@ import optax
 from flax import nnx
 
 import pcjax
+from benchmarks.contenders import compiled
 from benchmarks.ranking import environment
-from benchmarks.timing import interleaved, spread, timed
+from benchmarks.timing import Timed, interleaved, spread, timed
 from pcjax import models
 
 LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "mean squared error": lambda student, teacher: jnp.mean((student - teacher) ** 2),
     "pcjax laplace": lambda student, teacher: pcjax.losses.perception_coherence(student, teacher, temperature=0.1),
 }
+REFERENCE = "mean squared error"
 
 
-def prepare(name: str, batch: int) -> Callable[[], float]:
+def prepare(name: str, batch: int) -> Timed:
     """A training step, ready to be timed."""
     random = np.random.default_rng(0)
-    images = jnp.asarray(random.normal(size=(batch, 32, 32, 3)), jnp.float32)
-    teacher = jnp.asarray(random.normal(size=(batch, 64)), jnp.float32)
+    images = random.normal(size=(batch, 32, 32, 3)).astype(np.float32)
+    teacher = random.normal(size=(batch, 64)).astype(np.float32)
     student = models.build("resnet20", shape=(32, 32, 3), classes=None, rngs=nnx.Rngs(0))
-    optimiser = nnx.Optimizer(student, optax.sgd(1e-3, momentum=0.9), wrt=nnx.Param)
+    both, state = nnx.split((student, nnx.Optimizer(student, optax.sgd(1e-3, momentum=0.9), wrt=nnx.Param)))
 
-    @nnx.jit
-    def step(student: Any, optimiser: nnx.Optimizer, images: jax.Array, teacher: jax.Array) -> jax.Array:
+    def step(state: Any, images: jax.Array, teacher: jax.Array) -> Any:
+        student, optimiser = nnx.merge(both, state)
         loss, gradients = nnx.value_and_grad(lambda student: LOSSES[name](student(images).features, teacher))(student)
         optimiser.update(student, gradients)
-        return loss
+        return loss, nnx.state((student, optimiser))
 
-    return timed(lambda: jax.block_until_ready((step(student, optimiser, images, teacher), nnx.state(student))))
+    built = compiled(step, state, images, teacher)
+    return Timed(timed(built.step), built.temporary_bytes)
+
+
+def measure(batch: int, seconds: float) -> dict[str, Any]:
+    """Milliseconds, ratios within a turn, and temporaries of every loss's step."""
+    ready = {name: prepare(name, batch) for name in LOSSES}
+    times = interleaved({name: one.call for name, one in ready.items()}, seconds)
+    turns = min(map(len, times.values()))
+    return {
+        name: {
+            "milliseconds": spread(taken),
+            "ratio": np.percentile(np.divide(taken[:turns], times[REFERENCE][:turns]), [50, 25, 75]).tolist(),
+            "temporary_bytes": ready[name].temporary_bytes,
+        }
+        for name, taken in times.items()
+    }
 
 
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--batch", type=int, nargs="+", default=[256])
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmark-results"))
     arguments = parser.parse_args()
-    times = interleaved({name: prepare(name, arguments.batch) for name in LOSSES}, arguments.seconds)
-    results: dict[str, Any] = {"environment": environment(), "batch": arguments.batch, "milliseconds": {}}
-    reference = spread(times["mean squared error"])[0]
-    print("| step with | milliseconds, median (quartiles) | times the mean squared error's |\n|---|---|---|")
-    for name, taken in times.items():
-        middle, low, high = results["milliseconds"][name] = spread(taken)
-        print(f"| {name} | {middle:.4g} ({low:.4g}-{high:.4g}) | {middle / reference:.3f} |")
+    results: dict[str, Any] = {"environment": environment(), "batches": {}}
+    print("| step with | batch | milliseconds, median (quartiles) | times the mean squared error's | temporaries |")
+    print("|---|---|---|---|---|")
+    for batch in arguments.batch:
+        try:
+            found = results["batches"][batch] = measure(batch, arguments.seconds / len(arguments.batch))
+        except Exception as error:  # what a backend raises where memory does not suffice
+            print(f"batch {batch}: {type(error).__name__}: {error}".splitlines()[0])
+            continue
+        for name, one in found.items():
+            (middle, low, high), (ratio, least, most) = one["milliseconds"], one["ratio"]
+            room = "" if one["temporary_bytes"] is None else f"{one['temporary_bytes'] / 1e6:.3g} MB"
+            times = f"{middle:.4g} ({low:.4g}-{high:.4g}) | {ratio:.3f} ({least:.3f}-{most:.3f})"
+            print(f"| {name} | {batch} | {times} | {room} |", flush=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "step.json").write_text(json.dumps(results, indent=1))
 

@@ -1,6 +1,7 @@
 """Interleaved timing: one call of every contender in turn, again and again, so that the machine's moods hit all."""
 
 import json
+import random
 import subprocess
 import sys
 import time
@@ -18,17 +19,32 @@ class Timed(NamedTuple):
 
 
 def interleaved(
-    contenders: Mapping[str, Callable[[], float]], seconds: float, most: int = 200
+    contenders: Mapping[str, Callable[[], float]],
+    seconds: float,
+    most: int = 200,
+    failed: Callable[[str, Exception], Any] | None = None,
 ) -> dict[str, list[float]]:
-    """Seconds of single calls, taken in turns until the time is used up; slow contenders take fewer, at least 3."""
+    """Seconds of single calls, taken in turns until the time is used up; slow contenders take fewer, at least 3.
+
+    Every turn has another order: whoever comes after one that fills the caches pays for it. One that fails is told to
+    `failed` and left out, if that is given.
+    """
     times: dict[str, list[float]] = {name: [] for name in contenders}
     share = seconds / max(len(contenders), 1)
+    order = random.Random(0)  # noqa: S311
     while True:
         pending = [n for n, t in times.items() if len(t) < 3 or (sum(t) < share and len(t) < most)]
         if not pending:
             return times
+        order.shuffle(pending)
         for name in pending:
-            times[name].append(contenders[name]())
+            try:
+                times[name].append(contenders[name]())
+            except Exception as error:
+                if failed is None:
+                    raise
+                failed(name, error)
+                del times[name]
 
 
 def timed(call: Callable[[], Any]) -> Callable[[], float]:

@@ -1,7 +1,7 @@
 """Requests that cannot be served are refused at trace time, with the value that was given and what was expected."""
 
 import numbers
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import jax
@@ -17,6 +17,10 @@ class RequestError(ValueError):
 def _dtype_of(x: Any) -> np.dtype:
     dtype = getattr(x, "dtype", None)
     return np.asarray(x).dtype if dtype is None else dtype
+
+
+class OutputClosedError(BaseException):
+    """Nobody reads the output any more. No Exception, so that no one who expects a failing file takes it for that."""
 
 
 def require(condition: bool, message: str) -> None:
@@ -90,3 +94,18 @@ def at_least_float32(x: Any) -> jax.Array:
     """The array in float32, or in float64 if that is what it is: ranks of half-precision numbers are mostly ties."""
     x = jnp.asarray(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.float32)
+
+
+def behind(error: BaseException) -> Iterator[BaseException]:
+    """An error and what led to it, each once: what is raised again from what it led to stands behind itself."""
+    at: BaseException | None = error
+    seen: list[BaseException] = []
+    while at is not None and not any(at is one for one in seen):
+        yield at
+        seen.append(at)
+        at = at.__cause__ or at.__context__
+
+
+def interruption(error: BaseException) -> BaseException | None:
+    """What is no Exception behind an error: a signal that comes while C code calls Python turns up as a SystemError."""
+    return next((one for one in behind(error) if not isinstance(one, Exception)), None)

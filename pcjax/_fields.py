@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import hashlib
+import json
 import types
 import typing
 from typing import Any, Literal
@@ -46,6 +48,11 @@ def _is(hint: Any, value: Any) -> bool:
     return isinstance(value, kinds) and (kind is bool or not isinstance(value, bool))
 
 
+def digest(value: Any) -> str:
+    """A hash of what can be JSON."""
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
 def told(value: Any) -> Any:
     """What is not as the classes have it by default, as JSON: enough to build an equal one."""
     if dataclasses.is_dataclass(value):
@@ -81,9 +88,9 @@ def decode(hint: Any, value: Any, where: str) -> Any:
         for option in arguments:
             try:
                 return decode(option, value, where)
-            except RequestError as error:
+            except RequestError:
                 if dataclasses.is_dataclass(option) and isinstance(value, dict):
-                    raise error
+                    raise
     elif dataclasses.is_dataclass(hint) and isinstance(value, dict):
         hints = _hints(hint)
         for name in value:
@@ -95,7 +102,9 @@ def decode(hint: Any, value: Any, where: str) -> Any:
         except TypeError as error:
             raise RequestError(f"{place}: {str(error).partition('__init__() ')[2] or error}") from error
         except RequestError as error:
-            raise error if place in str(error) else RequestError(f"{place}: {error}") from error
+            if place in str(error):
+                raise
+            raise RequestError(f"{place}: {error}") from error
     elif origin is Literal and value in arguments:
         return value
     elif origin is tuple and isinstance(value, list):

@@ -6,7 +6,7 @@ by side as contiguous lanes. Which implementation serves is decided here and now
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,24 +41,28 @@ def floats_of(bits: Int[Array, "..."]) -> Float[Array, "..."]:
     return lax.bitcast_convert_type(jnp.where(bits < 0, bits ^ jnp.iinfo(bits.dtype).max, bits), floating)
 
 
-def _compare_exchange(
-    keys: UInt[Array, "n r"], order: Int[Array, "n r"], first: int
+def _exchange_neighbours(
+    keys: UInt[Array, "n r"], order: Int[Array, "n r"]
 ) -> tuple[UInt[Array, "n r"], Int[Array, "n r"]]:
-    """Puts every other pair of neighbours in order, the first pair beginning at `first`."""
+    """Puts the pairs of neighbours in order that begin at 0, 2, 4 ..., then those that begin at 1, 3, 5 ..."""
     n, r = keys.shape
-    last = first + (n - first) // 2 * 2
-
-    def pairs(a: Array) -> tuple[Array, Array]:
-        paired = a[first:last].reshape(-1, 2, r)
-        return paired[:, 0], paired[:, 1]
-
-    def joined(low: Array, high: Array, a: Array) -> Array:
-        return jnp.concatenate([a[:first], jnp.stack([low, high], axis=1).reshape(last - first, r), a[last:]])
-
-    (low, high), (one, two) = pairs(keys), pairs(order)
+    odd = ((0, n % 2), (0, 0))
+    last = jnp.asarray(jnp.iinfo(keys.dtype).max, keys.dtype)
+    key_pairs = jnp.pad(keys, odd, constant_values=last).reshape(-1, 2, r)
+    order_pairs = jnp.pad(order, odd).reshape(-1, 2, r)
+    low, high, one, two = key_pairs[:, 0], key_pairs[:, 1], order_pairs[:, 0], order_pairs[:, 1]
     swap = low > high
-    keys = joined(jnp.where(swap, high, low), jnp.where(swap, low, high), keys)
-    return keys, joined(jnp.where(swap, two, one), jnp.where(swap, one, two), order)
+    low, high = jnp.where(swap, high, low), jnp.where(swap, low, high)
+    one, two = jnp.where(swap, two, one), jnp.where(swap, one, two)
+    # What comes first in the next pair comes second in these; the very first and last have no neighbour left.
+    swap = high[:-1] > low[1:]
+
+    def between(second: Array, first: Array) -> Array:
+        upper = jnp.concatenate([first[:1], jnp.where(swap, second[:-1], first[1:])])
+        lower = jnp.concatenate([jnp.where(swap, first[1:], second[:-1]), second[-1:]])
+        return jnp.stack([upper, lower], axis=1).reshape(-1, r)[:n]
+
+    return between(high, low), between(two, one)
 
 
 def _network(keys: Int[Array, "n r"]) -> Int[Array, "n r"]:
@@ -102,25 +106,25 @@ def _sort_by_network(bits: Int[Array, "n r"]) -> tuple[Int[Array, "n r"], Int[Ar
     beyond = jnp.where(beyond == 0, ~beyond, beyond)
     excess = jnp.where(excluded, beyond, lax.bitcast_convert_type(bits - least, unsigned))
 
-    def by_digits(excess: Array, shift: Array) -> Array:
+    def by_digits(excess: Array, shift: Array) -> tuple[Array, Array]:
+        """The leading digits in ascending order, and where each came from."""
         digits = (excess >> shift) & last_digit
         packed = (digits << index_bits) | lax.broadcasted_iota(unsigned, excess.shape, 0)
         padding = ((0, (1 << index_bits) - n), (0, 0))
         packed = jnp.pad(packed, padding, constant_values=jnp.iinfo(bits.dtype).max)
-        packed = _network(lax.bitcast_convert_type(packed, bits.dtype))[:n]
-        return (packed & ((1 << index_bits) - 1)).astype(jnp.int32)
+        packed = lax.bitcast_convert_type(_network(lax.bitcast_convert_type(packed, bits.dtype))[:n], unsigned)
+        return packed >> index_bits, (packed & ((1 << index_bits) - 1)).astype(jnp.int32)
 
     def unsorted(excess: Array) -> Array:
         return jnp.any(excess[1:] < excess[:-1])
 
     def exchange(given: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         excess, order, turn = given
-        excess, order = _compare_exchange(*_compare_exchange(excess, order, 0), 1)
-        return excess, order, turn + 1
+        return *_exchange_neighbours(excess, order), turn + 1
 
     def sort_next_digits(given: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         excess, order, shift = given
-        came_from = by_digits(excess, jnp.broadcast_to(shift, (r,)))
+        _, came_from = by_digits(excess, jnp.broadcast_to(shift, (r,)))
         return in_order(excess, came_from), in_order(order, came_from), shift + room
 
     def put_right(given: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -135,10 +139,12 @@ def _sort_by_network(bits: Int[Array, "n r"]) -> tuple[Int[Array, "n r"], Int[Ar
         )
         return every_digit[:2]
 
-    order = by_digits(excess, shift)
-    excess = in_order(excess, order)
-    excess, order = _compare_exchange(*_compare_exchange(excess, order, 0), 1)
-    excess, order = lax.cond(unsorted(excess), put_right, lambda sorted_: sorted_, (excess, order))
+    def look_up(given: tuple[Array, Array]) -> tuple[Array, Array]:
+        found = _exchange_neighbours(in_order(excess, given[1]), given[1])
+        return lax.cond(unsorted(found[0]), put_right, lambda sorted_: sorted_, found)
+
+    # Where no digit was left out, the leading ones are all there is to know.
+    excess, order = lax.cond(jnp.any(shift > 0), look_up, lambda sorted_: sorted_, by_digits(excess, shift))
     number = lax.bitcast_convert_type(excess, bits.dtype) + least
     return jnp.where(excess == beyond, jnp.iinfo(bits.dtype).max - 1, number), order
 
@@ -148,24 +154,43 @@ def _sort_by_library(keys: Int[Array, "n r"]) -> tuple[Int[Array, "n r"], Int[Ar
     return keys, order
 
 
+def _line_by_line(
+    step: Callable[..., tuple[Array, Any]], rate: Array, value: Array, start: Any, reverse: bool
+) -> Float[Array, "n r"]:
+    """What `step` makes of each line of both and of what it left behind; written over the value, line by line.
+
+    A scan would set up room for its results beforehand, line it with zeros and copy these.
+    """
+    n = value.shape[0]
+
+    def at_line(k: Array, given: tuple[Any, Array]) -> tuple[Any, Array]:
+        carry, lines = given
+        k = jnp.uint32(n - 1) - k.astype(jnp.uint32) if reverse else k.astype(jnp.uint32)  # none is below 0 then
+        line, carry = step(rate[k], lines[k], carry)
+        return carry, lax.dynamic_update_index_in_dim(lines, line, k, 0)
+
+    # Zeros of the rate carry its device axes, which under shard_map all that a loop carries must share.
+    return lax.fori_loop(0, n, at_line, (start, value + jnp.zeros_like(rate)))[1]
+
+
 def _relax_sequentially(rate: Float[Array, "n r"], target: Float[Array, "n r"], reverse: bool) -> Float[Array, "n r"]:
-    def step(carry: tuple[Array, Array], now: tuple[Array, Array]) -> tuple[tuple[Array, Array], Array]:
+    def step(rate: Array, target: Array, carry: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
         y, lost = carry
         # Kahan: `lost` holds the low bits, without which n additions would cost sqrt(n) roundings.
-        increment = now[0] * (now[1] - y) + lost
+        increment = rate * (target - y) + lost
         total = y + increment
-        return (total, increment - (total - y)), total
+        return total, (total, increment - (total - y))
 
-    start = jnp.zeros_like(rate[0])
-    return lax.scan(step, (start, start), (rate, target), reverse=reverse)[1]
+    zeros = jnp.zeros_like(rate[0])
+    return _line_by_line(step, rate, target, (zeros, zeros), reverse)
 
 
 def _recur_sequentially(decay: Float[Array, "n r"], value: Float[Array, "n r"], reverse: bool) -> Float[Array, "n r"]:
-    def step(y: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
-        y = now[0] * y + now[1]
+    def step(decay: Array, value: Array, y: Array) -> tuple[Array, Array]:
+        y = decay * y + value
         return y, y
 
-    return lax.scan(step, jnp.zeros_like(decay[0]), (decay, value), reverse=reverse)[1]
+    return _line_by_line(step, decay, value, jnp.zeros_like(decay[0]), reverse)
 
 
 def _recur_in_parallel(decay: Float[Array, "n r"], value: Float[Array, "n r"], reverse: bool) -> Float[Array, "n r"]:
@@ -223,32 +248,43 @@ class Sorted(NamedTuple):
     entries: Int[Array, "r"]  # how many of each column take part
 
 
-def sort_columns(x: Num[Array, "n r"], valid: Bool[Array, "n r"] | None, using: Primitives) -> Sorted:
-    """Sorts every column, entries that are not `valid` to the end."""
+def sort_columns(
+    x: Num[Array, "n r"], valid: Bool[Array, "n r"] | None, using: Primitives, entries: Int[Array, "r"] | None = None
+) -> Sorted:
+    """Sorts every column, entries that are not `valid` to the end; who knows how many are, says it (`entries`)."""
     n, r = x.shape
     bits = ordered_bits(x)
-    if valid is None:
-        entries = jnp.full((r,), n, jnp.int32)
-    else:
+    if valid is not None:
         # Above NaN, but below what pads the network: a column's first n entries stay its own.
         bits = jnp.where(valid, bits, jnp.iinfo(bits.dtype).max - 1)
-        entries = jnp.sum(valid, axis=0, dtype=jnp.int32)
-    return Sorted(*using.sort(bits), entries)
+    return Sorted(*using.sort(bits), entries_of(valid, n, r) if entries is None else entries)
+
+
+def entries_of(valid: Bool[Array, "n r"] | None, n: int, r: int) -> Int[Array, "r"]:
+    """How many entries of each column take part."""
+    return jnp.full((r,), n, jnp.int32) if valid is None else jnp.sum(valid, axis=0, dtype=jnp.int32)
 
 
 def unsort(values: Num[Array, "n r"], order: Int[Array, "n r"]) -> Num[Array, "n r"]:
     """Brings sorted columns back into the order they came in."""
-    lanes = lax.broadcasted_iota(jnp.int32, order.shape, 1)
-    return jnp.zeros_like(values).at[order, lanes].set(values, unique_indices=True, mode="promise_in_bounds")
+    if values.size >= 2**31:
+        lanes = lax.broadcasted_iota(jnp.int32, order.shape, 1)
+        return jnp.zeros_like(values).at[order, lanes].set(values, unique_indices=True, mode="promise_in_bounds")
+    flat = jnp.zeros_like(values).reshape(-1)
+    flat = flat.at[_places(order)].set(values, unique_indices=True, mode="promise_in_bounds")
+    return flat.reshape(values.shape)
 
 
 def in_order(values: Shaped[Array, "m r"], order: Int[Array, "n r"]) -> Shaped[Array, "n r"]:
     """Brings columns into the order that `order` names."""
     if values.size >= 2**31:
         return jnp.take_along_axis(values, order, axis=0, mode="promise_in_bounds")
-    # One number for a place is looked up faster than two.
-    places = order * order.shape[1] + lax.broadcasted_iota(jnp.int32, order.shape, 1)
-    return values.reshape(-1).at[places].get(mode="promise_in_bounds")
+    return values.reshape(-1).at[_places(order)].get(mode="promise_in_bounds")
+
+
+def _places(order: Int[Array, "n r"]) -> Int[Array, "n r"]:
+    """Where those rows of each column lie in all columns together: one number is looked up faster than two."""
+    return order * order.shape[1] + lax.broadcasted_iota(jnp.int32, order.shape, 1)
 
 
 def run_bounds(bits: Int[Array, "n r"], using: Primitives) -> tuple[Float[Array, "n r"], Float[Array, "n r"]]:
@@ -263,8 +299,19 @@ def run_bounds(bits: Int[Array, "n r"], using: Primitives) -> tuple[Float[Array,
 
 
 @functools.partial(jax.jit, static_argnames="using")
-def average_ranks(x: Num[Array, "n r"], valid: Bool[Array, "n r"] | None, *, using: Primitives) -> Float[Array, "n r"]:
-    """Ranks 1 ... n of every column, ties sharing the average of theirs."""
-    columns = sort_columns(x, valid, using)
+def average_ranks(
+    x: Num[Array, "n r"],
+    valid: Bool[Array, "n r"] | None,
+    entries: Int[Array, "r"] | None = None,
+    *,
+    using: Primitives,
+) -> Float[Array, "n r"]:
+    """Ranks 1 ... n of every column, ties sharing the average of theirs; NaN where a valid entry is."""
+    columns = sort_columns(x, valid, using, entries)
     first, last = run_bounds(columns.bits, using)
-    return unsort((first + last) / 2 + 1, columns.order)
+    ranks = (first + last) / 2 + 1
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        ending = jnp.maximum(columns.entries - 1, 0)[None]
+        largest = floats_of(jnp.take_along_axis(columns.bits, ending, axis=0, mode="promise_in_bounds"))
+        ranks = jnp.where((columns.entries > 0) & jnp.isnan(largest), jnp.nan, ranks)
+    return unsort(ranks, columns.order)

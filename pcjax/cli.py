@@ -18,9 +18,9 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
-from pcjax._checks import RequestError
+from pcjax._checks import OutputClosedError, RequestError, interruption
 
 if TYPE_CHECKING:
     from pcjax.config import Config, Loss
@@ -128,9 +128,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(f"stopped by {name}; what was saved stays; to go on: {again}", 128 + stopped.number)
     except KeyboardInterrupt:
         _fail(f"stopped by SIGINT; what was saved stays; to go on: {again}", 128 + signal.SIGINT)
-    except BrokenPipeError:
+    except (BrokenPipeError, OutputClosedError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
+        _end(128 + signal.SIGPIPE)
     except OSError as error:
         if error.errno in NO_PATH:
             _fail(f"{error.filename}: {error.strerror}: expected a path that can be, give another")
@@ -181,6 +181,11 @@ def _signals_stop() -> Iterator[None]:
     unraisable, sys.unraisablehook = sys.unraisablehook, once_more
     try:
         yield
+    except Exception as error:
+        stopped = interruption(error)
+        if not isinstance(stopped, (_StoppedBySignal, KeyboardInterrupt)):
+            raise
+        raise stopped from error
     finally:
         inside = False
         sys.unraisablehook = unraisable
@@ -195,6 +200,11 @@ def _fail(message: str, status: int = 2, agreed: bool = False) -> None:
     line = line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
     with contextlib.suppress(OSError):  # it may lie on the disk that is full
         print(f"pcjax: {line}", file=sys.stderr)  # noqa: T201
+    _end(status, agreed)
+
+
+def _end(status: int, agreed: bool = False) -> NoReturn:
+    """Ends this process; the others of its job are told, unless all of them have agreed on it."""
     together = _together()
     if together is not None and not agreed:
         together.leave(status)
@@ -280,9 +290,7 @@ def _train(job: str, given: list[str]) -> None:
     except StoppedError as stopped:
         _fail(f"{stopped}; to go on: {again}", 128 + stopped.number, agreed=True)
     except UnsavedError as unsaved:
-        if _BROKEN.search(str(unsaved)):
-            _unforeseen(unsaved)
-        _fail(f"{unsaved}: see to the disk; to go on from there: {again}", 1)
+        _fail(f"{unsaved}: see to the disk; to go on from there: {again}", 1, agreed=True)
     except BadStepsError as bad:
         _fail(str(bad), 1, agreed=True)
 

@@ -5,7 +5,6 @@ which is only parsed. `pcjax JOB CONFIG.py --section.field value` overrides sing
 """
 
 import dataclasses
-import hashlib
 import json
 import math
 import pathlib
@@ -213,8 +212,10 @@ class Training:
     """how many of the latest checkpoints stay, beside the best one"""
     choose: Literal["best", "last"] = "best"
     """which checkpoint the trained model is taken from: the best on the validation examples, or the last one"""
+    spike: float | None = 30.0
+    """a step whose gradient is so many times as long as usual is not taken; None: every finite one is"""
     bad_steps: int = 20
-    """so many steps in a row without a finite loss and gradient, which are not taken, stop the training"""
+    """so many steps in a row that are not taken (not finite, a spike, all examples alike) stop the training"""
     watchdog_seconds: float | None = None
     """a step that takes longer ends the command; None: half an hour in a job of several processes, else no limit"""
     tensorboard: bool = False
@@ -232,6 +233,8 @@ class Training:
         _checks.require(enough, f"got training.batch {self.batch}: expected at least 3, one neighbour has no order")
         _checks.require_positive("training.learning_rate", self.learning_rate)
         _checks.require_positive("training.clip", self.clip, optional=True)
+        if self.spike is not None:
+            _require_at_least("training.spike", self.spike, 1)
         _checks.require_positive("training.watchdog_seconds", self.watchdog_seconds, optional=True)
         waits = self.watchdog_seconds is None or self.watchdog_seconds <= LONGEST_WATCH
         got = f"got training.watchdog_seconds {self.watchdog_seconds}"
@@ -378,7 +381,7 @@ class Config:
 
     def digest(self) -> str:
         """Equal for equal configs, across versions of Python and of pcjax, which may have more fields with defaults."""
-        return hashlib.blake2b(json.dumps(_fields.told(self), sort_keys=True).encode(), digest_size=16).hexdigest()
+        return _fields.digest(_fields.told(self))
 
 
 def read(path: str | pathlib.Path) -> Config:

@@ -38,12 +38,9 @@ def hard_rank(x: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -
      [2.5 2.5 1. ]]
     """
     columns, valid, restore = _as_columns(x, axis, where)
-    whole = jnp.issubdtype(columns.dtype, jnp.integer)
-    columns = columns if whole else lax.stop_gradient(_checks.at_least_float32(columns))
+    if not jnp.issubdtype(columns.dtype, jnp.integer):
+        columns = lax.stop_gradient(_checks.at_least_float32(columns))
     ranks = _sorting.average_ranks(columns, valid, using=_sorting.primitives(columns.shape[0]))
-    if not whole:
-        broken = jnp.isnan(columns) if valid is None else jnp.isnan(columns) & valid
-        ranks = jnp.where(jnp.any(broken, axis=0), jnp.nan, ranks)
     return restore(ranks if valid is None else jnp.where(valid, ranks, 0))
 
 
@@ -144,14 +141,14 @@ def _broadcasts(shape: tuple[int, ...], onto: tuple[int, ...]) -> bool:
 class _Method(NamedTuple):
     """A soft rank as a pair of functions on columns.
 
-    forward: (x, width, valid, primitives) -> (ranks, where each came from, whatever the gradient needs); the ranks in
-        the order the method works in, which is x's own if it names none
-    backward: (that, cotangent of the ranks, primitives) -> cotangent of x, both in that order. The Jacobian of every
-        method is symmetric.
+    forward: (x, width, valid, entries, primitives) -> (ranks, where each came from, whatever the gradients need); ranks
+        in the order the method works in, which is x's own if it names none
+    backward: (that, cotangent of the ranks, primitives) -> cotangents of x, in that order, and of the width. The
+        Jacobian of every method is symmetric.
     """
 
     forward: Callable[..., tuple[Array, Array | None, Any]]
-    backward: Callable[..., Array]
+    backward: Callable[..., tuple[Array, Array]]
 
 
 @functools.partial(jax.jit, static_argnames=("method", "using"))
@@ -164,54 +161,87 @@ def soft_rank_columns(
 
 
 def ranks_as_they_come(
-    x: Float[Array, "n r"], width: Float[Array, "r"], valid: Bool[Array, "n r"] | None, method: str, using: Primitives
+    x: Float[Array, "n r"],
+    width: Float[Array, "r"],
+    valid: Bool[Array, "n r"] | None,
+    method: str,
+    using: Primitives,
+    entries: Int[Array, "r"] | None = None,
 ) -> tuple[Float[Array, "n r"], Int[Array, "n r"] | None]:
     """The soft ranks of every column in the order the method works in, and where each came from; None, in x's order.
 
-    In a sorting method's order the valid entries come first. Who only sums over a column need not have it unsorted.
+    In a sorting method's order the valid entries come first. Who only sums over a column need not have it unsorted, and
+    who knows how many entries of each are valid, says it.
     """
+    entries = _sorting.entries_of(valid, *x.shape) if entries is None else entries
     # Below the smallest normal number the width would be flushed to 0 and divide by it.
-    return _soft_rank(x, jnp.maximum(width, jnp.finfo(x.dtype).tiny), valid, method, using)
+    return _soft_rank(x, jnp.maximum(width, jnp.finfo(x.dtype).tiny), valid, entries, method, using)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _soft_rank(
-    x: Array, width: Array, valid: Array | None, method: str, using: Primitives
+    x: Array, width: Array, valid: Array | None, entries: Array, method: str, using: Primitives
 ) -> tuple[Array, Array | None]:
-    return METHODS[method].forward(x, width, valid, using)[:2]
+    ranks, order, _ = METHODS[method].forward(x, width, valid, entries, using)
+    return ranks, order
 
 
 def _soft_rank_forward(
-    x: Array, width: Array, valid: Array | None, method: str, using: Primitives
+    x: Array, width: Array, valid: Array | None, entries: Array, method: str, using: Primitives
 ) -> tuple[tuple[Array, Array | None], tuple[Any, ...]]:
-    ranks, order, saved = METHODS[method].forward(x, width, valid, using)
-    return (ranks, order), (saved, order, x, width, valid)
+    ranks, order, saved = METHODS[method].forward(x, width, valid, entries, using)
+    return (ranks, order), (saved, order, valid, entries)
 
 
 def _soft_rank_backward(
     method: str, using: Primitives, residuals: tuple[Any, ...], g: tuple[Array, Any]
 ) -> tuple[Any, ...]:
-    saved, order, x, width, valid = residuals
-    g_ranks = g[0]
-    if valid is not None:
-        entries = jnp.sum(valid, axis=0, dtype=jnp.int32)
-        counts = valid if order is None else lax.broadcasted_iota(jnp.int32, x.shape, 0) < entries
-        g_ranks = jnp.where(counts, g_ranks, 0)
-    dx = METHODS[method].backward(saved, g_ranks, using)
-    dx = dx if order is None else _sorting.unsort(dx, order)
-    if valid is not None:
-        dx, x = jnp.where(valid, dx, 0), jnp.where(valid, x, jnp.nan)
-    # dr/dtemperature = -(1 / temperature) sum_i x_i dr/dx_i; dx sums to 0, so x may be taken from its minimum, where
-    # the sum does not cancel.
-    from_minimum = jnp.nan_to_num(x - jnp.nanmin(x, axis=0))
-    return dx, -jnp.sum(from_minimum * dx, axis=0) / width, None
+    saved, order, valid, entries = residuals
+    counts = jnp.ones_like(g[0], bool) if valid is None else valid
+    if order is not None:
+        counts = lax.broadcasted_iota(jnp.int32, g[0].shape, 0) < entries
+    dx, dwidth = METHODS[method].backward(saved, jnp.where(counts, g[0], 0), using)
+    dx = jnp.where(counts, dx, 0)
+    return dx if order is None else _sorting.unsort(dx, order), dwidth, None, None
 
 
 _soft_rank.defvjp(_soft_rank_forward, _soft_rank_backward)
 
 
-def _laplace_forward(x: Array, width: Array, valid: Array | None, using: Primitives) -> tuple[Array, Array | None, Any]:
-    columns = _sorting.sort_columns(x, valid, using)
+def _of_the_width(
+    dx: Callable[[], Float[Array, "n r"]],
+    x: Float[Array, "n r"],
+    width: Float[Array, "r"],
+    entries: Int[Array, "r"],
+    reach: float,
+    using: Primitives,
+) -> Float[Array, "r"]:
+    """-(1 / width) sum_i x_i dx_i, the cotangent of the width, of sorted columns: the ranks depend on x / width alone.
+
+    As dx sums to 0, on either side of a gap of `reach` widths too, x may start at 0 again behind such a gap; and must,
+    where there are much longer ones, as otherwise no digits of the others would be left. What dx returns is computed
+    anew where it is summed: an array that both branches were given would have to be stored for them.
+    """
+    k = lax.broadcasted_iota(jnp.int32, x.shape, 0)
+
+    def at(place: Array) -> Array:
+        return jnp.take_along_axis(x, place[None], axis=0, mode="promise_in_bounds")[0]
+
+    def far() -> Array:
+        before = jnp.roll(x, 1, axis=0)
+        gap = jnp.where(x == before, 0, x - before)
+        near = (k > 0) & (k < entries) & (jnp.abs(gap) < reach * width)
+        return jnp.sum(using.recur(near.astype(x.dtype), jnp.where(near, gap, 0), False) * dx(), axis=0)
+
+    from_the_middle = jnp.sum(jnp.where(k < entries, x - at(entries // 2), 0) * dx(), axis=0)
+    extent = jnp.where(entries > 1, jnp.abs(at(jnp.maximum(entries - 1, 0)) - x[0]), 0)
+    return -lax.cond(jnp.all(extent <= 1000 * width), lambda: from_the_middle, far) / width
+
+
+def _laplace_forward(
+    x: Array, width: Array, valid: Array | None, entries: Array, using: Primitives
+) -> tuple[Array, Array | None, Any]:
+    columns = _sorting.sort_columns(x, valid, using, entries)
     s, m = _sorting.floats_of(columns.bits), columns.entries
     k = lax.broadcasted_iota(jnp.int32, x.shape, 0)  # counted from 0
     tied = columns.bits == jnp.roll(columns.bits, 1, axis=0)
@@ -225,16 +255,22 @@ def _laplace_forward(x: Array, width: Array, valid: Array | None, using: Primiti
     from_above = using.relax(jnp.roll(fall, -1, axis=0), above, True)
     ranks = (m.astype(x.dtype) + 1) / 2 + (from_below - from_above) / 2
     weight = (below - from_below) + (above - from_above)
-    return ranks, columns.order, (fall, weight, width)
+    return ranks, columns.order, (fall, weight, s, width, m)
 
 
-def _laplace_backward(saved: Any, g: Array, using: Primitives) -> Array:
-    fall, weight, width = saved
+def _laplace_backward(saved: Any, g: Array, using: Primitives) -> tuple[Array, Array]:
+    fall, weight, s, width, m = saved
     d, d_next = 1 - fall, jnp.roll(1 - fall, -1, axis=0)
     # dx_k = [g_k (a_k + b_k) - A_k - B_k] / (2 width), A_k = d_k (g_{k-1} + A_{k-1}), B_k = d_{k+1} (g_{k+1} + B_{k+1})
     from_below = using.recur(d, d * jnp.roll(g, 1, axis=0), False)
     from_above = using.recur(d_next, d_next * jnp.roll(g, -1, axis=0), True)
-    return (g * weight - from_below - from_above) / 2 / width
+
+    def dx() -> Array:
+        return (g * weight - from_below - from_above) / 2 / width
+
+    # Past that many widths nothing is left of exp(-gap / width).
+    reach = -float(np.log(jnp.finfo(s.dtype).tiny))
+    return dx(), _of_the_width(dx, s, width, m, reach, using)
 
 
 def _over_entries(entry: Callable[..., Array], *columns: Array) -> Array:
@@ -244,33 +280,41 @@ def _over_entries(entry: Callable[..., Array], *columns: Array) -> Array:
 
 
 def _logistic_forward(
-    x: Array, width: Array, valid: Array | None, using: Primitives
+    x: Array, width: Array, valid: Array | None, entries: Array, using: Primitives
 ) -> tuple[Array, Array | None, Any]:
-    x = x if valid is None else jnp.where(valid, x, 0)
+    largest = jnp.finfo(x.dtype).max
+    x = jnp.clip(x if valid is None else jnp.where(valid, x, 0), -largest, largest)  # infinities tie too
     counts = jnp.ones_like(x) if valid is None else valid.astype(x.dtype)
     ranks = _over_entries(lambda one: jnp.sum(jax.nn.sigmoid((one - x) / width) * counts, axis=0) + 0.5, x)
     return ranks, None, (x, width, counts)
 
 
-def _logistic_backward(saved: Any, g: Array, using: Primitives) -> Array:
+def _logistic_backward(saved: Any, g: Array, using: Primitives) -> tuple[Array, Array]:
     x, width, counts = saved
 
-    def slopes(one: Array, g_one: Array) -> Array:
-        u = (one - x) / width
-        slope = jax.nn.sigmoid(u) * jax.nn.sigmoid(-u)
-        return jnp.sum(slope * counts * (g_one - g), axis=0)
+    def slopes(u: Array) -> Array:
+        return jax.nn.sigmoid(u) * jax.nn.sigmoid(-u) * counts
 
-    return _over_entries(slopes, x, g) / width
+    def pulls(one: Array, g_one: Array) -> Array:
+        return jnp.sum(slopes((one - x) / width) * (g_one - g), axis=0)
+
+    def pulls_on_the_width(one: Array, g_one: Array) -> Array:
+        u = jnp.clip((one - x) / width, -1000, 1000)  # beyond, slopes are 0
+        return -g_one * jnp.sum(u * slopes(u), axis=0)
+
+    # One after the other: of both at once XLA would store every pair's slope.
+    return _over_entries(pulls, x, g) / width, jnp.sum(_over_entries(pulls_on_the_width, x, g), axis=0) / width
 
 
 def _permutahedron_forward(
-    x: Array, width: Array, valid: Array | None, using: Primitives
+    x: Array, width: Array, valid: Array | None, entries: Array, using: Primitives
 ) -> tuple[Array, Array | None, Any]:
     n, r = x.shape
-    columns = _sorting.sort_columns(-x, valid, using)
+    columns = _sorting.sort_columns(-x, valid, using, entries)
     z, m = -_sorting.floats_of(columns.bits), columns.entries
     k = lax.broadcasted_iota(jnp.int32, x.shape, 0)
-    gap = jnp.clip(z - jnp.roll(z, -1, axis=0), 0, jnp.finfo(x.dtype).max) / width
+    tied = columns.bits == jnp.roll(columns.bits, -1, axis=0)  # infinities too
+    gap = jnp.where(tied, 0, jnp.clip(z - jnp.roll(z, -1, axis=0), 0, jnp.finfo(x.dtype).max)) / width
     # y_k = s_k - w_k falls by gap - 1 from one entry to the next, and where entries lie far apart outgrows its digits.
     rise = jnp.where(k < m - 1, 1 - jnp.minimum(gap, n), 0)
     # But no block pools over a place where the least y before it exceeds the largest after it. How far y_k lies above
@@ -292,7 +336,7 @@ def _permutahedron_forward(
     v = v[:n]
     same = jnp.pad((v[1:] == v[:-1]) & (k[1:] < m), ((1, 0), (0, 0))).astype(x.dtype)
     # r = s - v, written so that an entry on its own is exactly its hard rank
-    return w + (y - v), columns.order, (same, width)
+    return w + (y - v), columns.order, (same, z, width, m)
 
 
 def _positive_sums(x: Float[Array, "n r"]) -> Float[Array, "n r"]:
@@ -323,19 +367,21 @@ def _pool_halves(v: Float[Array, "pairs 2 half r"]) -> Float[Array, "pairs 2 hal
 
     steps = 8 if half > 1 else 2
     m = lax.fori_loop(0, steps if v.dtype == jnp.float32 else 2 * steps, step, (floor + ceiling) / 2)
-    m = jnp.where(violated, m, 0)[:, None]
-    pooled = jnp.stack([jnp.maximum(upper, m), jnp.minimum(lower, m)], axis=1)
-    return jnp.where(violated[:, None, None], pooled, v)
+    # Halves that are in order stay as they are: none of the upper one lies below its last, none of the lower one above.
+    m = jnp.where(violated, m, floor)[:, None]
+    return jnp.stack([jnp.maximum(upper, m), jnp.minimum(lower, m)], axis=1)
 
 
-def _permutahedron_backward(saved: Any, g: Array, using: Primitives) -> Array:
-    same, width = saved
+def _permutahedron_backward(saved: Any, g: Array, using: Primitives) -> tuple[Array, Array]:
+    same, z, width, m = saved
     same_next = jnp.roll(same, -1, axis=0)
 
     def block_sum(values: Array) -> Array:
         return using.recur(same, values, False) + using.recur(same_next, values, True) - values
 
-    return (g - block_sum(g) / block_sum(jnp.ones_like(g))) / width
+    dx = (g - block_sum(g) / block_sum(jnp.ones_like(g))) / width
+    # Entries that lie n widths apart are never in one block.
+    return dx, _of_the_width(lambda: dx, z, width, m, float(len(z)), using)
 
 
 METHODS: dict[str, _Method] = {

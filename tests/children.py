@@ -12,6 +12,8 @@ import sys
 import tempfile
 import time
 
+from compiling import WITHOUT_OPTIMISATIONS
+
 from pcjax.training.checkpoint import Checkpoints
 
 PCJAX = str(pathlib.Path(sys.executable).with_name("pcjax"))
@@ -36,13 +38,28 @@ def environment(**given):
     """Of a child process: they compile much and compute little, so without the compiler's optimisations by default."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_", "PCJAX_"))}
     kept |= {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": compiled()}
-    kept |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    kept |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "XLA_FLAGS": WITHOUT_OPTIMISATIONS}
     return kept | {name: str(value) for name, value in given.items()}
 
 
-def start(*arguments, env=None, cwd=None, stdout=subprocess.PIPE, stderr=subprocess.PIPE):
-    command = [PCJAX, *map(str, arguments)]
-    return subprocess.Popen(command, env=env or environment(), cwd=cwd, stdout=stdout, stderr=stderr, text=True)
+_started = []
+
+
+def start(*arguments, program=(PCJAX,), env=None, cwd=None, stdout=subprocess.PIPE, stderr=subprocess.PIPE):
+    """The command, or another program; it ends with the test at the latest."""
+    command = [*map(str, (*program, *arguments))]
+    process = subprocess.Popen(command, env=env or environment(), cwd=cwd, stdout=stdout, stderr=stderr, text=True)
+    _started.append(process)
+    return process
+
+
+def end_all():
+    """Ends whatever was started and still runs."""
+    while _started:
+        process = _started.pop()
+        if process.poll() is None:
+            process.kill()
+            process.wait()
 
 
 def environments_of_two(**given):
@@ -54,9 +71,20 @@ def environments_of_two(**given):
     return [environment(PCJAX_PROCESS=i, **several) for i in range(2)]
 
 
-def start_two(*arguments, **given):
+def start_two(*arguments, program=(PCJAX,), **given):
     """Two processes of one job."""
-    return [start(*arguments, env=env) for env in environments_of_two(**given)]
+    return [start(*arguments, program=program, env=env) for env in environments_of_two(**given)]
+
+
+def fault(**given):
+    """What has a child process meet a fault in its calls of the file system, as sitecustomize.py takes it."""
+    path = os.pathsep.join([str(pathlib.Path(__file__).parent / "faults" / "killed"), os.environ.get("PYTHONPATH", "")])
+    return {"PYTHONPATH": path} | {f"PCJAX_KILL_{name.upper()}": str(value) for name, value in given.items()}
+
+
+def steps_saved(run):
+    """The steps of the checkpoints that have their mark."""
+    return sorted(int(path.parent.name) for path in (run / "checkpoints").glob("*/commit_success.txt"))
 
 
 def finish(process, timeout=300):

@@ -186,6 +186,44 @@ def test_gradient_of_the_temperature_far_from_the_origin(method, rng):
     assert abs(near - far) <= 1e-3 * abs(near)
 
 
+def gradient_of_the_temperature(x, g, method):
+    x, g = jnp.asarray(x, jnp.float32), jnp.asarray(g, jnp.float32)
+    return float(jax.grad(lambda t: jnp.vdot(g, soft_rank(x, temperature=t, method=method)))(jnp.float32(0.05)))
+
+
+@methods
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("outlier", [1e4, -1e4, 1e30, -1e30, np.inf, -np.inf])
+def test_gradient_of_the_temperature_beside_outliers(method, outlier, count, rng):
+    """No one's rank changes with how far the outliers are, and the digits of the others must not be lost in it."""
+    x, g = rng.normal(size=50), rng.normal(size=50)
+    near, far = (
+        gradient_of_the_temperature(np.append(x[count:], [place] * count), g, method)
+        for place in (np.copysign(1e3, outlier), outlier)
+    )
+    assert abs(far - near) <= 1e-3 * abs(near)
+
+
+GROUPS = {
+    "two far apart": lambda rng: np.concatenate([rng.normal(size=20), 300 + rng.normal(size=20)]),
+    "many low outliers": lambda rng: np.concatenate([rng.normal(size=200), -np.geomspace(1e2, 1e9, 50)]),
+    "many high outliers": lambda rng: np.concatenate([rng.normal(size=200), np.geomspace(1e2, 1e9, 50)]),
+}
+
+
+@methods
+@machines
+@pytest.mark.parametrize("rows", GROUPS)
+def test_gradient_of_the_temperature_across_far_gaps(rows, method, machine, rng, monkeypatch):
+    on(machine, monkeypatch)
+    x = GROUPS[rows](rng).astype(np.float32)
+    g = rng.normal(size=len(x)).astype(np.float32)
+    found = gradient_of_the_temperature(x, g, method)
+    with jax.enable_x64(True):
+        high, low = (np.vdot(g, soft_rank(x.astype(float), temperature=0.05 + t, method=method)) for t in (1e-6, -1e-6))
+    assert abs(found - (high - low) / 2e-6) <= 2e-3 * np.abs(g).sum()
+
+
 @methods
 @machines
 def test_gradients_are_finite_on_degenerate_rows(method, machine, rng, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 
 from pcjax import _sorting
 
-N, COLUMNS = 300, 3
+N, COLUMNS = 301, 3
 
 
 def columns(kind, rng):
@@ -22,6 +22,7 @@ def columns(kind, rng):
     strange[7], strange[8], strange[9], strange[10], strange[11] = np.nan, np.inf, -np.inf, 0.0, -0.0
     return {
         "normal": normal,
+        "narrow": 1 + rng.random((N, COLUMNS)).astype(np.float32) / 4,
         "reversed": np.sort(normal, axis=0)[::-1].copy(),
         "constant": normal * 0,
         "tied": np.round(normal),
@@ -55,6 +56,7 @@ def assert_sorted(x, valid):
 
 KINDS = (
     "normal",
+    "narrow",
     "reversed",
     "constant",
     "tied",
@@ -95,3 +97,11 @@ def test_crowded_columns_need_every_digit(rng):
     leading = excess >> (int(excess.max()).bit_length() - room)
     crowd = max(np.unique(leading[:, 0], return_counts=True)[1])
     assert crowd > 2 * _sorting.EXCHANGES
+
+
+def test_narrow_columns_leave_no_digit_out(rng):
+    """The test of the short way tests it: one packed number holds all that distinguishes these."""
+    room = 31 - (N - 1).bit_length()
+    for kind, fits in (("narrow", True), ("normal", False)):
+        bits = np.asarray(_sorting.ordered_bits(jnp.asarray(columns(kind, rng)))).astype(np.int64)
+        assert (int((bits - bits.min(axis=0)).max()).bit_length() <= room - 1) == fits

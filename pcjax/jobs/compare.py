@@ -222,7 +222,8 @@ def train_finite(chosen: Plan, first: Frozen, display: Display) -> Frozen:
     """The trained student, if at least half of the steps were taken."""
     student, skipped = trained(chosen, first, display)
     if skipped > chosen.steps / 2:
-        raise judge.NotFiniteError(f"{skipped} of {chosen.steps} steps were not finite")
+        why = "not being finite, far beyond those before, or of examples that are all alike"
+        raise judge.NotFiniteError(f"{skipped} of {chosen.steps} steps were not taken, {why}")
     return student
 
 

@@ -1,7 +1,6 @@
 """A run's folder: what it was asked to do, and what came of it."""
 
 import dataclasses
-import hashlib
 import json
 import os
 import pathlib
@@ -10,14 +9,15 @@ from typing import Any, TypeGuard
 
 import jax
 
-from pcjax import _checks
+from pcjax import _checks, _fields
 from pcjax._checks import RequestError
 from pcjax.config import Config, read_stored
 from pcjax.training.clock import Clock
-from pcjax.training.parallel import wait_for_all
+from pcjax.training.parallel import seen_soon, wait_for_all
 
 LARGEST = 2**26  # bytes of what a job wrote
 CONFIG, RESULT, CHECKPOINTS = "config.json", "result.json", "checkpoints"
+UNFINISHED = ".unfinished"  # behind the name of a file that is being written
 
 
 def check_folder(folder: pathlib.Path, config: Config, job: str) -> None:
@@ -36,7 +36,8 @@ def check_folder(folder: pathlib.Path, config: Config, job: str) -> None:
                 f"or go on with that run's own config by `pcjax {job} {stored} --workdir {folder}`"
             )
     else:
-        foreign = folder.is_dir() and any(folder.iterdir())
+        # A config of which a kill or a full disk has left a part was never a run.
+        foreign = folder.is_dir() and any(path.name != CONFIG + UNFINISHED for path in folder.iterdir())
         _checks.require(not foreign, f"{folder} is neither empty nor a run's folder: choose another --workdir")
 
 
@@ -47,12 +48,19 @@ def begin_folder(folder: pathlib.Path, config: Config, job: str) -> None:
     """
     wait_for_all("the folder of a run is looked at")
     stored = folder / CONFIG
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not stored.exists():
-            write_json(stored, {"job": job, "config": json.loads(config.to_json())})
-    except OSError as error:
-        raise RequestError(f"cannot write to --workdir {folder}: {error.strerror}") from error
+    if jax.process_index() == 0:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not stored.exists():
+                write_json(stored, {"job": job, "config": json.loads(config.to_json())})
+        except OSError as error:
+            raise RequestError(f"cannot write to --workdir {folder}: {error.strerror}") from error
+    wait_for_all("the folder of a run is begun")
+    _checks.require(
+        seen_soon(stored.is_file),
+        f"process {jax.process_index()} does not see {stored}, which the first one has written: expected one --workdir "
+        "on a disk that all processes see",
+    )
 
 
 def config_of(folder: pathlib.Path, job: str | None = None, field: str = "") -> tuple[str, Config]:
@@ -86,7 +94,7 @@ def stored_object(path: pathlib.Path, remedy: str) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
         _checks.require(isinstance(found, dict), f"expected an object, found {type(found).__name__}")
         there = found.pop("digest", None)
-        _checks.require(there in (None, _digest(found)), "it is not what was written")
+        _checks.require(there in (None, _fields.digest(found)), "it is not what was written")
         return found
     except (OSError, ValueError, RecursionError) as error:
         raise RequestError(f"{path} is damaged ({error}): {remedy}") from error
@@ -94,11 +102,7 @@ def stored_object(path: pathlib.Path, remedy: str) -> dict[str, Any]:
 
 def write_proven(path: pathlib.Path, value: dict[str, Any]) -> None:
     """An object with its own digest, so that whatever becomes of it is noticed where it is read."""
-    write_json(path, value | {"digest": _digest(value)})
-
-
-def _digest(value: Any) -> str:
-    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
+    write_json(path, value | {"digest": _fields.digest(value)})
 
 
 def is_number(value: Any, finite: bool = True) -> TypeGuard[float]:
@@ -143,7 +147,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 def write_text(path: pathlib.Path, text: str) -> None:
     """The file appears whole or not at all; one of several processes writes it."""
     if jax.process_index() == 0:
-        unfinished = path.with_name(path.name + ".unfinished")
+        unfinished = path.with_name(path.name + UNFINISHED)
         unfinished.write_text(text, encoding="utf-8")
         unfinished.replace(path)
 

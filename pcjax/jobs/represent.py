@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from pcjax.data import Dataset, Examples, evaluation_batches
 from pcjax.models import Output
 from pcjax.training.functional import Arrays, Functional
+from pcjax.training.stopping import Watchdog
 
 SPLITS = ("train", "validation", "test")
 
@@ -69,14 +70,16 @@ def represent(model: Frozen, examples: Examples, normalise: tuple[np.ndarray, np
     parameters, statistics = jax.device_put((model.parameters, model.statistics), NamedSharding(mesh, P()))
     features, logits = [], []
     part = {"process_index": jax.process_index(), "process_count": processes}
-    for given in evaluation_batches(examples, batch=batch, normalise=normalise, **part):
-        images = jax.device_put(given["image"], NamedSharding(mesh, P("rows")))
-        output = outputs(model.function, parameters, statistics, images)
-        found = np.asarray(output.features), None if output.logits is None else np.asarray(output.logits)
-        if processes > 1:
-            found = multihost_utils.process_allgather(found, tiled=True)
-        features.append(found[0])
-        logits.append(found[1])
+    with Watchdog("what a model says", each="batch") as watchdog:
+        for given in evaluation_batches(examples, batch=batch, normalise=normalise, **part):
+            images = jax.device_put(given["image"], NamedSharding(mesh, P("rows")))
+            output = outputs(model.function, parameters, statistics, images)
+            found = np.asarray(output.features), None if output.logits is None else np.asarray(output.logits)
+            if processes > 1:
+                found = multihost_utils.process_allgather(found, tiled=True)
+            features.append(found[0])
+            logits.append(found[1])
+            watchdog.beat(len(features))
     n = len(examples)
     return Said(np.concatenate(features)[:n], None if logits[0] is None else np.concatenate(logits)[:n])
 

@@ -256,7 +256,7 @@ def pairwise_ranking(
     teacher_rows, d_teacher = lax.stop_gradient((teacher_rows, d_teacher))
     fixed_margin = jnp.zeros((), dtype) if named else jnp.asarray(margin, dtype)
     if named and margin == "deviation":
-        fixed_margin = _deviation(d_teacher[:, None], counts[:, None])[0]
+        fixed_margin = _deviation(jnp.where(counts, d_teacher, 0)[:, None], counts[:, None], jnp.sum(counts))[0]
 
     def block_values(rows: Array, columns: Array, fixed_rows: tuple[Array, Array], fixed: tuple[Array, Array]) -> Array:
         (t_rows, included), (t_columns, counts) = fixed_rows, fixed
@@ -328,7 +328,7 @@ def spearman(
     included = batch.others(points)
     d = jnp.where(included, measure(batch.student, points.student), 0).astype(dtype)
     d_teacher = jnp.where(included, teacher_measure(batch.teacher, points.teacher), 0)
-    width = temperature * _deviation(d.T, included.T)
+    width = temperature * _deviation(d.T, included.T, jnp.sum(included, axis=1))
     ranks = soft_rank(d, temperature=width, method=ranking, where=included)
     teacher_ranks = lax.stop_gradient(hard_rank(d_teacher, where=included)).astype(dtype)
     # Ranks, soft ones too, sum to m (m + 1) / 2. What rounding leaves of equal ones is no direction.

@@ -13,10 +13,10 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from pcjax import _checks
-from pcjax._sorting import cache_rows, in_order, primitives
+from pcjax._sorting import average_ranks, cache_rows, in_order, primitives
 from pcjax.dissimilarity import Dissimilarity, in_columns, resolve
 from pcjax.losses._sweep import RowValues, swept_sum, swept_values
-from pcjax.ranking import METHODS, hard_rank, ranks_as_they_come, soft_rank
+from pcjax.ranking import METHODS, ranks_as_they_come, soft_rank
 
 SCALES = ("row", "batch")
 FRAMES = ("own", "teacher")
@@ -285,7 +285,7 @@ def _loss(
 
     # Also where no chunks are asked for, a sweep in blocks that a cache holds is the fastest on a CPU.
     block = min(request.chunk_size or n, cache_rows(teacher_points.shape[0]) or n)
-    chunk_size = None if request.chunk_size is None else block
+    chunk_size = None if request.chunk_size is None or block == n else block
 
     def summed(values: RowValues, weights: Array) -> Array:
         values = functools.partial(values, request)
@@ -338,26 +338,26 @@ def _anchor_losses(
 
     What an anchor sees is a column, and the anchors lie side by side.
     """
-    included = _included(anchors, fixed)
+    included, count = _included(anchors, fixed), _count(anchors, fixed)
+    using = primitives(included.shape[0])
 
     def width(d: Array, temperature: Array, scale: Array | None) -> Array:
-        return temperature * (_deviation(d, included) if scale is None else scale)
+        return temperature * (_deviation(d, included, count) if scale is None else scale)
 
     d_teacher = _teacher_columns(request, anchors, fixed, included)
     if fixed.teacher_temperature is None:
-        teacher_ranks = hard_rank(d_teacher, axis=0, where=included)
+        teacher_ranks = average_ranks(d_teacher, included, count, using=using)
     else:
         teacher_width = width(d_teacher, fixed.teacher_temperature, fixed.teacher_scale)
         teacher_ranks = soft_rank(d_teacher, temperature=teacher_width, method=request.ranking, axis=0, where=included)
     teacher_ranks = lax.stop_gradient(teacher_ranks)
-    weights = _weights(request, teacher_ranks, included)
+    weights = _weights(request, teacher_ranks, included, count)
 
     d = _student_columns(request, student, moving, fixed, included)
     # A column's mean does not depend on its order, so the student's ranks are left in the order they were sorted into,
     # and what they are compared with is brought there.
     student_width = jnp.broadcast_to(width(d, moving.temperature, moving.scale), d.shape[1:])
-    ranks, order = ranks_as_they_come(d, student_width, included, request.ranking, primitives(d.shape[0]))
-    count = jnp.sum(included, axis=0)
+    ranks, order = ranks_as_they_come(d, student_width, included, request.ranking, using, count)
     if order is not None:
         teacher_ranks, weights = jax.tree.map(lambda column: in_order(column, order), (teacher_ranks, weights))
         included = lax.broadcasted_iota(count.dtype, order.shape, 0) < count
@@ -372,14 +372,14 @@ def _student_means(
     request: _Request, student: Float[Array, "r ds"], moving: _Moving, anchors: _Anchors, fixed: _Points
 ) -> Float[Array, "r"]:
     included = _included(anchors, fixed)
-    return _mean(_student_columns(request, student, moving, fixed, included), included)
+    return _mean(_student_columns(request, student, moving, fixed, included), _count(anchors, fixed))
 
 
 def _teacher_means(
     request: _Request, student: Float[Array, "r ds"], moving: _Moving, anchors: _Anchors, fixed: _Points
 ) -> Float[Array, "r"]:
     included = _included(anchors, fixed)
-    return _mean(_teacher_columns(request, anchors, fixed, included), included)
+    return _mean(_teacher_columns(request, anchors, fixed, included), _count(anchors, fixed))
 
 
 def _student_columns(
@@ -403,31 +403,45 @@ def _included(anchors: _Anchors, fixed: _Points) -> Bool[Array, "m r"]:
     return others if fixed.valid is None else others & fixed.valid[:, None]
 
 
-def _mean(x: Float[Array, "m r"], included: Bool[Array, "m r"]) -> Float[Array, "r"]:
-    return jnp.sum(jnp.where(included, x, 0), axis=0) / jnp.maximum(jnp.sum(included, axis=0), 1)
+def _count(anchors: _Anchors, fixed: _Points) -> Int[Array, "r"]:
+    """How many points each anchor ranks: the sums of `_included`, known without adding up."""
+    m, place = fixed.teacher.shape[0], anchors.place
+    if fixed.valid is None:
+        return m - (place >= 0).astype(jnp.int32)
+    return jnp.sum(fixed.valid, dtype=jnp.int32) - ((place >= 0) & fixed.valid[place]).astype(jnp.int32)
 
 
-def _deviation(d: Float[Array, "m r"], included: Bool[Array, "m r"]) -> Float[Array, "r"]:
-    """Standard deviation of each column; where all are equal, and so share one rank at any width, their size."""
-    largest = lax.stop_gradient(jnp.max(jnp.where(included, jnp.abs(d), 0), axis=0))
+def _mean(x: Float[Array, "m r"], count: Int[Array, "r"]) -> Float[Array, "r"]:
+    """Mean of every column over what an anchor ranks; the rest of x is 0."""
+    return jnp.sum(x, axis=0) / jnp.maximum(count, 1)
+
+
+def _deviation(d: Float[Array, "m r"], included: Bool[Array, "m r"], count: Int[Array, "r"]) -> Float[Array, "r"]:
+    """Standard deviation of each column; where all are equal, and so share one rank at any width, their size.
+
+    Of d, what is not included is 0.
+    """
+    largest = lax.stop_gradient(jnp.max(jnp.abs(d), axis=0))
     unit = jnp.where(largest == 0, 1, largest)  # so that no square overflows
     relative = d / unit
-    centred = relative - _mean(relative, included)
-    variance = _mean(centred * centred, included)
+    centred = jnp.where(included, relative - _mean(relative, count), 0)
+    variance = _mean(centred * centred, count)
     none = variance <= jnp.finfo(d.dtype).eps ** 2
     # With one `where` alone the gradient would be 0 * inf.
     return unit * jnp.where(none, 1, jnp.sqrt(jnp.where(none, 1, variance)))
 
 
 def _weights(
-    request: _Request, teacher_ranks: Float[Array, "m r"], included: Bool[Array, "m r"]
+    request: _Request, teacher_ranks: Float[Array, "m r"], included: Bool[Array, "m r"], count: Int[Array, "r"]
 ) -> Float[Array, "m r"] | None:
     if request.weighting == "uniform":
         return None
     if request.weighting == "neighbours":
         weights = 1 / (8 + teacher_ranks)
-        mean = _mean(weights, included)
+        mean = _mean(jnp.where(included, weights, 0), count)
         return weights / jnp.where(mean > 0, mean, 1)
+    # What is not ranked has rank 0 for a function of the caller's too.
+    teacher_ranks = jnp.where(included, teacher_ranks, 0)
     weights, shape = request.weighting(teacher_ranks.T), teacher_ranks.T.shape
     got = f"the weighting gave shape {np.shape(weights)} for teacher's ranks of shape {shape}"
     _checks.require(np.shape(weights) == shape, f"{got}: expected the same")

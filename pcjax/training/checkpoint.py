@@ -2,12 +2,15 @@
 
 A checkpoint proves itself: the manifest holds a digest of every array, of the place in the data, of the score and of
 itself; what does not match it is put aside, said aloud, and the checkpoint before it taken.
+
+Of several processes, whose states are the same, the first one alone writes, removes and puts aside, so that a disk that
+fails is its affair and no other waits for it in the middle of a save; what to read, and what became of the last save,
+is what the first one says.
 """
 
 import contextlib
 import errno
 import hashlib
-import json
 import logging
 import os
 import pathlib
@@ -19,9 +22,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from pcjax import _checks
+from pcjax import _checks, _fields
 from pcjax._checks import RequestError
 from pcjax.training.clock import Clock
+from pcjax.training.parallel import seen_soon, wait_for_all
 
 FORMAT = 2
 ITEMS = ("state", "data", "manifest")
@@ -65,12 +69,11 @@ def digest(array: np.ndarray) -> str:
     return found.hexdigest()
 
 
-def _digest_json(value: Any) -> str:
-    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
 class Checkpoints:
     """The checkpoints of one run: the latest few and the best one.
+
+    All processes of a job that may write make it together, and ask it together for what is latest or best, for a
+    restore, and for what became of the last save.
 
     Args:
       folder: where they lie; made if it is not there.
@@ -97,72 +100,120 @@ class Checkpoints:
         self._about, self._clock, self._writable = about or {}, clock or Clock(), writable
         self._unsaved: UnsavedError | None = None
         self._scores: dict[int, float | None] = {}
+        self._several = writable and jax.process_count() > 1  # decide together
+        self._writes = writable and jax.process_index() == 0
         # Orbax reports every phase of every save, with stacks, and of one that fails every part.
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        self._manager = self._open()
-        self._look_over()
+        if self._writes or not writable:
+            self._manager = self._open()
+            self._look_over()
+        if writable:
+            wait_for_all("the checkpoints were looked over")
+            if not self._writes:
+                self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
-        if not self._writable:
-            options = ocp.CheckpointManagerOptions(read_only=True, temporary_path_class=COMMITTED)
+        here = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process_{here}"
+        )
+        shared: dict[str, Any] = {"temporary_path_class": COMMITTED, "multiprocessing_options": alone}
+        if not self._writes:
+            options = ocp.CheckpointManagerOptions(read_only=True, **shared)
             return ocp.CheckpointManager(self.folder, item_names=ITEMS, options=options)
-        if jax.process_index() == 0 and self.folder.is_dir():
-            for path in sorted(self.folder.iterdir()):
-                if path.name.isdecimal() and path.is_dir() and not (path / FINISHED).exists():
-                    self._say(f"checkpoint {path.name} was never finished, and is removed")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(self.folder.iterdir()):
+            if path.name.isdecimal() and path.is_dir() and not (path / FINISHED).exists():
+                self._say(f"checkpoint {path.name} was never finished, and is removed")
         policy = ocp.checkpoint_managers
         options = ocp.CheckpointManagerOptions(
-            create=True,
+            create=False,
             cleanup_tmp_directories=True,
             preservation_policy=policy.AnyPreservationPolicy([policy.LatestN(self._keep), _Best(self)]),
-            temporary_path_class=COMMITTED,
             # Where a folder cannot be made, threads that wait for it would wait for many minutes.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+            **shared,
         )
         return ocp.CheckpointManager(self.folder, item_names=ITEMS, options=options)
 
     def _look_over(self) -> None:
         """Learns every checkpoint's score, and puts aside what does not even have a sound manifest."""
         for step in sorted(self._manager.all_steps()):
-            found, why = self._try(step, lambda step=step: self._manifest_of(step)["score"])
+            found, why = self._read_alone(step, lambda step=step: self._manifest_of(step)["score"])
             if why is None:
                 self._scores[step] = found
             else:
                 self._put_aside(step, why)
 
-    def _try(self, step: int, read: Callable[[], Any]) -> tuple[Any, str | None]:
-        """What was read of a checkpoint, or why it is unsound, in whichever process it is.
+    def _read_alone(self, step: int, read: Callable[[], Any]) -> tuple[Any, str | None]:
+        """What was read of a checkpoint, or why it is unsound.
 
         What cannot be read for another reason than its own is left where it is.
         """
-        found, why = None, None
         try:
-            found = read()
+            return read(), None
         except RequestError:
             raise
         except Exception as error:  # whatever a damaged file makes its readers raise
+            if _checks.interruption(error) is not None:
+                raise
             why, number = _line(error), _of_the_machine(error)
             if number is not None:
                 raise OSError(number, f"checkpoint {step} in {self.folder} cannot be read now ({why})") from error
-        if not self._writable and why is not None:
+        if not self._writable:
             raise RequestError(
                 f"checkpoint {step} in {self.folder} is unsound ({why}): move it away, or give the command that made "
                 "it again, which takes the one before"
             )
-        if self._writable and np.any(multihost_utils.process_allgather(np.int32(why is not None))):
-            why = why or "so another process found it"
+        return None, why
+
+    def _try(self, step: int, read: Callable[[], Any]) -> tuple[Any, str | None]:
+        """What every process read of a checkpoint; what is unsound for the first one is put aside.
+
+        What is so for another one alone is that one's view of the disk, and no reason to touch it.
+        """
+        found, why = self._read_alone(step, read)
+        if self._writes and why is not None:
+            self._put_aside(step, why)
+        if not self._several:
+            return found, why
+        if self._first(why is not None):
+            return None, why or "so the first process found it"
+
+        def again() -> bool:
+            nonlocal found, why
+            self._manager.reload()
+            found, why = self._read_alone(step, read)
+            return why is None
+
+        if why is not None and not seen_soon(again):
+            raise RequestError(
+                f"checkpoint {step} in {self.folder} is sound for the first process and not for this one ({why}): "
+                "expected one --workdir on a disk that all processes see"
+            )
         return found, why
+
+    def _first(self, number: int) -> int:
+        """What the first of the processes that decide together says."""
+        return int(multihost_utils.broadcast_one_to_all(np.int32(number))) if self._several else number
+
+    def _step(self, step: int | None) -> int | None:
+        """The step that the first process means."""
+        told = self._first(-1 if step is None else step)
+        if self._several and not self._writes:
+            self._manager.reload()  # it lies there by now
+        return None if told < 0 else told
 
     @property
     def latest(self) -> int | None:
         """The newest step there is."""
-        return self._manager.latest_step()
+        return self._step(self._manager.latest_step())
 
     @property
     def best(self) -> int | None:
         """The step of the highest score; the newest, if none has one."""
-        return self.best_of(self._manager.all_steps())
+        return self._step(self.best_of(self._manager.all_steps()))
 
     def chosen(self, which: Literal["best", "last"]) -> int | None:
         """The step that a trained model is taken from."""
@@ -176,16 +227,16 @@ class Checkpoints:
     def make_sound(self, which: Literal["best", "last"]) -> None:
         """Puts aside what would be chosen and is not as it was saved, until what is chosen is."""
         while (step := self.chosen(which)) is not None:
-            _, why = self._try(step, lambda step=step: self.arrays(step))
-            if why is None:
+            if self._try(step, lambda step=step: self.arrays(step))[1] is None:
                 return
-            self._put_aside(step, why)
 
     def save(self, step: int, state: Any, data: dict[str, Any], score: float | None = None) -> None:
         """Saves in the background; a score that is not finite never makes a checkpoint the best.
 
         What cannot be written is said, and forgotten with the next save that can; what was there before stays.
         """
+        if not self._writes:
+            return
         self.wait()
         self._unsaved = None
         if step in self._manager.all_steps():
@@ -201,10 +252,10 @@ class Checkpoints:
                 "score": score,
                 "seconds": round(self._clock(), 1),
                 "arrays": {name: [str(x.dtype), list(x.shape), digest(x)] for name, x in arrays.items()},
-                "place": _digest_json(data),
+                "place": _fields.digest(data),
             }
         )
-        manifest["digest"] = _digest_json(manifest)
+        manifest["digest"] = _fields.digest(manifest)
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(arrays), data=ocp.args.JsonSave(data), manifest=ocp.args.JsonSave(manifest)
         )
@@ -215,27 +266,34 @@ class Checkpoints:
         try:
             write()
         except Exception as error:  # of the file system, in whatever coat the libraries between give it
-            if jax.process_count() > 1:  # the others saw nothing of it, and wait at a place this one cannot come to
-                raise UnsavedError(f"checkpoint {step} could not be saved ({_line(error)})") from error
             with contextlib.suppress(Exception):  # what is on the disk counts, not what Orbax meant to have there
                 before, self._manager = self._manager, self._open()
                 before.close()
                 # Only now does nothing write any more, and what was left half written goes when the folder is opened.
                 self._manager.close()
                 self._manager = self._open()
-            kept = "none is saved yet" if self.latest is None else f"the newest that is saved is {self.latest}"
+            newest = self._manager.latest_step()
+            kept = "none is saved yet" if newest is None else f"the newest that is saved is {newest}"
             which = "a checkpoint" if step is None else f"checkpoint {step}"
             self._unsaved = UnsavedError(f"{which} could not be saved ({_line(error)}); {kept}")
             self._say(f"{self._unsaved}; what was learnt stays in memory, and the next save is tried")
 
     def wait(self) -> UnsavedError | None:
-        """Until what is being saved is saved; what went wrong with the last save."""
-        self._attempt(None, self._manager.wait_until_finished)
+        """Until what this process is saving is saved; what went wrong with the last save."""
+        if self._writes:
+            self._attempt(None, self._manager.wait_until_finished)
         return self._unsaved
+
+    def settled(self) -> UnsavedError | None:
+        """Until what is being saved is saved; what went wrong with it, known to every process."""
+        unsaved = self.wait()
+        if self._first(unsaved is not None):
+            return unsaved or UnsavedError("the first process could not save the last checkpoint")
+        return None
 
     def check(self) -> None:
         """Says what went wrong with a save that has ended meanwhile."""
-        if not self._manager.is_saving_in_progress():
+        if self._writes and not self._manager.is_saving_in_progress():
             self.wait()
 
     def restore(self, state: Any) -> tuple[Any, dict[str, Any], int] | None:
@@ -251,7 +309,6 @@ class Checkpoints:
                 there, data, seconds = found
                 self._clock.go_on(seconds)
                 return there, data, step
-            self._put_aside(step, why)
         return None
 
     def arrays(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -276,7 +333,7 @@ class Checkpoints:
             if path.parent.name == "manifest" and path.stat().st_size > LARGEST_MANIFEST:
                 raise ValueError(f"{path.name} is larger than any manifest")
         manifest = self._manager.restore(step, args=ocp.args.Composite(manifest=ocp.args.JsonRestore()))["manifest"]
-        if manifest.pop("digest", None) != _digest_json(manifest):
+        if manifest.pop("digest", None) != _fields.digest(manifest):
             raise ValueError("the manifest is not what was saved")
         if manifest["step"] != step:
             raise ValueError(f"it is that of step {manifest['step']}")
@@ -290,7 +347,7 @@ class Checkpoints:
         for name, array in arrays.items():
             if digest(array) != manifest["arrays"][name][2]:
                 raise ValueError(f"{name} is not what was saved")
-        if _digest_json(restored["data"]) != manifest["place"]:
+        if _fields.digest(restored["data"]) != manifest["place"]:
             raise ValueError("the place in the data is not what was saved")
         return arrays, restored["data"]
 
@@ -320,14 +377,12 @@ class Checkpoints:
             then = ", and the one before it is taken"
         self._manager.close()
         aside, number = self.folder.parent / "unsound" / f"{step}", 0
-        if jax.process_index() == 0:
-            while aside.exists():
-                number += 1
-                aside = aside.with_name(f"{step}-{number}")
-            aside.parent.mkdir(parents=True, exist_ok=True)
-            (self.folder / str(step)).rename(aside)
-            self._say(f"checkpoint {step} is unsound ({why}); it was moved to {aside}{then}")
-        multihost_utils.sync_global_devices("an unsound checkpoint was put aside")
+        while aside.exists():
+            number += 1
+            aside = aside.with_name(f"{step}-{number}")
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        (self.folder / str(step)).rename(aside)
+        self._say(f"checkpoint {step} is unsound ({why}); it was moved to {aside}{then}")
         self._scores.pop(step, None)
         self._manager = self._open()
 
@@ -349,18 +404,17 @@ class _Best:
         return [checkpoint.step == best for checkpoint in checkpoints]
 
 
-def _of_the_machine(error: BaseException | None) -> int | None:
+def _of_the_machine(error: BaseException) -> int | None:
     """The number of an error that says nothing of the file that was read; None of any other."""
-    while error is not None:
-        if isinstance(error, MemoryError):
+    for one in _checks.behind(error):
+        if isinstance(one, MemoryError):
             return errno.ENOMEM
-        if isinstance(error, OSError) and error.errno in PASSING:
-            return error.errno
+        if isinstance(one, OSError) and one.errno in PASSING:
+            return one.errno
         # TensorStore tells them by their names only.
-        found = [number for number in PASSING if os.strerror(number) in str(error)]
+        found = [number for number in PASSING if os.strerror(number) in str(one)]
         if found:
             return found[0]
-        error = error.__cause__ or error.__context__
     return None
 
 

@@ -11,10 +11,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from pcjax._checks import OutputClosedError
+
 SECONDS_BETWEEN_LINES, SECONDS_BETWEEN_LOOKS = 10.0, 0.5
 
 
 unsaid: list[OSError] = []  # why something could not be shown, the last time
+
+
+class _Console(Console):
+    """One that leaves it to the command what becomes of a pipe that nobody reads."""
+
+    def on_broken_pipe(self) -> None:
+        raise OutputClosedError
 
 
 class Display:
@@ -22,7 +31,7 @@ class Display:
 
     def __init__(self, quiet: bool = False):
         quiet = quiet or jax.process_index() != 0
-        self._console = Console(file=cast(IO[str], _Output()), quiet=quiet, highlight=False, soft_wrap=True)
+        self._console = _Console(file=cast(IO[str], _Output()), quiet=quiet, highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
         """One line."""

@@ -1,4 +1,4 @@
-"""Which steps were not taken because their loss or gradient was not finite, learnt without waiting for any step."""
+"""Which steps were not taken, and why, learnt without waiting for any step."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ MOST = 1000  # steps before their outcomes are looked at
 
 
 class BadStepsError(Exception):
-    """So many steps in a row were not finite that the training was stopped, with the last good state saved."""
+    """So many steps in a row were not taken that the training was stopped, with the last good state saved."""
 
 
 class Skipped(NamedTuple):
@@ -19,6 +19,7 @@ class Skipped(NamedTuple):
 
     step: int
     examples: list[int]  # positions in the training examples of what its batch held
+    why: str
 
 
 class Guard:
@@ -30,26 +31,34 @@ class Guard:
 
     def __init__(self, most: int):
         self._most, self._row = most, 0
-        self._pending: list[tuple[int, Any, np.ndarray]] = []
+        self._pending: list[tuple[int, dict[str, Any], np.ndarray]] = []
         self.given_up = False
 
     def note(self, step: int, said: Mapping[str, Any], index: np.ndarray) -> bool:
         """Keeps what a step said of itself; true when it is time to look."""
-        self._pending.append((step, said["taken"], index))
+        self._pending.append((step, {name: said[name] for name in ("taken", "finite", "alike")}, index))
         return len(self._pending) >= MOST
 
     def look(self) -> list[Skipped]:
         """The steps since the last look that were not taken."""
         said = jax.device_get([said for _, said, _ in self._pending])
         skipped = []
-        for (step, _, index), taken in zip(self._pending, said, strict=True):
-            bad = not taken
+        for (step, _, index), outcome in zip(self._pending, said, strict=True):
+            bad = not outcome["taken"]
             self._row = self._row + 1 if bad else 0
             self.given_up = self.given_up or self._row >= self._most
             if bad:
-                skipped.append(Skipped(step, _of_all_processes(index)))
+                skipped.append(Skipped(step, _of_all_processes(index), _why(outcome)))
         self._pending.clear()
         return skipped
+
+
+def _why(outcome: Mapping[str, Any]) -> str:
+    if not outcome["finite"]:
+        return "was not finite"
+    if outcome["alike"]:
+        return "had examples that are all alike"
+    return "had a gradient far beyond those before (training.spike)"
 
 
 def _of_all_processes(index: np.ndarray) -> list[int]:

@@ -17,10 +17,12 @@ from pcjax.training.board import Board
 from pcjax.training.checkpoint import Checkpoints
 from pcjax.training.display import Display
 from pcjax.training.guard import BadStepsError, Guard, Skipped
-from pcjax.training.parallel import Mapped
+from pcjax.training.parallel import Mapped, wait_for_all
 from pcjax.training.records import METRICS, lines_of
 from pcjax.training.state import State
 from pcjax.training.stopping import StoppedError, StopSignals, Watchdog, agreed
+
+TRIED_AGAIN_AFTER = (1.0, 4.0, 10.0)  # seconds, before the last save is given up
 
 
 class Plan(NamedTuple):
@@ -39,23 +41,24 @@ class Plan(NamedTuple):
 
 
 def train(plan: Plan, display: Display) -> int:
-    """Trains to the end, from wherever the last checkpoint left it; how many steps were not finite and not taken."""
+    """Trains to the end, from wherever the last checkpoint left it; how many steps were not taken."""
     state, at = plan.state, 0
-    restored = plan.checkpoints.restore(state)
+    with Watchdog(f"{plan.name}: restoring a checkpoint"):
+        restored = plan.checkpoints.restore(state)
     if restored is not None:
         state, place, at = restored
         plan.batches.set_state(place)
         if 0 < at < plan.steps:
             display.say(f"{plan.name}: going on after step {at} of {plan.steps}")
-    metrics = _Metrics(plan.folder / METRICS, at, plan.training.tensorboard, display.say)
     state = plan.mapped.place(state)
     zeros = jax.device_get(plan.state.sums)
     score = None
-    guard, watchdog = Guard(plan.training.bad_steps), Watchdog(plan.name, plan.training.watchdog_seconds)
+    guard = Guard(plan.training.bad_steps)
+    watchdog = Watchdog(plan.name, plan.training.watchdog_seconds, "step", "training.watchdog_seconds")
     with (
-        contextlib.closing(metrics),
         StopSignals() as stop,
         watchdog,
+        contextlib.closing(_begun(plan, at, display)) as metrics,
         display.progress(plan.name, plan.steps, at) as progress,
     ):
         for step in range(at + 1, plan.steps + 1):
@@ -82,37 +85,52 @@ def train(plan: Plan, display: Display) -> int:
                 score = judged["score"]
                 plan.checkpoints.save(step, state, plan.batches.get_state(), score)
             if number is not None:
-                _save_for_good(plan, step, state, score if saved else None)
+                _save_for_good(plan, watchdog, step, state, score if saved else None)
                 raise StoppedError(number, step)
             if guard.given_up:
-                _save_for_good(plan, step, state, score if saved else None)
+                _save_for_good(plan, watchdog, step, state, score if saved else None)
                 raise BadStepsError(
-                    f"{plan.name}: {plan.training.bad_steps} steps in a row (training.bad_steps) had no finite loss or "
-                    f"gradient, and step {step} is saved with the last good parameters: lower the learning rate, give "
-                    f"a clip, or look at the examples that {plan.folder / METRICS} names"
+                    f"{plan.name}: {plan.training.bad_steps} steps in a row (training.bad_steps) were not taken, and "
+                    f"step {step} is saved with the last good parameters: their loss or gradient was not finite, or "
+                    "their gradient far beyond those before, or their examples all alike; look at the examples that "
+                    f"{plan.folder / METRICS} names, or in another --workdir lower the learning rate, or raise "
+                    "training.spike"
                 )
             watchdog.beat(step)
         if at < plan.steps:
-            _save_for_good(plan, plan.steps, state, score)
+            _save_for_good(plan, watchdog, plan.steps, state, score)
     plan.batches.close()
-    plan.checkpoints.make_sound(plan.training.choose)
+    with Watchdog(f"{plan.name}: reading the checkpoint that is chosen"):
+        plan.checkpoints.make_sound(plan.training.choose)
     return int(jax.device_get(state.skipped))
 
 
-def _save_for_good(plan: Plan, step: int, state: State, score: float | None = None) -> None:
-    """Saves what must not be lost: tried once more before giving up, as nothing will come after."""
-    plan.checkpoints.save(step, state, plan.batches.get_state(), score)
-    if plan.checkpoints.wait() is None:
-        return
-    plan.checkpoints.save(step, state, plan.batches.get_state(), score)
-    unsaved = plan.checkpoints.wait()
-    if unsaved is not None:
-        raise unsaved
+def _begun(plan: Plan, at: int, display: Display) -> "_Metrics":
+    """The file of metrics; a new run has it once any process may be told to stop, and all will save the same step."""
+    wait_for_all(f"{plan.name} begins")
+    return _Metrics(plan.folder / METRICS, at, plan.training.tensorboard, display.say)
+
+
+def _save_for_good(plan: Plan, watchdog: Watchdog, step: int, state: State, score: float | None = None) -> None:
+    """Saves what must not be lost: tried again some times before giving up, as nothing will come after."""
+    watchdog.rest()  # no step may take as long as that
+    limit = plan.training.watchdog_seconds
+    limit = None if limit is None else limit + max(TRIED_AGAIN_AFTER)
+    with Watchdog(f"{plan.name}: the last save", limit, "try", "training.watchdog_seconds") as patience:
+        for tries, seconds in enumerate((*TRIED_AGAIN_AFTER, None), 1):
+            plan.checkpoints.save(step, state, plan.batches.get_state(), score)
+            unsaved = plan.checkpoints.settled()
+            if unsaved is None:
+                return
+            if seconds is None:
+                raise unsaved
+            patience.beat(tries)
+            time.sleep(seconds)
 
 
 def _of_skipped(skipped: Skipped) -> str:
     few = ", ".join(map(str, skipped.examples[:8])) + (", ..." if len(skipped.examples) > 8 else "")
-    return f"step {skipped.step} was not finite and not taken; its examples ({few}) are in {METRICS}"
+    return f"step {skipped.step} {skipped.why} and was not taken; its examples ({few}) are in {METRICS}"
 
 
 def _means(state: State) -> dict[str, float]:

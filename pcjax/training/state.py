@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from pcjax.config import Training
 from pcjax.training.functional import Arrays
@@ -24,7 +24,9 @@ class State(NamedTuple):
     memories: dict[str, Any]  # what losses remember of past examples, by their places
     optimiser: Any
     sums: dict[str, Array]  # of metrics, and the "count" of steps, since they were last written down
-    skipped: Int[Array, ""]  # steps that were not finite and so not taken
+    skipped: Int[Array, ""]  # steps that were not taken: not finite, a spike, or all examples alike
+    gradients: Int[Array, ""]  # of steps that were taken and had one that is not 0
+    usual: Float[Array, ""]  # the logarithm of their usual norm: a running mean
 
 
 def start(
@@ -43,6 +45,8 @@ def start(
         optimiser.init((student, kept.heads)),
         {name: jnp.zeros(()) for name in metrics},
         jnp.zeros((), jnp.int32),
+        jnp.zeros((), jnp.int32),
+        jnp.zeros(()),
     )
 
 

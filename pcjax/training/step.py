@@ -18,6 +18,7 @@ from pcjax.training.objective import Kept, Moment, Objective
 from pcjax.training.state import State
 
 AXIS = "batch"
+KNOWN_AFTER, REMEMBERED = 10, 100  # steps whose gradients say what is usual: at first, and in the long run
 Batch = Mapping[str, Array]
 Step = Callable[[Any, State, Batch], tuple[State, dict[str, Array]]]
 
@@ -35,10 +36,13 @@ def make_step(
     objective: Objective,
     optimiser: optax.GradientTransformation,
     steps: int,
+    spike: float | None = None,
 ) -> Step:
     """(fixed, state, batch) -> (state, metrics), the teacher being a function of what is fixed and the batch.
 
     A step whose loss, gradient or outcome is not finite is not taken: the state stays as it is, and `skipped` counts.
+    Nor is one whose gradient is more than `spike` times as long as usual, once that is known, or whose examples are all
+    alike, which would teach batch normalisations that nothing varies.
     """
 
     def step(fixed: Fixed, state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
@@ -73,10 +77,22 @@ def make_step(
             optimiser=optimiser_state,
         )
         finite = jnp.isfinite(loss) & jnp.isfinite(norm) & _all_finite(taken)
-        taken = jax.tree.map(lambda new, old: jnp.where(finite, new, old), taken, state)
-        metrics = {"loss": loss, **parts, "gradient_norm": norm, "count": jnp.ones(()), "taken": finite}
-        sums = {name: total + jnp.where(finite, metrics[name], 0) for name, total in state.sums.items()}
-        skipped = state.skipped + jnp.where(finite, 0, 1)
+        alike = _all_alike(batch["image"])
+        good = finite & ~alike
+        if spike is not None:
+            good &= (state.gradients < KNOWN_AFTER) | (jnp.log(norm) <= jnp.log(spike) + state.usual)
+        # A mean of logarithms: one gradient adds little to it, however long it is. One of 0 says nothing.
+        counts = norm > 0
+        share = jnp.maximum(1 / (state.gradients + 1), 1 / REMEMBERED)
+        moved = state.usual + share * (jnp.log(jnp.where(counts, norm, 1)) - state.usual)
+        taken = taken._replace(
+            gradients=state.gradients + counts.astype(jnp.int32), usual=jnp.where(counts, moved, state.usual)
+        )
+        taken = jax.tree.map(lambda new, old: jnp.where(good, new, old), taken, state)
+        metrics = {"loss": loss, **parts, "gradient_norm": norm, "count": jnp.ones(()), "taken": good}
+        metrics |= {"finite": finite, "alike": alike}
+        sums = {name: total + jnp.where(good, metrics[name], 0) for name, total in state.sums.items()}
+        skipped = state.skipped + jnp.where(good, 0, 1)
         taken = taken._replace(step=state.step + 1, sums=sums, skipped=skipped)
         return taken, metrics
 
@@ -87,6 +103,12 @@ def _all_finite(tree: Any) -> Array:
     """A finite gradient can still carry a parameter beyond the largest float32."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+
+
+def _all_alike(images: Array) -> Array:
+    """Whether all examples of all devices are the same."""
+    here, first = jnp.all(images == images[:1]), images[0].astype(jnp.float32)
+    return (lax.pmin(here.astype(jnp.int32), AXIS) == 1) & jnp.all(lax.pmax(first, AXIS) == lax.pmin(first, AXIS))
 
 
 def metric_names(objective: Objective) -> list[str]:

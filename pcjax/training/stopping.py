@@ -69,14 +69,17 @@ class Watchdog:
     """Ends the process, with the stacks of all its threads, when no step has ended for so many seconds.
 
     Args:
-      what: the training's name.
+      what: the training's name, or what else is done.
       seconds: how long a step may take, with its metrics, its validation and the start of its save; None is half an
         hour in a job of several processes, where one that has died can leave the others waiting, and no limit in one.
+      each: what a step is called; None where all is one.
+      setting: the field of the config that says how long.
     """
 
-    def __init__(self, what: str, seconds: float | None):
+    def __init__(self, what: str, seconds: float | None = None, each: str | None = None, setting: str = ""):
         alone = jax.process_count() == 1
         self._what, self._seconds = what, HANGS_AFTER if seconds is None and not alone else seconds
+        self._each, self._setting = each, f" ({setting})" if setting else ""
         self._step, self._since = 0, time.monotonic()
         self._ended = threading.Event()
 
@@ -87,6 +90,10 @@ class Watchdog:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.rest()
+
+    def rest(self) -> None:
+        """There is no step to wait for any more."""
         self._ended.set()
 
     def beat(self, step: int) -> None:
@@ -97,10 +104,10 @@ class Watchdog:
         while not self._ended.wait(min(seconds / 4, 5.0)):
             if time.monotonic() - self._since > seconds:
                 faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
+                place = "" if self._each is None else f": {self._each} {self._step + 1}"
                 line = (
-                    f"pcjax: {self._what}: step {self._step + 1} has not ended for {seconds:g} s "
-                    "(training.watchdog_seconds): where every thread stood is above; the same command goes on from the "
-                    "last checkpoint\n"
+                    f"pcjax: {self._what}{place} has not ended for {seconds:g} s{self._setting}: where every thread "
+                    "stood is above; give the same command again, which goes on from what was saved\n"
                 )
                 os.write(2, line.encode())
                 os._exit(1)

@@ -32,8 +32,7 @@ class Problem(NamedTuple):
     frozen: object
 
 
-@pytest.fixture(scope="module")
-def problem():
+def problem_of(losses, spike, devices=1, parallel_by="pmap"):
     def build(seed, axis_name):
         given = {"shape": (8, 8, 1), "classes": 10, "features": 4, "widths": (6,), "axis_name": axis_name}
         return lambda: models.build("mlp", rngs=nnx.Rngs(seed), **given)
@@ -45,12 +44,25 @@ def problem():
         return teacher.apply(*frozen, batch["image"], train=False)[0]
 
     shapes = jax.eval_shape(looks, frozen, {"image": jax.ShapeDtypeStruct((1, 8, 8, 1), np.float32)})
-    what, kept = objective(LOSSES, shapes, shapes, 0, AXIS)
+    what, kept = objective(losses, shapes, shapes, 0, AXIS)
     kept = with_memories(kept, what, shapes, shapes, examples=0, labels=None)
     optimiser = make_optimiser(TRAINING, STEPS)
     state = start(parameters, statistics, kept, optimiser, metric_names(what))
-    mapped = parallel.Mapped(make_step(student, looks, what, optimiser, STEPS), jax.devices()[:1], "pmap")
+    mapped = parallel.Mapped(
+        make_step(student, looks, what, optimiser, STEPS, spike), jax.devices()[:devices], parallel_by
+    )
     return Problem(mapped, mapped.place(state), mapped.place(Fixed(tuple(frozen))))
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return problem_of(LOSSES, TRAINING.spike)
+
+
+@pytest.fixture(scope="module")
+def unbounded():
+    """A loss that grows with what the teacher says."""
+    return problem_of((Loss("hint", head="linear"),), TRAINING.spike)
 
 
 def with_some(value, count):
@@ -65,6 +77,10 @@ def times(factor, rows=slice(None)):
         image[rows] *= factor
 
     return change
+
+
+def with_nan_last(image, rng):
+    image[-1] = np.nan
 
 
 def all_like(value):
@@ -86,7 +102,7 @@ BAD = {
     **{f"{n} times {value}": (with_some(value, n), True) for n in (1, 50, 1024) for value in (np.nan, np.inf, -np.inf)},
     **{f"{factor:g} times as large": (times(factor), None) for factor in (-100.0, 100.0, 1e4, 1e8, 1e18, 1e30, 1e38)},
     **{f"one example {factor:g} times": (times(factor, 0), None) for factor in (100.0, 1e4, 1e8, 1e18, 1e30, 1e38)},
-    **{f"all {value}": (all_like(value), None) for value in (None, 0.0, 1.0, -1e4, 1e-30, 1e-42)},
+    **{f"all {value}": (all_like(value), True) for value in (None, 0.0, 1.0, -1e4, 1e-30, 1e-42)},
     **{f"noise of {scale:g}": (noise(scale), None) for scale in (1e-38, 1e-8, 100.0, 1e20)},
 }
 
@@ -125,3 +141,65 @@ def test_the_step_is_left_out_or_finite_and_the_run_goes_on(name, problem, tried
     if left_out is not None:
         assert skipped[-1] == int(left_out)
     tried("a bad batch", "left out, the run went on" if skipped[-1] else "a finite step, the run went on")
+
+
+@pytest.mark.parametrize("factor", [-1e3, 1e2, 1e4, 1e9])
+@pytest.mark.parametrize("at", [1, 12])
+def test_a_spike_is_left_out_once_the_gradients_are_known(factor, at, unbounded, tried):
+    batches = data.training_batches(
+        examples := data.load("digits").train, batch=BATCH, seed=1, normalise=data.statistics(examples)
+    )
+    state, taken, norms = unbounded.state, [], []
+    for step in range(16):
+        batch = next(batches)
+        batch["image"] = batch["image"] * np.float32(factor if step == at else 1)
+        before = jax.device_get((state.student, state.optimiser, state.usual))
+        state, metrics = unbounded.step(unbounded.frozen, state, unbounded.step.split(batch))
+        taken.append(bool(metrics["taken"]))
+        norms.append(float(metrics["gradient_norm"]))
+        assert metrics["finite"]
+        assert not metrics["alike"]
+        after = jax.device_get((state.student, state.optimiser, state.usual))
+        same = all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (before, after)), strict=True))
+        assert same == (not taken[-1])
+    batches.close()
+    assert norms[at] > 30 * np.exp(np.mean(np.log(norms[:at])))
+    assert [step for step, good in enumerate(taken) if not good] == ([12] if at == 12 else [])
+    assert int(state.skipped) == (at == 12)
+    tried("a batch 100 times as large or more", "left out, the run went on" if at == 12 else "a finite step, too early")
+
+
+def alike_by_device(image, rng):
+    for part in np.split(image, 4):
+        part[:] = part[:1]
+
+
+# What happens to a batch that four devices share, and whether the step is taken.
+SHARED = {
+    "nothing": (lambda image, rng: None, True),
+    "NaN on the last device": (with_nan_last, False),
+    "all alike": (all_like(None), False),
+    "alike on every device": (alike_by_device, True),
+    "alike but on the first device": (lambda image, rng: all_like(None)(image[BATCH // 4 :], rng), True),
+}
+
+
+@pytest.mark.parametrize("parallel_by", ["pmap", "shard_map"])
+def test_over_several_devices_as_over_one(parallel_by, tried):
+    problem = problem_of(LOSSES, TRAINING.spike, 4, parallel_by)
+    batches = data.training_batches(
+        examples := data.load("digits").train, batch=BATCH, seed=1, normalise=data.statistics(examples)
+    )
+    state = problem.state
+    for name, (change, taken) in SHARED.items():
+        batch = next(batches)
+        batch["image"] = batch["image"].copy()
+        change(batch["image"], None)
+        before = int(state.skipped)
+        state, metrics = problem.step(problem.frozen, state, problem.step.split(batch))
+        assert bool(metrics["taken"]) == taken, name
+        assert int(state.skipped) == before + (not taken)
+        tried(f"a batch over four devices by {parallel_by}: {name}", "taken" if taken else "left out")
+    batches.close()
+    for leaf in jax.tree.leaves(jax.device_get((state.student, state.statistics, state.optimiser, state.sums))):
+        assert np.all(np.isfinite(leaf))

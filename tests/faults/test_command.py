@@ -8,12 +8,13 @@ import json
 import os
 import random
 import signal
+import sys
 import time
 
 import children
 import numpy as np
 import pytest
-from children import SMALL, STEPS, outcome_of, wait_until
+from children import SMALL, STEPS, outcome_of, start, wait_until
 
 from pcjax.training.checkpoint import Checkpoints
 
@@ -23,36 +24,13 @@ TRIES = int(os.environ.get("PCJAX_FAULTS", "1"))
 IMPORTS = 2.0  # seconds, before which nothing happens that could be interrupted
 
 
-@pytest.fixture(scope="module")
-def start():
-    """Starts a command that does not outlive the tests."""
-    started = []
-
-    def begin(*arguments):
-        started.append(children.start(*arguments))
-        return started[-1]
-
-    yield begin
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-
-
 def finish(process):
     status, said, complaint = children.finish(process)
     assert "Traceback" not in complaint, complaint
     return status, said, complaint
 
 
-@pytest.fixture(scope="module")
-def whole(start, tmp_path_factory):
-    """A run that was never stopped, and the seconds it took."""
-    folder, began = tmp_path_factory.mktemp("whole") / "run", time.monotonic()
-    assert finish(start("distill", *SMALL, "--workdir", folder))[0] == 0
-    return folder, time.monotonic() - began
-
-
-def test_killed_at_random_moments(start, whole, tmp_path, tried):
+def test_killed_at_random_moments(unstopped, tmp_path, tried):
     """Each run is killed some times, and then goes on to its end."""
     random_ = random.Random(0)  # noqa: S311
     folder, killed = tmp_path / "run0", 0
@@ -65,7 +43,7 @@ def test_killed_at_random_moments(start, whole, tmp_path, tried):
             assert wait_until(lambda m=metrics, b=before: m.exists() and m.stat().st_mtime_ns != b, process, every=0.01)
             time.sleep(random_.random())
         else:
-            time.sleep(IMPORTS + random_.random() * max(whole[1] - IMPORTS, 1))
+            time.sleep(IMPORTS + random_.random() * max(unstopped[1] - IMPORTS, 1))
         alive = process.poll() is None
         process.kill()
         process.communicate()
@@ -74,17 +52,17 @@ def test_killed_at_random_moments(start, whole, tmp_path, tried):
             tried("kill -9 at random moments", "gone on from")
         if not alive or random_.random() < 0.3 or killed == TRIES:
             assert finish(start("distill", *SMALL, "--workdir", folder))[0] == 0
-            assert outcome_of(folder) == outcome_of(whole[0])
+            assert outcome_of(folder) == outcome_of(unstopped[0])
             tried("runs that were killed, to the end", "bit-identical")
             folder = tmp_path / f"run{killed}{alive}"
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_told_to_stop_at_random_moments(start, whole, tmp_path, tried, number, status):
+def test_told_to_stop_at_random_moments(unstopped, tmp_path, tried, number, status):
     random_ = random.Random(int(number))  # noqa: S311
     stopped, place = 0, 0
     while stopped < TRIES:
-        folder, wait = tmp_path / f"run{place}", IMPORTS + random_.random() * max(whole[1] - IMPORTS, 1)
+        folder, wait = tmp_path / f"run{place}", IMPORTS + random_.random() * max(unstopped[1] - IMPORTS, 1)
         place += 1
         process = start("distill", *SMALL, "--workdir", folder)
         time.sleep(wait)
@@ -96,24 +74,24 @@ def test_told_to_stop_at_random_moments(start, whole, tmp_path, tried, number, s
             assert finish(start("distill", *SMALL, "--workdir", folder))[0] == 0
             stopped += 1
             tried(f"{number.name} at random moments", "one line, then resumed bit-identical")
-        assert outcome_of(folder) == outcome_of(whole[0])
+        assert outcome_of(folder) == outcome_of(unstopped[0])
 
 
 @pytest.mark.parametrize(("job", "written"), [("evaluate", "result.json"), ("embed", "features.npz")])
-def test_told_to_stop_while_it_looks_at_a_run(start, whole, tried, job, written):
-    assert finish(start(job, whole[0]))[0] == 0
-    before, random_ = (whole[0] / written).read_bytes(), random.Random(0)  # noqa: S311
+def test_told_to_stop_while_it_looks_at_a_run(unstopped, tried, job, written):
+    assert finish(start(job, unstopped[0]))[0] == 0
+    before, random_ = (unstopped[0] / written).read_bytes(), random.Random(0)  # noqa: S311
     for _ in range(TRIES):
-        process = start(job, whole[0])
+        process = start(job, unstopped[0])
         time.sleep(IMPORTS + random_.random() * (1.5 if job == "evaluate" else 0.5))
         process.send_signal(signal.SIGTERM)
         status, _, complaint = finish(process)
         assert status in (0, 143)
         assert status == 0 or f"stopped by SIGTERM; what was saved stays; to go on: pcjax {job}" in complaint
         if job == "evaluate":
-            assert json.loads((whole[0] / written).read_text()) == json.loads(before)
+            assert json.loads((unstopped[0] / written).read_text()) == json.loads(before)
         else:
-            assert same_arrays(whole[0] / written, io.BytesIO(before))
+            assert same_arrays(unstopped[0] / written, io.BytesIO(before))
         tried(f"SIGTERM while it is to {job}", "one line" if status else "done before")
 
 
@@ -122,23 +100,31 @@ def same_arrays(one, other):
         return found.files == expected.files and all(np.array_equal(found[name], expected[name]) for name in found)
 
 
-def test_output_that_finds_no_room(start, tmp_path, tried):
+def test_output_that_nobody_reads(tmp_path, tried):
+    process = start("distill", *SMALL, "--workdir", tmp_path / "run")
+    process.stdout.close()
+    assert process.wait(timeout=200) == 128 + signal.SIGPIPE
+    assert process.stderr.read() == ""
+    tried("standard output that nobody reads", "status 141, silent")
+
+
+def test_output_that_finds_no_room(tmp_path, tried):
     with open("/dev/full", "w") as full:  # noqa: PTH123
-        process = children.start("distill", *SMALL, "--workdir", tmp_path / "run", stdout=full)
+        process = start("distill", *SMALL, "--workdir", tmp_path / "run", stdout=full)
         status, _, complaint = finish(process)
     assert (status, complaint) == (1, "pcjax: all is done, but could not all be told: No space left on device\n")
     assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == STEPS
     tried("standard output on a full disk", "trained to the end, status 1, one line")
 
 
-def test_steps_that_are_never_finite(start, tmp_path, tried):
+def test_steps_that_are_never_finite(tmp_path, tried):
     folder = tmp_path / "run"
     wild = ["--training.optimiser", "sgd", "--training.learning-rate", "1e37", "--training.bad-steps", "5"]
     wild += ["--training.schedule", "constant", "--training.warmup", "0.0"]
     status, said, complaint = finish(start("distill", *SMALL, *wild, "--workdir", folder))
     assert (status, complaint.count("\n")) == (1, 1)
     assert "5 steps in a row (training.bad_steps)" in complaint
-    assert "was not finite and not taken; its examples (" in said
+    assert "was not finite and was not taken; its examples (" in said
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert all(len(set(line["skipped_examples"])) == 64 for line in lines if "skipped_examples" in line)
     checkpoints = Checkpoints(folder / "checkpoints", {}, writable=False)
@@ -148,10 +134,54 @@ def test_steps_that_are_never_finite(start, tmp_path, tried):
     tried("steps that are never finite", "stopped, parameters finite")
 
 
-def test_a_step_that_never_ends(start, tmp_path, tried):
+def test_a_data_set_of_one_example(tmp_path, tried):
+    images = np.tile(np.arange(64, dtype=np.uint8).reshape(8, 8, 1), (300, 1, 1, 1))
+    np.savez(tmp_path / "one.npz", images=images, labels=np.arange(300) % 3)
+    asked = [*SMALL, "--training.bad-steps", "3", "--teacher.training.bad-steps", "3"]
+    asked += ["--data.source", f"arrays:{tmp_path / 'one.npz'}", "--workdir", tmp_path / "run"]
+    status, said, complaint = finish(start("distill", *asked))
+    assert (status, complaint.count("\n")) == (1, 1), (said, complaint)
+    assert "3 steps in a row (training.bad_steps) were not taken" in complaint
+    assert "had examples that are all alike and was not taken; its examples (" in said
+    tried("batches of one example", "stopped, named")
+
+
+def test_a_step_that_never_ends(tmp_path, tried):
     process = start("distill", *SMALL, "--training.watchdog-seconds", "0.01", "--workdir", tmp_path / "run")
     _, complaint = process.communicate(timeout=200)
     assert process.returncode == 1
     assert "Thread 0x" in complaint
     assert "student: step 1 has not ended for 0.01 s (training.watchdog_seconds)" in complaint
     tried("a step that never ends", "ended with the stacks of all threads")
+
+
+def test_a_batch_that_never_ends_while_a_run_is_looked_at(unstopped, tmp_path, tried):
+    """In a job of several processes half an hour is waited; here less, and of one process."""
+    impatient = "from pcjax.training import stopping; was = stopping.Watchdog.__init__\n"
+    impatient += "stopping.Watchdog.__init__ = lambda self, what, seconds=None, **more: was(self, what, 0.01, **more)\n"
+    impatient += f"from pcjax import cli; cli.main(['embed', {str(unstopped[0])!r}])\n"
+    status, _, complaint = children.finish(start(program=(sys.executable, "-c", impatient)))
+    assert status == 1
+    assert "Thread 0x" in complaint
+    assert "what a model says: batch 1 has not ended for 0.01 s" in complaint
+    tried("a batch that never ends while a run is embedded", "ended with the stacks of all threads")
+
+
+def test_a_signal_that_comes_within_c_code(monkeypatch, command, tried):
+    """NumPy's calls of Python functions make a SystemError of what a signal raises in them."""
+    from pcjax import cli
+
+    def run(job, given):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        except BaseException as stopped:
+            raise SystemError("returned a result with an exception set") from stopped
+
+    monkeypatch.setattr(cli, "_run", run)
+    status, _, complaint = command("evaluate", "somewhere")
+    assert (status, complaint) == (
+        143,
+        "pcjax: stopped by SIGTERM; what was saved stays; to go on: pcjax evaluate somewhere\n",
+    )
+    tried("SIGTERM within C code", "status 143, one line")

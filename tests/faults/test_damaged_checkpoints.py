@@ -214,13 +214,13 @@ def test_another_format_is_refused(saved, tmp_path, monkeypatch):
     "arrays", [{"x": ["object", [1], ""]}, {"x": ["float32", [2**60], ""]}, {"../x": ["f4", [1]]}, 3]
 )
 def test_manifests_made_up_by_someone(saved, tmp_path, arrays):
-    from pcjax.training.checkpoint import _digest_json
+    from pcjax._fields import digest
 
     folder = copy_of(saved, tmp_path, "copy")
     path = folder / "checkpoints" / "3" / "manifest" / "metadata"
     manifest = json.loads(path.read_text()) | {"arrays": arrays}
     del manifest["digest"]
-    path.write_text(json.dumps(manifest | {"digest": _digest_json(manifest)}))
+    path.write_text(json.dumps(manifest | {"digest": digest(manifest)}))
     said = []
     checkpoints = opened(folder, said)
     try:

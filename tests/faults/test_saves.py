@@ -2,17 +2,15 @@
 
 import contextlib
 import os
-import pathlib
 import random
 import subprocess
 
 import pytest
-from children import SMALL, environment, finish, outcome_of, start, wait_until
+from children import SMALL, STEPS, environment, fault, finish, outcome_of, start, steps_saved, wait_until
 
 pytestmark = pytest.mark.slow
 
 TRIES = int(os.environ.get("PCJAX_FAULTS", "0"))
-KILLED = pathlib.Path(__file__).parent / "killed"
 # Calls 0 to 18 make a checkpoint's folders and files, the last is its mark; the next ones remove an older checkpoint.
 # With a number of files: while arrays are written, which is not seen as calls.
 PHASES = {
@@ -26,23 +24,14 @@ PHASES = {
 EVERY = [*((call, 0) for call in range(42)), *((4, files) for files in range(2, 8))]
 
 
-def killed(run, name, call, files=0, inside="checkpoints", errors=0):
-    path = os.pathsep.join([str(KILLED), os.environ.get("PYTHONPATH", "")])
-    given = {"PCJAX_KILL_IN": run / inside, "PCJAX_KILL_FROM": name, "PCJAX_KILL_AT": call, "PCJAX_KILL_FILES": files}
-    given["PCJAX_KILL_ERRORS"] = errors
-    return finish(start("distill", *SMALL, "--workdir", run, env=environment(PYTHONPATH=path, **given)))
-
-
-def saved(run):
-    """The newest checkpoint that has its mark."""
-    return max(int(path.parent.name) for path in (run / "checkpoints").glob("*/commit_success.txt"))
+def killed(run, name, call, files=0, inside="checkpoints", errors=0, more=()):
+    given = fault(**{"in": run / inside, "from": name, "at": call, "files": files, "errors": errors})
+    return finish(start("distill", *SMALL, *more, "--workdir", run, env=environment(**given)))
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    run = tmp_path_factory.mktemp("whole") / "run"
-    assert finish(start("distill", *SMALL, "--workdir", run))[0] == 0
-    return outcome_of(run)
+def whole(unstopped):
+    return outcome_of(unstopped[0])
 
 
 def test_killed_in_each_phase_of_a_save(whole, tmp_path, tried):
@@ -57,7 +46,7 @@ def test_killed_in_each_phase_of_a_save(whole, tmp_path, tried):
         assert status == -9, (call, files, status, complaint)
         # A checkpoint that was half removed is no loss where a newer one is there.
         assert said.count("is unsound") == said.count("; a newer one is there")
-        assert saved(run) in (step - 3, step), (call, files)
+        assert steps_saved(run)[-1] in (step - 3, step), (call, files)
         tried("kill -9 in a phase of a save", "gone on from the last checkpoint")
         # The save that was killed is done again, and the next but one that is new is killed.
         step += 6
@@ -92,6 +81,16 @@ def test_a_disk_that_fails_for_a_while(whole, tmp_path, tried):
     tried("a disk with EIO for a while, under the command", "said, saved later, bit-identical")
 
 
+def test_a_disk_that_fails_for_a_while_at_the_end(whole, tmp_path, tried):
+    """The last save is tried again for longer than a step may take."""
+    more = ["--training.watchdog-seconds", "4"]
+    status, said, complaint = killed(run := tmp_path / "run", str(STEPS), 0, errors=8, more=more)
+    assert (status, complaint) == (0, "")
+    assert said.count(f"checkpoint {STEPS} could not be saved") >= 3  # one second, then four
+    assert outcome_of(run) == whole
+    tried("a disk with EIO for a while at the end, under the command", "said, saved later")
+
+
 def test_a_disk_that_stays_full(whole, tmp_path, tried):
     """The last save fails: status 1 and one line; with room the same command goes on from what was saved before."""
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", tmp_path], capture_output=True, check=False)
@@ -100,7 +99,7 @@ def test_a_disk_that_stays_full(whole, tmp_path, tried):
     run, filling = tmp_path / "run", tmp_path / "filling"
     try:
         process = start("distill", *SMALL, "--workdir", run)
-        assert wait_until(lambda: [*(run / "checkpoints").glob("*/commit_success.txt")], process, every=0.01)
+        assert wait_until(lambda: steps_saved(run), process, every=0.01)
         with filling.open("wb", buffering=0) as file, contextlib.suppress(OSError):
             while True:
                 file.write(bytes(4096))
@@ -108,7 +107,7 @@ def test_a_disk_that_stays_full(whole, tmp_path, tried):
         assert (status, complaint.count("\n")) == (1, 1), complaint
         assert "No space left on device" in complaint
         assert "see to the disk" in complaint
-        assert saved(run) >= 3
+        assert steps_saved(run)[-1] >= 3
         filling.unlink()
         assert finish(start("distill", *SMALL, "--workdir", run))[0] == 0
         assert outcome_of(run) == whole

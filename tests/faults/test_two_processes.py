@@ -8,7 +8,6 @@ import os
 import pathlib
 import random
 import signal
-import subprocess
 import sys
 import time
 
@@ -101,15 +100,58 @@ def test_one_is_told_to_stop_in_each_phase(whole, tmp_path, tried):
     print(f"from the signal to the end of both at most {slowest:.1f} s")
 
 
+# The second process is three seconds late to note signals rather than to end by them.
+LATE = """
+import os, time
+from pcjax.cli import command
+from pcjax.training.stopping import StopSignals
+
+enter = StopSignals.__enter__
+
+def late(signals):
+    time.sleep(3)
+    return enter(signals)
+
+if os.environ["PCJAX_PROCESS"] == "1":
+    StopSignals.__enter__ = late
+command()
+"""
+
+
+def test_one_that_is_late_is_told_to_stop_as_training_begins(tmp_path, tried):
+    asked = ["distill", *SMALL, "--teacher.training.steps", "1000", "--workdir", tmp_path]
+    processes = start_two(*asked, program=(sys.executable, "-c", LATE))
+    assert wait_until((tmp_path / "teacher" / "metrics.jsonl").exists, processes[0], every=0.002)
+    processes[1].send_signal(signal.SIGTERM)
+    ends = [finish(process, timeout=60) for process in processes]
+    assert {status for status, *_ in ends} == {143}, ends
+    assert len({complaint.split("after step ")[1].split(",")[0] for *_, complaint in ends}) == 1, ends
+    tried("SIGTERM to one of two that is late", "both 143, same step saved")
+
+
+def test_the_output_of_one_is_read_no_more(tmp_path, tried):
+    processes = start_two("distill", *SMALL, "--workdir", tmp_path)
+    processes[0].stdout.close()
+    assert processes[0].wait(timeout=200) == 128 + signal.SIGPIPE
+    ended = time.monotonic()
+    status, _, complaint = finish(processes[1], timeout=60)
+    assert time.monotonic() - ended <= LONGEST
+    assert (status, complaint.count("\n")) == (1, 1), complaint
+    assert "another process of the job ended with status 141" in complaint
+    tried("standard output that nobody reads, of one of two", "both ended, one line")
+
+
+def start_with_a_fault(*asked, **given):
+    """Two processes, of which the first one meets a fault."""
+    one, other = children.environments_of_two()
+    return [start(*asked, env=one | children.fault(**given)), start(*asked, env=other)]
+
+
 def test_one_hangs(whole, tmp_path, tried):
     """The first process hangs where it writes metrics, the second one in a collective that the first never comes to."""
     run, seconds = tmp_path / "run", 20
-    path = os.pathsep.join([str(pathlib.Path(__file__).parent / "killed"), os.environ.get("PYTHONPATH", "")])
-    hang = {"PCJAX_KILL_IN": run, "PCJAX_KILL_FROM": "metrics.jsonl", "PCJAX_KILL_AT": 6, "PCJAX_KILL_HANGS": 300}
-    one, other = children.environments_of_two()
     asked = ["distill", *SMALL, "--training.watchdog-seconds", seconds, "--workdir", run]
-    processes = [start(*asked, env=one | {"PYTHONPATH": path} | {name: str(value) for name, value in hang.items()})]
-    processes.append(start(*asked, env=other))
+    processes = start_with_a_fault(*asked, **{"in": run, "from": "metrics.jsonl", "at": 6, "hangs": 300})
     ended, found = f"has not ended for {seconds} s (training.watchdog_seconds)", 0
     for status, _, complaint in [finish(process) for process in processes]:
         assert status == 1, complaint
@@ -121,6 +163,59 @@ def test_one_hangs(whole, tmp_path, tried):
     both(start_two(*asked))
     assert outcome_of(run) == whole
     tried("one of two processes hangs, then to the end", "bit-identical")
+
+
+def test_the_newest_checkpoint_is_damaged(whole, tmp_path, tried):
+    run = tmp_path / "run"
+    processes = start_two("distill", *SMALL, "--workdir", run)
+    assert wait_until(lambda: newest(run) >= 12 and not unfinished(run), processes[0], every=0.01)
+    processes[1].send_signal(signal.SIGTERM)
+    assert [finish(process)[0] for process in processes] == [143, 143]
+    step = newest(run)
+    array = max((run / "checkpoints" / f"{step}" / "state").rglob("d/*"), key=lambda path: path.stat().st_size)
+    os.truncate(array, array.stat().st_size // 2)
+    ends = [finish(process) for process in start_two("distill", *SMALL, "--workdir", run)]
+    assert [(status, complaint) for status, _, complaint in ends] == [(0, ""), (0, "")]
+    assert f"checkpoint {step} is unsound (" in ends[0][1]
+    assert outcome_of(run) == whole
+    tried("a damaged checkpoint of two processes", "named, the one before taken, bit-identical")
+
+
+def test_two_that_see_different_disks_are_told(tmp_path, tried):
+    one, other = children.environments_of_two()
+    places = [(one, tmp_path / "a"), (other, tmp_path / "b")]
+    processes = [start("distill", *SMALL, "--workdir", place, env=env) for env, place in places]
+    (first, _, _), (second, _, complaint) = [finish(process) for process in processes]
+    assert (first, second) == (1, 2)
+    assert "process 1 does not see" in complaint
+    assert "expected one --workdir on a disk that all processes see" in complaint
+    assert complaint.count("\n") == 1
+    tried("two processes with a --workdir each", "status 2, one line")
+
+
+def test_the_disk_fails_for_a_while(whole, tmp_path, tried):
+    run = tmp_path / "run"
+    fault = {"in": run / "checkpoints", "from": "12", "at": 0, "errors": 8}
+    ends = [finish(process) for process in start_with_a_fault("distill", *SMALL, "--workdir", run, **fault)]
+    assert [(status, complaint) for status, _, complaint in ends] == [(0, ""), (0, "")]
+    assert "could not be saved" in ends[0][1]
+    assert outcome_of(run) == whole
+    tried("a disk with EIO for a while, under two processes", "said, saved later, bit-identical")
+
+
+def test_the_disk_stays_broken(whole, tmp_path, tried):
+    """The last save fails: both end with status 1 and one line, and go on from what was saved before."""
+    run = tmp_path / "run"
+    fault = {"in": run / "checkpoints", "from": "30", "at": 0, "errors": 10**6}
+    processes = start_with_a_fault("distill", *SMALL, "--workdir", run, **fault)
+    for status, _, complaint in [finish(process) for process in processes]:
+        assert (status, complaint.count("\n")) == (1, 1), complaint
+        assert "could not" in complaint
+        assert "see to the disk" in complaint
+    assert newest(run) == 27
+    both(start_two("distill", *SMALL, "--workdir", run))
+    assert outcome_of(run) == whole
+    tried("a disk that stays broken, under two processes", "both status 1, one line, resumed bit-identical")
 
 
 def test_one_is_killed(whole, tmp_path, tried):
@@ -159,15 +254,15 @@ def test_one_is_killed(whole, tmp_path, tried):
 
 def shards(run, step, processes):
     """What the devices of a job hold after a restore: a digest of every array on each."""
-    command = [sys.executable, str(RESTORED), str(run), str(step)]
     if processes == 1:
         environments = [environment(JAX_NUM_CPU_DEVICES=8)]
     else:
         environments = children.environments_of_two(JAX_NUM_CPU_DEVICES=4)
-    started = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for env in environments]
-    lines = [line for process in started for line in process.communicate(timeout=200)[0].splitlines()]
-    assert all(process.returncode == 0 for process in started)
-    return [line for line in lines if line.startswith("shard ")]  # Gloo says something too
+    started = [start(run, step, program=(sys.executable, RESTORED), env=env) for env in environments]
+    ends = [finish(process, timeout=200) for process in started]
+    assert {status for status, *_ in ends} == {0}, ends
+    # Gloo says something too.
+    return [line for _, said, _ in ends for line in said.splitlines() if line.startswith("shard ")]
 
 
 @pytest.mark.parametrize("first", [1, 2])

@@ -3,12 +3,11 @@
 import json
 import pathlib
 import signal
-import subprocess
 import sys
 
 import numpy as np
 import pytest
-from children import arrays_of, environment, environments_of_two, finish, pcjax, start, start_two, wait_until
+from children import arrays_of, environment, finish, pcjax, start, start_two, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -156,9 +155,8 @@ command()
 
 
 def test_nothing_is_written_before_every_process_has_looked_at_the_folder(tmp_path):
-    asked = [sys.executable, "-c", LATE, "distill", *SMALL, "--training.steps", "6", "--workdir", str(tmp_path)]
-    outputs = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen(asked, env=env, **outputs) for env in environments_of_two()]
+    asked = ["distill", *SMALL, "--training.steps", "6", "--workdir", tmp_path]
+    processes = start_two(*asked, program=(sys.executable, "-c", LATE))
     for status, _, complaint in map(finish, processes):
         assert status == 0, complaint
 

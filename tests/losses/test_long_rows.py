@@ -1,0 +1,35 @@
+"""The loss where its rows are sorted by the packed network, which serves those of more than 64 on a CPU."""
+
+import jax
+import numpy as np
+import oracles
+import pytest
+from jax import lax
+
+from pcjax.losses import perception_coherence
+
+pytestmark = pytest.mark.slow
+
+N, TEMPERATURE = 70, 0.2
+
+
+def test_it_equals_brute_force_alone_and_mapped(rng, x64):
+    teacher = rng.normal(size=(N, 6))
+    student = teacher[:, :3] + 0.5 * rng.normal(size=(N, 3))
+
+    def loss(student, teacher, axis_name=None):
+        return perception_coherence(student, teacher, temperature=TEMPERATURE, axis_name=axis_name)
+
+    found, gradient = jax.jit(jax.value_and_grad(loss))(student, teacher)
+    expected = oracles.perception_coherence(student, teacher, temperature=TEMPERATURE)
+    assert np.allclose(found, expected.mean(), atol=1e-9)
+
+    def at(moved):
+        return np.array([oracles.perception_coherence(s, teacher, temperature=TEMPERATURE).mean() for s in moved])
+
+    oracles.assert_gradients_agree(gradient, oracles.central_differences(at, student))
+    both = jax.vmap(loss)(np.stack([student, student[::-1]]), np.stack([teacher, teacher[::-1]]))
+    assert np.allclose(both, found, atol=1e-12)
+    halves = [x.reshape(2, N // 2, -1) for x in (student, teacher)]
+    mapped = jax.pmap(lambda s, t: lax.pmean(loss(s, t, "x"), "x"), axis_name="x", devices=jax.devices()[:2])
+    assert np.allclose(mapped(*halves), found, atol=1e-12)
