@@ -213,7 +213,7 @@ class Training:
     choose: Literal["best", "last"] = "best"
     """which checkpoint the trained model is taken from: the best on the validation examples, or the last one"""
     spike: float | None = 30.0
-    """a step whose gradient is so many times as long as usual is not taken; None: every finite one is"""
+    """a step whose gradient is so many times as long as was ever usual is not taken; None: every finite one is"""
     bad_steps: int = 20
     """so many steps in a row that are not taken (not finite, a spike, all examples alike) stop the training"""
     watchdog_seconds: float | None = None

@@ -27,6 +27,7 @@ class State(NamedTuple):
     skipped: Int[Array, ""]  # steps that were not taken: not finite, a spike, or all examples alike
     gradients: Int[Array, ""]  # of steps that were taken and had one that is not 0
     usual: Float[Array, ""]  # the logarithm of their usual norm: a running mean
+    most: Float[Array, ""]  # what that was at most
 
 
 def start(
@@ -44,9 +45,10 @@ def start(
         *kept,
         optimiser.init((student, kept.heads)),
         {name: jnp.zeros(()) for name in metrics},
-        jnp.zeros((), jnp.int32),
-        jnp.zeros((), jnp.int32),
-        jnp.zeros(()),
+        skipped=jnp.zeros((), jnp.int32),
+        gradients=jnp.zeros((), jnp.int32),
+        usual=jnp.zeros(()),
+        most=jnp.zeros(()),
     )
 
 

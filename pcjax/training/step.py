@@ -41,8 +41,9 @@ def make_step(
     """(fixed, state, batch) -> (state, metrics), the teacher being a function of what is fixed and the batch.
 
     A step whose loss, gradient or outcome is not finite is not taken: the state stays as it is, and `skipped` counts.
-    Nor is one whose gradient is more than `spike` times as long as usual, once that is known, or whose examples are all
-    alike, which would teach batch normalisations that nothing varies.
+    Nor is one whose gradient is more than `spike` times as long as was ever usual, once that is known: where a model
+    has learnt nearly all, the few examples that it has not have gradients far beyond the others. Nor is one whose
+    examples are all alike, which would teach batch normalisations that nothing varies.
     """
 
     def step(fixed: Fixed, state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
@@ -80,14 +81,14 @@ def make_step(
         alike = _all_alike(batch["image"])
         good = finite & ~alike
         if spike is not None:
-            good &= (state.gradients < KNOWN_AFTER) | (jnp.log(norm) <= jnp.log(spike) + state.usual)
+            good &= (state.gradients < KNOWN_AFTER) | (jnp.log(norm) <= jnp.log(spike) + state.most)
         # A mean of logarithms: one gradient adds little to it, however long it is. One of 0 says nothing.
         counts = norm > 0
         share = jnp.maximum(1 / (state.gradients + 1), 1 / REMEMBERED)
-        moved = state.usual + share * (jnp.log(jnp.where(counts, norm, 1)) - state.usual)
-        taken = taken._replace(
-            gradients=state.gradients + counts.astype(jnp.int32), usual=jnp.where(counts, moved, state.usual)
-        )
+        usual = state.usual + jnp.where(counts, share * (jnp.log(jnp.where(counts, norm, 1)) - state.usual), 0)
+        gradients = state.gradients + counts.astype(jnp.int32)
+        most = jnp.where(gradients <= KNOWN_AFTER, usual, jnp.maximum(state.most, usual))
+        taken = taken._replace(gradients=gradients, usual=usual, most=most)
         taken = jax.tree.map(lambda new, old: jnp.where(good, new, old), taken, state)
         metrics = {"loss": loss, **parts, "gradient_norm": norm, "count": jnp.ones(()), "taken": good}
         metrics |= {"finite": finite, "alike": alike}

@@ -1,10 +1,12 @@
 """Batches that are no numbers, spikes, or all alike: the step is left out or finite, and the run goes on."""
 
+import json
 from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
+from children import pcjax
 from flax import nnx
 
 from pcjax import data, models
@@ -167,6 +169,16 @@ def test_a_spike_is_left_out_once_the_gradients_are_known(factor, at, unbounded,
     assert [step for step, good in enumerate(taken) if not good] == ([12] if at == 12 else [])
     assert int(state.skipped) == (at == 12)
     tried("a batch 100 times as large or more", "left out, the run went on" if at == 12 else "a finite step, too early")
+
+
+def test_what_is_hard_is_no_spike(tmp_path):
+    """Where all else is learnt, the gradients of small batches differ a thousandfold."""
+    run = tmp_path / "run"
+    pcjax("teach", "--teacher.training.steps", 1500, "--teacher.training.batch", 16, "--workdir", run)
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    norms = [line["gradient_norm"] for line in metrics if "gradient_norm" in line]
+    assert norms[0] > 30 * norms[-1]
+    assert not any("skipped_examples" in line for line in metrics)
 
 
 def alike_by_device(image, rng):
