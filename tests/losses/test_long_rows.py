@@ -1,6 +1,7 @@
-"""The loss where its rows are sorted by the packed network, which serves those of more than 64 on a CPU."""
+"""The loss at size: the memory it takes, and its rows where the packed network sorts them (more than 64, on a CPU)."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
@@ -8,11 +9,10 @@ from jax import lax
 
 from pcjax.losses import perception_coherence
 
-pytestmark = pytest.mark.slow
-
 N, TEMPERATURE = 70, 0.2
 
 
+@pytest.mark.slow
 def test_it_equals_brute_force_alone_and_mapped(rng, x64):
     teacher = rng.normal(size=(N, 6))
     student = teacher[:, :3] + 0.5 * rng.normal(size=(N, 3))
@@ -33,3 +33,26 @@ def test_it_equals_brute_force_alone_and_mapped(rng, x64):
     halves = [x.reshape(2, N // 2, -1) for x in (student, teacher)]
     mapped = jax.pmap(lambda s, t: lax.pmean(loss(s, t, "x"), "x"), axis_name="x", devices=jax.devices()[:2])
     assert np.allclose(mapped(*halves), found, atol=1e-12)
+
+
+def test_memory_of_the_chunked_sweep():
+    features = jax.ShapeDtypeStruct((8192, 128), jnp.float32)
+
+    def loss(student, teacher):
+        return perception_coherence(student, teacher, temperature=0.1, chunk_size=256)
+
+    compiled = jax.jit(jax.value_and_grad(loss)).lower(features, features).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes <= 64e6
+
+
+@pytest.mark.slow
+def test_all_of_a_large_request_stays_small():
+    # With every part at once and the pairwise rank: still blocks of anchors, never pairs of pairs.
+    features = jax.ShapeDtypeStruct((2048, 16), jnp.float32)
+    for given in ({"ranking": "logistic"}, {"weighting": "neighbours", "scale": "batch", "teacher_temperature": 0.1}):
+
+        def loss(student, teacher):
+            return perception_coherence(student, teacher, temperature=0.1, chunk_size=256, **given)
+
+        compiled = jax.jit(jax.value_and_grad(loss)).lower(features, features).compile()
+        assert compiled.memory_analysis().temp_size_in_bytes <= 32e6
