@@ -61,6 +61,7 @@ def command() -> None:
 
     A signal that comes when all is done, while the interpreter takes itself down, does not change the exit status.
     """
+    _open_streams()
     status: Any = None
 
     def over(number: int, _: object) -> None:
@@ -82,6 +83,20 @@ def command() -> None:
     if any(thread.is_alive() for thread in waiting) and isinstance(status, int):
         _leave(status)
     sys.exit(status)
+
+
+def _open_streams() -> None:
+    """Whoever starts a command may have closed its output, or have one that cannot say every character."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            # Nothing else that is opened may take their places: what is written there must not end in a file.
+            place = os.open(os.devnull, os.O_WRONLY)
+            if place != number:
+                os.dup2(place, number)
+            setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115
+        elif stream.errors == "strict":
+            stream.reconfigure(errors="replace")
 
 
 def _with_output(status: Any) -> Any:
@@ -140,7 +155,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if error.errno not in (*FULL_OR_BROKEN, *SHORT_OF):
             _unforeseen(error)
             raise
-        see_to = "the disk" if error.errno in FULL_OR_BROKEN else "the machine's memory and limits (ulimit -n)"
+        short_of = "the machine's memory" if error.errno == errno.ENOMEM else "how many files may be open (ulimit -n)"
+        see_to = "the disk" if error.errno in FULL_OR_BROKEN else short_of
         _fail(f"{what}: see to {see_to}; what was saved stays; to go on: {again}", 1)
     except Exception as error:
         _unforeseen(error)

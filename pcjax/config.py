@@ -405,6 +405,7 @@ def read(path: str | pathlib.Path) -> Config:
 def read_stored(path: pathlib.Path) -> tuple[str, Config]:
     """The job and the config that a run's config.json holds."""
     try:
+        _checks.require(path.is_file(), "it is no file")
         _checks.require(path.stat().st_size <= LARGEST_FILE, "it is larger than any config")
         stored = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_fields.once)
         whole = isinstance(stored, dict) and stored.keys() == {"job", "config"}

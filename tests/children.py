@@ -120,9 +120,9 @@ def arrays_of(folder, step):
     return found
 
 
-def outcome_of(folder):
-    """Everything of a SMALL run that must be the same: metrics, final state, place in the data."""
+def outcome_of(folder, steps=STEPS):
+    """Everything of a run that must be the same: metrics, final state, place in the data."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     metrics = [{name: value for name, value in line.items() if name != "steps_per_second"} for line in lines]
-    arrays, place = arrays_of(folder, STEPS)
+    arrays, place = arrays_of(folder, steps)
     return metrics, {name: array.tobytes() for name, array in arrays.items()}, place

@@ -6,6 +6,9 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+from children import SMALL, finish, start
+
 import pcjax
 
 FOLDER = pathlib.Path(pcjax.__file__).parent
@@ -98,4 +101,43 @@ def test_no_loaded_module_holds_a_loader():
     out = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=300).stdout
     count, found = json.loads(out.splitlines()[-1])
     assert count == len(SOURCES) - len(list(FOLDER.rglob("__main__.py")))
+    assert found == []
+
+
+# Whatever is unpickled or unmarshalled while commands run, by whichever library, but for Python's own modules.
+USED = """
+import json, sys
+found = []
+def look(event, arguments):
+    if event in ("pickle.find_class", "marshal.loads"):
+        frame = sys._getframe(1)
+        if not frame.f_code.co_filename.startswith("<frozen importlib"):
+            found.append([event, frame.f_code.co_filename])
+sys.addaudithook(look)
+import marshal, pickle
+pickle.loads(pickle.dumps(json.JSONDecoder))
+marshal.loads(marshal.dumps(3))
+control = [event for event, _ in found]
+found.clear()
+from pcjax import cli
+run, student, *small = sys.argv[1:]
+features = ("--teacher.features", run + "/features.npz")
+for job in (
+    ("distill", *small, "--workdir", run),
+    ("distill", *small, "--workdir", run),
+    *((job, run) for job in ("evaluate", "embed", "export", "report")),
+    ("distill", *small, *features, "--workdir", student),
+):
+    cli.main([*job])
+print(json.dumps([control, found]))
+"""
+
+
+@pytest.mark.slow
+def test_nothing_is_unpickled_while_commands_run(tmp_path):
+    given = [tmp_path / "run", tmp_path / "student", *SMALL]
+    said = finish(start("-c", USED, *given, program=(sys.executable,)))
+    assert said[0] == 0, said
+    control, found = json.loads(said[1].splitlines()[-1])
+    assert control == ["pickle.find_class", "marshal.loads"]
     assert found == []

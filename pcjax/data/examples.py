@@ -163,6 +163,12 @@ class Dataset:
     test: Examples
     unseen: Examples | None = None  # test examples of the classes that no other part has, where some were left out
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """That of all parts."""
+        parts = (self.train, self.validation, self.test, *([] if self.unseen is None else [self.unseen]))
+        return digest(part.fingerprint.encode() for part in parts)
+
 
 class Splits(NamedTuple):
     """What a source has by itself; None is held out of the training data."""

@@ -69,6 +69,7 @@ def compare(config: Config, folder: pathlib.Path, display: Display) -> None:
 
     shared = begin(config, folder, loaded, "compare", all_runs, _outcome, display)
     teacher = find_teacher(shared, folder, loaded, display)
+    made_with = check_same(all_runs(shared), OUTCOME, _outcome, teacher, loaded)
     taught = judge_teacher(config, teacher, loaded)
     runs: dict[str, dict[int, dict[str, Any]]] = {contender.name: {} for contender in contenders}
     # All contenders of a seed before the next seed: of a comparison that was stopped, fewer --seeds show what is there.
@@ -84,7 +85,7 @@ def compare(config: Config, folder: pathlib.Path, display: Display) -> None:
                 first = new_model(asked.student, loaded, asked.training, STUDENT_SEED)
                 untrained = untrained or _judged(first, teacher, asked, loaded)
                 beside = {TEACHER: taught, "untrained": untrained}
-                outcome = _run(asked, own, loaded, teacher, first, beside, display, measured=seed == 0)
+                outcome = _run(asked, own, loaded, teacher, first, beside, made_with, display, measured=seed == 0)
             runs[contender.name][seed] = outcome
     found = summary.summarise(runs, {contender.name: contender.labelled() for contender in contenders})
     found |= {"versions": judge.versions(), "config": json.loads(config.to_json())}
@@ -139,6 +140,23 @@ def begin(
     return shared
 
 
+def check_same(
+    runs: Iterable[tuple[Config, pathlib.Path]],
+    name: str,
+    ended: Callable[[pathlib.Path], dict[str, Any] | None],
+    teacher: KnownTeacher,
+    loaded: Loaded,
+) -> dict[str, str]:
+    """What runs that stand side by side have in common; refuses those that have ended with another teacher or data."""
+    now = {"data": loaded.examples.fingerprint, "teacher": teacher.digest}
+    for _, own in runs:
+        found = ended(own) or now
+        for what, value in now.items():
+            differs = f"{own / name} came of {what} {found.get(what)!r}, this command has {value!r}"
+            _checks.require(found.get(what) == value, f"{differs}: choose another --workdir, or bring that back")
+    return now
+
+
 def with_earlier(
     config: Config, folder: pathlib.Path, job: str, begun: Callable[[Contender], bool], display: Display
 ) -> Config:
@@ -189,6 +207,7 @@ def _run(
     teacher: KnownTeacher,
     first: Frozen,
     beside: dict[str, Any],
+    made_with: dict[str, str],
     display: Display,
     measured: bool,
 ) -> dict[str, Any]:
@@ -214,7 +233,7 @@ def _run(
         outcome = {"status": summary.DONE, "metrics": summary.numbers(judged), **costs}
     outcome["seconds_per_step"] = _seconds_per_step(read_records(own).sound)
     outcome["untrained"] = summary.numbers(beside["untrained"])
-    write_proven(own / OUTCOME, outcome)
+    write_proven(own / OUTCOME, outcome | made_with)
     return outcome
 
 

@@ -1,7 +1,7 @@
 """`pcjax distill`: the main job. A teacher, a student, and what the student is worth before and after."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -19,10 +19,12 @@ from pcjax.jobs.prepare import (
     STUDENT_SEED,
     TEACHER_SEED,
     Guide,
+    Judge,
     Loaded,
     check,
     classifier_of,
     counts,
+    digest_of,
     load,
     new_model,
     output_shapes,
@@ -119,6 +121,11 @@ class KnownTeacher(NamedTuple):
     logits: np.ndarray | None  # of the training examples
     model: Frozen | None
 
+    @property
+    def digest(self) -> str:
+        """So that nothing goes on with another one; of what it says only where there is no model."""
+        return digest_of(self.features if self.model is None else self.model.arrays)
+
 
 def find_teacher(
     config: Config, folder: pathlib.Path, loaded: Loaded, display: Display | None, clock: Clock | None = None
@@ -143,7 +150,7 @@ def teacher_model(config: Config, folder: pathlib.Path, loaded: Loaded) -> Froze
         return load_teacher(pathlib.Path(config.teacher.run), config, loaded)
     training = config.teacher.training
     like = new_model(config.teacher.model, loaded, training, TEACHER_SEED)
-    return trained_model(folder / TEACHER, {"role": TEACHER, "data": loaded.examples.train.fingerprint}, like, training)
+    return trained_model(folder / TEACHER, {"role": TEACHER, "data": loaded.examples.fingerprint}, like, training)
 
 
 def load_teacher(folder: pathlib.Path, config: Config, loaded: Loaded) -> Frozen:
@@ -152,7 +159,7 @@ def load_teacher(folder: pathlib.Path, config: Config, loaded: Loaded) -> Frozen
     ended = (folder / RESULT).is_file()
     _checks.require(ended, f"the teacher in {folder} (teacher.run) is not trained to its end: `pcjax teach` goes on")
     like = new_model(theirs.teacher.model, loaded, theirs.teacher.training, TEACHER_SEED)
-    manifest = {"role": TEACHER, "data": loaded.examples.train.fingerprint}
+    manifest = {"role": TEACHER, "data": loaded.examples.fingerprint, "config": theirs.digest()}
     return trained_model(folder, manifest, like, theirs.teacher.training)
 
 
@@ -193,9 +200,8 @@ def _guide(config: Config, teacher: KnownTeacher, loaded: Loaded) -> Guide:
             parameters, statistics = frozen
             return model.function.apply(parameters, statistics, batch["image"], train=False)[0]
 
-        frozen = model.parameters, model.statistics
         shapes, classifier = output_shapes(model, loaded), classifier_of(model)
-        return Guide(frozen, frozen, looks, shapes, classifier, teacher.features["train"])
+        return Guide(teacher.digest, model.arrays, looks, shapes, classifier, teacher.features["train"])
 
     columns = {"teacher": teacher.features["train"]}
     if teacher.logits is not None:
@@ -210,13 +216,12 @@ def _guide(config: Config, teacher: KnownTeacher, loaded: Loaded) -> Guide:
     logits = None if teacher.logits is None else shape(teacher.logits)
     classifier = {} if model is None else classifier_of(model)
     said = Output(shape(teacher.features["train"]), logits, {})
-    known_by = teacher.features["train"] if model is None else (model.parameters, model.statistics)
-    return Guide(known_by, (), remembers, said, classifier, teacher.features["train"], columns)
+    return Guide(teacher.digest, (), remembers, said, classifier, teacher.features["train"], columns)
 
 
-def _judge_of(config: Config, teacher: KnownTeacher, loaded: Loaded) -> Any:
-    def judged(student: Frozen) -> Mapping[str, float]:
-        said = represent(student, loaded.examples.validation, loaded.normalise, config.evaluation.batch)
+def _judge_of(config: Config, teacher: KnownTeacher, loaded: Loaded) -> Judge:
+    def judged(student: Frozen, between: Callable[[], None]) -> Mapping[str, float]:
+        said = represent(student, loaded.examples.validation, loaded.normalise, config.evaluation.batch, between)
         k = judge.neighbours(config.evaluation, said.features)
         found = coherence(said.features, teacher.features["validation"], k)
         return {"score": found, "coherence": found}
@@ -231,7 +236,7 @@ def _stored_features(path: pathlib.Path, loaded: Loaded) -> dict[str, np.ndarray
         _checks.require(path.suffix == ".npz", "expected a file named .npz")
         file = members(path, (*parts_of(loaded.examples), "unseen", "fingerprint"), "what `pcjax embed` writes")
         _checks.require("fingerprint" in file, "it has no fingerprint of the data")
-        same = str(file["fingerprint"]) == loaded.examples.train.fingerprint
+        same = str(file["fingerprint"]) == loaded.examples.fingerprint
         # Of other data there may be no features of some part: they are refused for what they are.
         parts = parts_of(loaded.examples) if same else ()
         missing = ", ".join(part for part in parts if part not in file or file[part].dtype.kind not in "uif")

@@ -58,12 +58,13 @@ def evaluate(folder: pathlib.Path, display: Display, asked: Asked | None = None)
     judged = dataclasses.replace(config, evaluation=asked.evaluation(config))
     loaded = load(judged)
     judge.check_judging(judged.evaluation, loaded.examples, loaded.other)
-    model, first = models(job, config, folder, loaded)
     if job == "teach":
+        model = model_of(job, config, folder, loaded)
         judged_models = {TEACHER: model}
         results = {TEACHER: worth_of_teacher(judged, model, loaded)}
     else:
         teacher = find_teacher(config, folder, loaded, None)
+        model, first = models(job, config, folder, loaded, teacher.digest)
         taught = {} if teacher.model is None else {TEACHER: teacher.model}
         judged_models = {"untrained": first, STUDENT: model} | taught
         results = worth(judged, teacher, first, model, loaded)
@@ -100,7 +101,7 @@ def embed(folder: pathlib.Path, display: Display) -> None:
     unfinished = path.with_name("unfinished-" + path.name)  # the ending makes it an archive
     try:
         if jax.process_index() == 0:
-            np.savez(unfinished, fingerprint=np.array(loaded.examples.train.fingerprint), **arrays)
+            np.savez(unfinished, fingerprint=np.array(loaded.examples.fingerprint), **arrays)
             unfinished.replace(path)
     except OSError as error:
         raise RequestError(f"cannot write {path}: {error.strerror}") from error
@@ -111,17 +112,20 @@ def embed(folder: pathlib.Path, display: Display) -> None:
     display.say(f"next: {next_}")
 
 
-def models(job: str, config: Config, folder: pathlib.Path, loaded: Loaded) -> tuple[Frozen, Frozen]:
+def models(
+    job: str, config: Config, folder: pathlib.Path, loaded: Loaded, teacher: str | None = None
+) -> tuple[Frozen, Frozen]:
     """The run's model, and the same with its first weights."""
     model, training, stream = _trained_by(job, config)
-    return model_of(job, config, folder, loaded), new_model(model, loaded, training, stream)
+    return model_of(job, config, folder, loaded, teacher), new_model(model, loaded, training, stream)
 
 
-def model_of(job: str, config: Config, folder: pathlib.Path, loaded: Loaded) -> Frozen:
-    """The run's model, from the checkpoint that counts."""
+def model_of(job: str, config: Config, folder: pathlib.Path, loaded: Loaded, teacher: str | None = None) -> Frozen:
+    """The run's model, from the checkpoint that counts; where a digest is given, refused if of another teacher."""
     model, training, stream = _trained_by(job, config)
     role = TEACHER if job == "teach" else STUDENT
-    manifest = {"role": role, "data": loaded.examples.train.fingerprint, "config": config.digest()}
+    manifest = {"role": role, "data": loaded.examples.fingerprint, "config": config.digest()}
+    manifest |= {} if teacher is None else {"teacher": teacher}
     like = new_model(model, loaded, training, stream, functional_shapes)
     return trained_model(folder, manifest, like, training)
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import sys
 from typing import Any, TypeGuard
 
@@ -15,6 +16,7 @@ from pcjax.config import Config, read_stored
 from pcjax.training.clock import Clock
 from pcjax.training.parallel import seen_soon, wait_for_all
 
+NO_PLACE = "[]\\"  # what means something else to the libraries that write arrays
 LARGEST = 2**26  # bytes of what a job wrote
 CONFIG, RESULT, CHECKPOINTS = "config.json", "result.json", "checkpoints"
 UNFINISHED = ".unfinished"  # behind the name of a file that is being written
@@ -22,6 +24,7 @@ UNFINISHED = ".unfinished"  # behind the name of a file that is being written
 
 def check_folder(folder: pathlib.Path, config: Config, job: str) -> None:
     """Refuses a folder that is in use for something else."""
+    _require_place(folder)
     _checks.require(not folder.exists() or folder.is_dir(), f"got --workdir {folder}, which is a file: choose a folder")
     stored = folder / CONFIG
     if stored.exists():
@@ -39,6 +42,16 @@ def check_folder(folder: pathlib.Path, config: Config, job: str) -> None:
         # A config of which a kill or a full disk has left a part was never a run.
         foreign = folder.is_dir() and any(path.name != CONFIG + UNFINISHED for path in folder.iterdir())
         _checks.require(not foreign, f"{folder} is neither empty nor a run's folder: choose another --workdir")
+
+
+def _require_place(folder: pathlib.Path) -> None:
+    """Refuses names at which no checkpoint could be written."""
+    got = f"got --workdir {str(folder)!r}: expected a folder of this machine's disks"
+    _checks.require(re.match("[a-z][a-z0-9+.-]+:/", str(folder)) is None, got)
+    whole = os.path.abspath(folder)  # noqa: PTH100
+    strange = sorted(set(whole) & set(NO_PLACE))
+    _checks.require(not strange, f"{got}, and no {' '.join(strange)} in its whole name")
+    _checks.require(whole == whole.encode(errors="replace").decode(), f"{got}, and its whole name in UTF-8")
 
 
 def begin_folder(folder: pathlib.Path, config: Config, job: str) -> None:

@@ -35,6 +35,8 @@ from pcjax.training.state import State, make_optimiser, start
 from pcjax.training.step import AXIS, Batch, Fixed, make_step, metric_names
 
 STUDENT_SEED, TEACHER_SEED = 0, 1  # streams of random numbers for first weights
+# What a model is worth on the validation examples; it calls what it is given between its batches.
+Judge = Callable[[Frozen, Callable[[], None]], Mapping[str, float]]
 
 
 class Loaded(NamedTuple):
@@ -205,11 +207,10 @@ class Guide:
     """The teacher as the student's training sees it: frozen arrays, a function of them, and columns of the batches.
 
     Its classifier, kernel and bias, is for the losses that read with it; its features of the plain training images are
-    what neighbours are found by. It is known by its parameters, or by features that were given: what it says may differ
-    in its last digits where a training goes on.
+    what neighbours are found by.
     """
 
-    known_by: Any = ()
+    digest: str = ""
     frozen: Any = ()
     output: Callable[[Any, Batch], Output] | None = None
     shapes: Output | None = None
@@ -228,7 +229,7 @@ def plan(
     loaded: Loaded,
     first: Frozen,
     guide: Guide,
-    judge: Callable[[Frozen], Mapping[str, float]],
+    judge: Judge,
     display: Display,
     clock: Clock,
 ) -> Plan:
@@ -260,27 +261,27 @@ def plan(
     manifest = {
         "role": name,
         "model": told(model),
-        "data": train_examples.fingerprint,
+        "data": loaded.examples.fingerprint,
         "batch": training.batch,
         "seed": training.seed,
         "steps": steps,
         "config": config.digest(),
-        "teacher": _digest_of(guide.known_by),
+        "teacher": guide.digest,
     }
     about = {"devices": len(devices), "device": devices[0].device_kind, "processes": jax.process_count()}
     about |= {"versions": versions()}
     own = folder / CHECKPOINTS
     checkpoints = Checkpoints(own, manifest, keep=training.keep, say=display.say, about=about, clock=clock)
 
-    def judged(state: State) -> Mapping[str, float]:
-        return judge(first._replace(parameters=host(state.student), statistics=host(state.statistics)))
+    def judged(state: State, between: Callable[[], None]) -> Mapping[str, float]:
+        return judge(first._replace(parameters=host(state.student), statistics=host(state.statistics)), between)
 
     return Plan(name, folder, training, steps, mapped, mapped.place(fixed), state, batches, checkpoints, judged)
 
 
-def _digest_of(teacher: Any) -> str:
-    """So that a training never goes on with another one."""
-    leaves = jax.tree.leaves(host(teacher))
+def digest_of(arrays: Any) -> str:
+    """One digest of them all."""
+    leaves = jax.tree.leaves(host(arrays))
     return hashlib.blake2b("".join(map(digest, leaves)).encode(), digest_size=16).hexdigest()
 
 
@@ -317,6 +318,11 @@ def weights(checkpoints: Checkpoints, step: int, like: Frozen) -> Frozen:
         raise RequestError(f"{where} cannot be read ({why}): move it away, and the next best is taken") from error
 
     def pick(part: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: jnp.asarray(arrays[f"{part}/{name.replace('/', '.')}"]) for name in wanted}
+        found = {name: arrays.get(f"{part}/{name.replace('/', '.')}") for name in wanted}
+        for name, own in wanted.items():
+            expected, there = ("nothing" if x is None else (str(x.dtype), tuple(x.shape)) for x in (own, found[name]))
+            differs = f"checkpoint {step} in {checkpoints.folder} has {there} for {part}/{name}, expected {expected}"
+            _checks.require(expected == there, f"{differs}: it is of another model, and config.json was changed since")
+        return {name: jnp.asarray(array) for name, array in found.items()}
 
     return like._replace(parameters=pick("student", like.parameters), statistics=pick("statistics", like.statistics))

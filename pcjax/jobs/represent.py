@@ -1,7 +1,7 @@
 """A frozen model, and what it says of a data set."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -29,6 +29,11 @@ class Frozen(NamedTuple):
     def output(self, images: jax.Array) -> Output:
         """What it says of a batch, in evaluation mode."""
         return self.function.apply(self.parameters, self.statistics, images, train=False)[0]
+
+    @property
+    def arrays(self) -> tuple[Arrays, Arrays]:
+        """All that it has."""
+        return self.parameters, self.statistics
 
     def parameter_count(self) -> int:
         """How many numbers were learnt."""
@@ -58,10 +63,17 @@ class Said(NamedTuple):
     logits: np.ndarray | None
 
 
-def represent(model: Frozen, examples: Examples, normalise: tuple[np.ndarray, np.ndarray], batch: int) -> Said:
+def represent(
+    model: Frozen,
+    examples: Examples,
+    normalise: tuple[np.ndarray, np.ndarray],
+    batch: int,
+    between: Callable[[], None] = lambda: None,
+) -> Said:
     """Features and class scores of all examples, in their order.
 
     In a job of several processes each of them looks at its part of every batch, and all get what all have found.
+    What is called between batches may raise, to end it.
     """
     devices, processes = jax.local_devices(), jax.process_count()
     together = len(devices) * processes
@@ -80,6 +92,7 @@ def represent(model: Frozen, examples: Examples, normalise: tuple[np.ndarray, np
             features.append(found[0])
             logits.append(found[1])
             watchdog.beat(len(features))
+            between()
     n = len(examples)
     return Said(np.concatenate(features)[:n], None if logits[0] is None else np.concatenate(logits)[:n])
 

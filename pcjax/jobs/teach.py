@@ -2,7 +2,7 @@
 
 import pathlib
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -82,8 +82,8 @@ def train_teacher(config: Config, folder: pathlib.Path, loaded: Loaded, display:
     validation = loaded.examples.validation
     labels = np.asarray(validation.labels)
 
-    def judged(model: Frozen) -> Mapping[str, float]:
-        said = represent(model, validation, loaded.normalise, config.evaluation.batch)
+    def judged(model: Frozen, between: Callable[[], None]) -> Mapping[str, float]:
+        said = represent(model, validation, loaded.normalise, config.evaluation.batch, between)
         right = (np.argmax(np.asarray(said.logits), axis=1) == labels)[labels >= 0]
         accuracy = float(np.mean(right)) if len(right) else float("nan")
         return {"score": accuracy, "accuracy": accuracy}

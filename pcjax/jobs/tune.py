@@ -16,7 +16,7 @@ from scipy.stats import qmc
 from pcjax import _checks, metrics
 from pcjax.config import Config, Contender, Loss, Ramp
 from pcjax.jobs import judge
-from pcjax.jobs.compare import begin, of_contender, train_finite, with_earlier
+from pcjax.jobs.compare import begin, check_same, of_contender, train_finite, with_earlier
 from pcjax.jobs.distill import KnownTeacher, find_teacher, plan_student
 from pcjax.jobs.folder import begin_folder, is_number, own_place, stored_object, write_json, write_proven
 from pcjax.jobs.prepare import STUDENT_SEED, Loaded, load, new_model
@@ -52,6 +52,7 @@ def tune(config: Config, folder: pathlib.Path, display: Display) -> None:
 
     shared = begin(config, folder, loaded, "tune", all_runs, _tried, display)
     teacher = find_teacher(shared, folder, loaded, display)
+    made_with = check_same(all_runs(shared), TRIAL, _tried, teacher, loaded)
     best, rows = [], []
     for contender in config.comparison.contenders:
         tried = []
@@ -63,6 +64,7 @@ def tune(config: Config, folder: pathlib.Path, display: Display) -> None:
             else:
                 display.say(f"{contender.name}, try {number + 1} of {trials}: {describe(setting)}")
                 score = _try(asked, own, loaded, teacher, display)
+                write_proven(own / TRIAL, {"score": score} | made_with)
             tried.append((score, setting))
         scores = [-np.inf if score is None else score for score, _ in tried]
         at = int(np.argmax(scores))
@@ -159,7 +161,6 @@ def _try(asked: Config, own: pathlib.Path, loaded: Loaded, teacher: KnownTeacher
         score = score if is_number(score) else None
     except (judge.NotFiniteError, BadStepsError):
         score = None
-    write_proven(own / TRIAL, {"score": score})
     return score
 
 

@@ -136,8 +136,9 @@ def _taught(config: Config, folder: pathlib.Path, loaded: Loaded) -> Sections:
 
 
 def _distilled(config: Config, folder: pathlib.Path, loaded: Loaded) -> Sections:
-    model, first = evaluate.models("distill", config, folder, loaded)
-    teacher = find_teacher(config, folder, loaded, None).features
+    known = find_teacher(config, folder, loaded, None)
+    model, first = evaluate.models("distill", config, folder, loaded, known.digest)
+    teacher = known.features
     student = represent_all(model, loaded.examples, loaded.normalise, config.evaluation.batch)
     features = {split: one.features for split, one in student.items()}
     before = represent(first, loaded.examples.test, loaded.normalise, config.evaluation.batch).features

@@ -13,7 +13,7 @@ from pcjax.data import Examples
 from pcjax.jobs.distill import find_teacher, teacher_model
 from pcjax.jobs.evaluate import model_of
 from pcjax.jobs.folder import config_of, own_place
-from pcjax.jobs.prepare import Loaded, load
+from pcjax.jobs.prepare import Loaded, digest_of, load
 from pcjax.jobs.represent import represent
 from pcjax.jobs.summary import DONE
 from pcjax.report import charts, space, views
@@ -40,6 +40,7 @@ class _Given(NamedTuple):
 
     config: Config
     loaded: Loaded
+    teacher: str  # its digest
     examples: Examples  # the sampled ones
     places: np.ndarray  # where those are among the test examples
     test: Seen
@@ -96,18 +97,20 @@ def _given(folder: pathlib.Path) -> _Given:
     places = space.sample(len(whole))
     examples = dataclasses.replace(whole, rows=whole.rows[places])
     if config.teacher.features is not None:
-        features = find_teacher(config, folder, loaded, None).features["test"][places]
+        known = find_teacher(config, folder, loaded, None)
+        features, digest = known.features["test"][places], known.digest
     else:
         model = teacher_model(config, folder, loaded)
+        digest = digest_of(model.arrays)
         features = represent(model, examples, loaded.normalise, config.evaluation.batch).features
     _require_finite(features)
     test = views.sampled(whole, places)
-    return _Given(config, loaded, examples, places, test, space.ranks(features), space.plane(features))
+    return _Given(config, loaded, digest, examples, places, test, space.ranks(features), space.plane(features))
 
 
 def _features(given: _Given, own: pathlib.Path) -> np.ndarray:
     config = config_of(own, "distill")[1]
-    model = model_of("distill", config, own, given.loaded)
+    model = model_of("distill", config, own, given.loaded, given.teacher)
     features = represent(model, given.examples, given.loaded.normalise, given.config.evaluation.batch).features
     _require_finite(features)
     return features

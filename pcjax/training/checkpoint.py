@@ -9,10 +9,8 @@ is what the first one says.
 """
 
 import contextlib
-import errno
 import hashlib
 import logging
-import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -25,24 +23,13 @@ from jax.experimental import multihost_utils
 from pcjax import _checks, _fields
 from pcjax._checks import RequestError
 from pcjax.training.clock import Clock
+from pcjax.training.disk import Lock, grown, line, of_the_machine
 from pcjax.training.parallel import seen_soon, wait_for_all
 
 FORMAT = 2
 ITEMS = ("state", "data", "manifest")
 COMMITTED = ocp.path.atomicity.CommitFileTemporaryPath  # what lacks its mark is no checkpoint
 FINISHED = "commit_success.txt"
-LARGEST_MANIFEST = 2**26  # bytes
-# What a machine in trouble answers, whatever lies on its disk.
-PASSING = (
-    errno.EIO,
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ENOMEM,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ESTALE,
-    errno.ETIMEDOUT,
-)
 
 
 class UnsavedError(Exception):
@@ -100,11 +87,16 @@ class Checkpoints:
         self._about, self._clock, self._writable = about or {}, clock or Clock(), writable
         self._unsaved: UnsavedError | None = None
         self._scores: dict[int, float | None] = {}
+        self._unjudged: set[int] = set()
+        self._saving: tuple[int, dict[str, Any]] | None = None  # a step, and the arrays' dtypes and shapes
         self._several = writable and jax.process_count() > 1  # decide together
         self._writes = writable and jax.process_index() == 0
         # Orbax reports every phase of every save, with stacks, and of one that fails every part.
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
+        if self._writes:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = Lock(self.folder)
         if self._writes or not writable:
             self._manager = self._open()
             self._look_over()
@@ -119,13 +111,13 @@ class Checkpoints:
             primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process_{here}"
         )
         shared: dict[str, Any] = {"temporary_path_class": COMMITTED, "multiprocessing_options": alone}
+        if not self._writable:
+            for path in self._finished():
+                _checks.require((why := grown(path)) is None, self._unsound(int(path.name), why))
         if not self._writes:
             options = ocp.CheckpointManagerOptions(read_only=True, **shared)
             return ocp.CheckpointManager(self.folder, item_names=ITEMS, options=options)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for path in sorted(self.folder.iterdir()):
-            if path.name.isdecimal() and path.is_dir() and not (path / FINISHED).exists():
-                self._say(f"checkpoint {path.name} was never finished, and is removed")
+        self._clean()
         policy = ocp.checkpoint_managers
         options = ocp.CheckpointManagerOptions(
             create=False,
@@ -137,14 +129,40 @@ class Checkpoints:
         )
         return ocp.CheckpointManager(self.folder, item_names=ITEMS, options=options)
 
+    def _finished(self) -> list[pathlib.Path]:
+        """The checkpoints that lie there, whatever they are worth."""
+        there = [path for path in self.folder.glob("*") if path.name.isdecimal() and (path / FINISHED).exists()]
+        return sorted(there, key=lambda path: int(path.name))
+
+    def _clean(self) -> None:
+        """Leaves what can be opened: Orbax removes what was not finished, and reads a part of all else."""
+        for path in sorted(self.folder.iterdir()):
+            if path.name.isdecimal() and path.is_symlink():
+                self._say(f"checkpoint {path.name} is a symbolic link, which is removed")
+                path.unlink()
+            elif path.name.isdecimal() and path.is_dir() and not (path / FINISHED).exists():
+                self._say(f"checkpoint {path.name} was never finished, and is removed")
+        for path in self._finished():
+            why = grown(path)
+            if why is not None:
+                self._move_aside(int(path.name), why)
+
+    def _unsound(self, step: int, why: str | None) -> str:
+        return (
+            f"checkpoint {step} in {self.folder} is unsound ({why}): move it away, or give the command that made it "
+            "again, which takes the one before"
+        )
+
     def _look_over(self) -> None:
         """Learns every checkpoint's score, and puts aside what does not even have a sound manifest."""
         for step in sorted(self._manager.all_steps()):
-            found, why = self._read_alone(step, lambda step=step: self._manifest_of(step)["score"])
-            if why is None:
-                self._scores[step] = found
-            else:
+            found, why = self._read_alone(step, lambda step=step: self._manifest_of(step))
+            if why is not None:
                 self._put_aside(step, why)
+                continue
+            self._scores[step] = found["score"]
+            if not found.get("judged", True):
+                self._unjudged.add(step)
 
     def _read_alone(self, step: int, read: Callable[[], Any]) -> tuple[Any, str | None]:
         """What was read of a checkpoint, or why it is unsound.
@@ -158,14 +176,11 @@ class Checkpoints:
         except Exception as error:  # whatever a damaged file makes its readers raise
             if _checks.interruption(error) is not None:
                 raise
-            why, number = _line(error), _of_the_machine(error)
+            why, number = line(error), of_the_machine(error)
             if number is not None:
                 raise OSError(number, f"checkpoint {step} in {self.folder} cannot be read now ({why})") from error
         if not self._writable:
-            raise RequestError(
-                f"checkpoint {step} in {self.folder} is unsound ({why}): move it away, or give the command that made "
-                "it again, which takes the one before"
-            )
+            raise RequestError(self._unsound(step, why))
         return None, why
 
     def _try(self, step: int, read: Callable[[], Any]) -> tuple[Any, str | None]:
@@ -230,17 +245,26 @@ class Checkpoints:
             if self._try(step, lambda step=step: self.arrays(step))[1] is None:
                 return
 
-    def save(self, step: int, state: Any, data: dict[str, Any], score: float | None = None) -> None:
+    def is_unjudged(self, step: int) -> bool:
+        """Whether it was saved before there was time to judge it."""
+        return bool(self._first(step in self._unjudged))
+
+    def save(
+        self, step: int, state: Any, data: dict[str, Any], score: float | None = None, *, judged: bool = True
+    ) -> None:
         """Saves in the background; a score that is not finite never makes a checkpoint the best.
 
-        What cannot be written is said, and forgotten with the next save that can; what was there before stays.
+        What cannot be written is said, and forgotten with the next save that can; what was there before stays. What is
+        there already is not saved again, unless it had not been judged.
         """
         if not self._writes:
             return
         self.wait()
         self._unsaved = None
         if step in self._manager.all_steps():
-            return
+            if not judged or step not in self._unjudged:
+                return
+            self._attempt(step, lambda: self._manager.delete(step))
         arrays = {name: np.asarray(leaf) for name, leaf in named(jax.device_get(state)).items()}
         score = float(score) if score is not None and np.isfinite(score) else None
         manifest = (
@@ -250,6 +274,7 @@ class Checkpoints:
                 "format": FORMAT,
                 "step": step,
                 "score": score,
+                "judged": judged,
                 "seconds": round(self._clock(), 1),
                 "arrays": {name: [str(x.dtype), list(x.shape), digest(x)] for name, x in arrays.items()},
                 "place": _fields.digest(data),
@@ -260,6 +285,8 @@ class Checkpoints:
             state=ocp.args.StandardSave(arrays), data=ocp.args.JsonSave(data), manifest=ocp.args.JsonSave(manifest)
         )
         self._scores[step] = score
+        (self._unjudged.discard if judged else self._unjudged.add)(step)
+        self._saving = step, {name: (x.dtype, x.shape) for name, x in arrays.items()}
         self._attempt(step, lambda: self._manager.save(step, args=items, force=True))
 
     def _attempt(self, step: int | None, write: Callable[[], Any]) -> None:
@@ -275,14 +302,29 @@ class Checkpoints:
             newest = self._manager.latest_step()
             kept = "none is saved yet" if newest is None else f"the newest that is saved is {newest}"
             which = "a checkpoint" if step is None else f"checkpoint {step}"
-            self._unsaved = UnsavedError(f"{which} could not be saved ({_line(error)}); {kept}")
+            self._unsaved = UnsavedError(f"{which} could not be saved ({line(error)}); {kept}")
             self._say(f"{self._unsaved}; what was learnt stays in memory, and the next save is tried")
 
     def wait(self) -> UnsavedError | None:
         """Until what this process is saving is saved; what went wrong with the last save."""
         if self._writes:
-            self._attempt(None, self._manager.wait_until_finished)
+            self._attempt(None, self._finish)
         return self._unsaved
+
+    def _finish(self) -> None:
+        """Waits, and looks whether all arrays that were saved are there: as files come and go, some may not be."""
+        self._manager.wait_until_finished()
+        if self._saving is None:
+            return
+        (step, wanted), self._saving = self._saving, None
+        try:
+            there = self._manager.item_metadata(step)["state"]
+            found = {name: (one.dtype, one.shape) for name, one in there.items()}
+            _checks.require(found == wanted, "not all of its arrays are there")
+        except Exception as error:  # whatever readers raise of what is not there
+            if of_the_machine(error) is None:
+                self._put_aside(step, line(error))
+            raise
 
     def settled(self) -> UnsavedError | None:
         """Until what is being saved is saved; what went wrong with it, known to every process."""
@@ -330,8 +372,9 @@ class Checkpoints:
         for path in (own, *own.rglob("*")):
             if path.is_symlink():
                 raise ValueError(f"{path.name} is a symbolic link")
-            if path.parent.name == "manifest" and path.stat().st_size > LARGEST_MANIFEST:
-                raise ValueError(f"{path.name} is larger than any manifest")
+        why = grown(own)
+        if why is not None:
+            raise ValueError(why)
         manifest = self._manager.restore(step, args=ocp.args.Composite(manifest=ocp.args.JsonRestore()))["manifest"]
         if manifest.pop("digest", None) != _fields.digest(manifest):
             raise ValueError("the manifest is not what was saved")
@@ -368,14 +411,18 @@ class Checkpoints:
         return tree, data, manifest.get("seconds", 0.0)
 
     def _put_aside(self, step: int, why: str) -> None:
-        steps = self._manager.all_steps()
+        self._manager.close()
+        self._move_aside(step, why)
+        self._manager = self._open()
+
+    def _move_aside(self, step: int, why: str) -> None:
+        steps = [int(path.name) for path in self._finished()]
         if step != max(steps):  # an older one may have been half removed when the process was killed
             then = "; a newer one is there"
         elif len(steps) == 1:
             then = "; there is none before it"
         else:
             then = ", and the one before it is taken"
-        self._manager.close()
         aside, number = self.folder.parent / "unsound" / f"{step}", 0
         while aside.exists():
             number += 1
@@ -384,12 +431,13 @@ class Checkpoints:
         (self.folder / str(step)).rename(aside)
         self._say(f"checkpoint {step} is unsound ({why}); it was moved to {aside}{then}")
         self._scores.pop(step, None)
-        self._manager = self._open()
 
     def close(self) -> None:
         """Waits, and ends the threads that save."""
         self.wait()
         self._manager.close()
+        if self._writes:
+            self._lock.release()
 
 
 class _Best:
@@ -402,22 +450,3 @@ class _Best:
         """One answer for each."""
         best = self._checkpoints.best_of([checkpoint.step for checkpoint in checkpoints])
         return [checkpoint.step == best for checkpoint in checkpoints]
-
-
-def _of_the_machine(error: BaseException) -> int | None:
-    """The number of an error that says nothing of the file that was read; None of any other."""
-    for one in _checks.behind(error):
-        if isinstance(one, MemoryError):
-            return errno.ENOMEM
-        if isinstance(one, OSError) and one.errno in PASSING:
-            return one.errno
-        # TensorStore tells them by their names only.
-        found = [number for number in PASSING if os.strerror(number) in str(one)]
-        if found:
-            return found[0]
-    return None
-
-
-def _line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__

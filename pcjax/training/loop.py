@@ -15,12 +15,12 @@ from pcjax.config import Training
 from pcjax.data import TrainingBatches
 from pcjax.training.board import Board
 from pcjax.training.checkpoint import Checkpoints
-from pcjax.training.display import Display
+from pcjax.training.display import Display, ShownProgress
 from pcjax.training.guard import BadStepsError, Guard, Skipped
 from pcjax.training.parallel import Mapped, wait_for_all
 from pcjax.training.records import METRICS, lines_of
 from pcjax.training.state import State
-from pcjax.training.stopping import StoppedError, StopSignals, Watchdog, agreed
+from pcjax.training.stopping import StoppedError, StopSignals, Watchdog, agreed, agreed_now
 
 TRIED_AGAIN_AFTER = (1.0, 4.0, 10.0)  # seconds, before the last save is given up
 
@@ -37,7 +37,8 @@ class Plan(NamedTuple):
     state: State  # before the first step
     batches: TrainingBatches
     checkpoints: Checkpoints
-    judge: Callable[[State], Mapping[str, float]]  # validation metrics, "score" among them: the higher the better
+    # Validation metrics, "score" among them, the higher the better; what it is given with the state it calls meanwhile.
+    judge: Callable[[State, Callable[[], None]], Mapping[str, float]]
 
 
 def train(plan: Plan, display: Display) -> int:
@@ -61,6 +62,11 @@ def train(plan: Plan, display: Display) -> int:
         contextlib.closing(_begun(plan, at, display)) as metrics,
         display.progress(plan.name, plan.steps, at) as progress,
     ):
+        if at > 0 and plan.checkpoints.is_unjudged(at):
+            score, number = _judged(plan, stop, at, state, metrics, progress)
+            if number is not None:
+                raise StoppedError(number, at)
+            plan.checkpoints.save(at, state, plan.batches.get_state(), score)
         for step in range(at + 1, plan.steps + 1):
             batch = next(plan.batches)
             state, said = plan.mapped(plan.frozen, state, plan.mapped.split(batch))
@@ -78,14 +84,12 @@ def train(plan: Plan, display: Display) -> int:
                 progress.show(step, means)
                 state = state._replace(sums=plan.mapped.place(zeros))
                 plan.checkpoints.check()
-            if saved:
-                judged = dict(plan.judge(state))
-                metrics.write(step, {f"validation_{name}": value for name, value in judged.items()})
-                progress.show(step, judged)
-                score = judged["score"]
-                plan.checkpoints.save(step, state, plan.batches.get_state(), score)
+            if saved and number is None:
+                score, number = _judged(plan, stop, step, state, metrics, progress)
+                if number is None:
+                    plan.checkpoints.save(step, state, plan.batches.get_state(), score)
             if number is not None:
-                _save_for_good(plan, watchdog, step, state, score if saved else None)
+                _save_for_good(plan, watchdog, step, state, judged=not saved)
                 raise StoppedError(number, step)
             if guard.given_up:
                 _save_for_good(plan, watchdog, step, state, score if saved else None)
@@ -111,14 +115,43 @@ def _begun(plan: Plan, at: int, display: Display) -> "_Metrics":
     return _Metrics(plan.folder / METRICS, at, plan.training.tensorboard, display.say)
 
 
-def _save_for_good(plan: Plan, watchdog: Watchdog, step: int, state: State, score: float | None = None) -> None:
+class _ToldError(Exception):
+    """A signal came while a state was judged."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+
+def _judged(
+    plan: Plan, stop: StopSignals, step: int, state: State, metrics: "_Metrics", progress: ShownProgress
+) -> tuple[float | None, int | None]:
+    """The score, written down with all else that the validation examples say; or the signal that came meanwhile."""
+
+    def look() -> None:
+        number = agreed_now(stop.number)
+        if number is not None:
+            raise _ToldError(number)
+
+    try:
+        judged = dict(plan.judge(state, look))
+    except _ToldError as told:
+        return None, told.number
+    metrics.write(step, {f"validation_{name}": value for name, value in judged.items()})
+    progress.show(step, judged)
+    return judged["score"], None
+
+
+def _save_for_good(
+    plan: Plan, watchdog: Watchdog, step: int, state: State, score: float | None = None, *, judged: bool = True
+) -> None:
     """Saves what must not be lost: tried again some times before giving up, as nothing will come after."""
     watchdog.rest()  # no step may take as long as that
     limit = plan.training.watchdog_seconds
     limit = None if limit is None else limit + max(TRIED_AGAIN_AFTER)
     with Watchdog(f"{plan.name}: the last save", limit, "try", "training.watchdog_seconds") as patience:
         for tries, seconds in enumerate((*TRIED_AGAIN_AFTER, None), 1):
-            plan.checkpoints.save(step, state, plan.batches.get_state(), score)
+            plan.checkpoints.save(step, state, plan.batches.get_state(), score, judged=judged)
             unsaved = plan.checkpoints.settled()
             if unsaved is None:
                 return
@@ -187,7 +220,10 @@ class _Metrics:
 
     def _write(self, path: pathlib.Path) -> None:
         try:
-            with path.open("r+b") as file:
+            if not path.exists():
+                self._say(f"{path} is gone: it begins anew")
+                self._size = 0
+            with path.open("r+b" if self._size else "wb") as file:
                 file.truncate(self._size)  # of a line of which only a part could be written
                 file.seek(self._size)
                 file.write(self._waiting.encode())

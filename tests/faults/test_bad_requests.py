@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import types
 import typing
 
@@ -235,6 +236,8 @@ def test_commands_and_paths(refused, tmp_path):
     }.items():
         (tmp_path / f"{name}.py").write_text(code)
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (piped := tmp_path / "piped").mkdir()
+    os.mkfifo(piped / "config.json")
     new = ("--workdir", tmp_path / "new")
     none = tmp_path / "none"
     configs = [
@@ -258,6 +261,9 @@ def test_commands_and_paths(refused, tmp_path):
         for workdir in (text, folder, text / "below", "/dev/null", "/proc/none"):
             losses = ("--losses", "pkt") if job in ("compare", "tune") else ()
             refused("a folder that cannot be", (job, *losses, "--workdir", workdir), workdir)
+        for workdir in ("runs/[lr=1]", "a]b", "a\\b", "gs://bucket/run", "s3://bucket/run", "not\udcffUTF"):
+            refused("a folder at which nothing is saved", (job, *losses, "--workdir", workdir), "--workdir")
+        refused("a config that is a pipe", (job, *losses, "--workdir", piped), piped / "config.json")
     for job in ("evaluate", "embed", "report"):
         for given in (
             (),
@@ -269,6 +275,7 @@ def test_commands_and_paths(refused, tmp_path):
             (folder, folder),
             ("--nonsense",),
             (tmp_path / "loop",),
+            (piped,),
         ):
             refused("what is no run", (job, *given), *(given[:1] or ("nothing",)), "run")
     for given in (

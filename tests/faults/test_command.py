@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import shlex
 import signal
 import sys
 import time
@@ -14,7 +15,7 @@ import time
 import children
 import numpy as np
 import pytest
-from children import SMALL, STEPS, outcome_of, start, wait_until
+from children import SMALL, STEPS, environment, outcome_of, start, steps_saved, wait_until
 
 from pcjax.training.checkpoint import Checkpoints
 
@@ -80,19 +81,99 @@ def test_told_to_stop_at_random_moments(unstopped, tmp_path, tried, number, stat
 @pytest.mark.parametrize(("job", "written"), [("evaluate", "result.json"), ("embed", "features.npz")])
 def test_told_to_stop_while_it_looks_at_a_run(unstopped, tried, job, written):
     assert finish(start(job, unstopped[0]))[0] == 0
+    began = time.monotonic()
+    assert finish(start(job, unstopped[0]))[0] == 0
+    takes, stopped = time.monotonic() - began, 0
     before, random_ = (unstopped[0] / written).read_bytes(), random.Random(0)  # noqa: S311
-    for _ in range(TRIES):
+    for _ in range(5 * TRIES):
+        if stopped == TRIES:
+            break
         process = start(job, unstopped[0])
-        time.sleep(IMPORTS + random_.random() * (1.5 if job == "evaluate" else 0.5))
+        time.sleep(takes * random_.uniform(0.5, 0.9))
         process.send_signal(signal.SIGTERM)
         status, _, complaint = finish(process)
         assert status in (0, 143)
+        stopped += status == 143
         assert status == 0 or f"stopped by SIGTERM; what was saved stays; to go on: pcjax {job}" in complaint
         if job == "evaluate":
             assert json.loads((unstopped[0] / written).read_text()) == json.loads(before)
         else:
             assert same_arrays(unstopped[0] / written, io.BytesIO(before))
         tried(f"SIGTERM while it is to {job}", "one line" if status else "done before")
+    assert stopped == TRIES
+
+
+@pytest.fixture(scope="module")
+def much_to_judge(tmp_path_factory):
+    """Arguments of a run that judges hundreds of batches after every other step, and the end of one."""
+    folder = tmp_path_factory.mktemp("much")
+    rng = np.random.default_rng(0)
+    for part, n in (("train", 300), ("validation", 1000), ("test", 60)):
+        np.savez(folder / f"{part}.npz", x=rng.normal(size=(n, 8)).astype(np.float32), y=np.arange(n) % 3)
+    teacher = ["--teacher.training.save-every", "4", "--teacher.training.steps", "4"]
+    asked = [*SMALL, *teacher, "--training.steps", "4", "--training.save-every", "2", "--evaluation.batch", "4"]
+    asked += ["--data.source", f"arrays:{folder}", "--training.parallel", "pmap"]
+    children.pcjax("distill", *asked, "--workdir", folder / "whole")
+    return asked, outcome_of(folder / "whole", 4)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_told_to_stop_while_a_checkpoint_is_judged(processes, much_to_judge, tmp_path, tried):
+    """It saves at once, judges when it goes on, and ends as if nothing had been."""
+    (asked, whole), run = much_to_judge, tmp_path / "run"
+    metrics = run / "metrics.jsonl"
+
+    def began():
+        asked_ = [*asked, "--workdir", run]
+        if processes == 1:
+            return [start("distill", *asked_)]
+        return children.start_two("distill", *asked_, JAX_NUM_CPU_DEVICES=1)
+
+    told = began()
+    assert wait_until(lambda: metrics.exists() and metrics.stat().st_size > 0, told[0], every=0.01)
+    told[-1].send_signal(signal.SIGTERM)
+    for process in told:
+        status, said, complaint = children.finish(process)
+        assert status == 143, (said, complaint)
+        assert "stopped by SIGTERM after step 2, and saved" in complaint
+    assert [line for line in metrics.read_text().splitlines() if "validation" in line] == []
+    assert steps_saved(run) == [2]
+    assert [children.finish(process)[0] for process in began()] == [0] * processes
+    if processes == 1:
+        assert outcome_of(run, 4) == whole
+    names = [sorted(json.loads(line)) for line in metrics.read_text().splitlines()]
+    assert [sorted({*line} - {"steps_per_second"}) for line in names] == [sorted(line) for line in whole[0]]
+    tried("SIGTERM while a checkpoint is judged", f"{processes}: saved at once, judged later")
+
+
+def test_the_same_command_twice_at_once(unstopped, tmp_path, tried):
+    run = tmp_path / "run"
+    first = start("distill", *SMALL, "--workdir", run)
+    assert wait_until(lambda: steps_saved(run), first, every=0.01)
+    first.send_signal(signal.SIGSTOP)  # or it may end before the second one comes so far
+    status, said, complaint = finish(start("distill", *SMALL, "--workdir", run))
+    first.send_signal(signal.SIGCONT)
+    assert finish(first)[0] == 0
+    assert (status, complaint.count("\n")) == (2, 1), (said, complaint)
+    assert f"another command is at work in {run}: wait for its end, or choose another --workdir" in complaint
+    assert outcome_of(run) == outcome_of(unstopped[0])
+    tried("the same command twice at once", "the second one refused, the first one undisturbed")
+
+
+@pytest.mark.parametrize("redirected", ["2>&-", "<&- >&- 2>&-"])
+def test_output_that_was_closed(redirected, unstopped, tried):
+    again = shlex.join([children.PCJAX, "evaluate", str(unstopped[0])])
+    status, said, complaint = finish(start("-c", f"{again} {redirected}", program=("/bin/sh",)))
+    assert (status, complaint) == (0, "")
+    assert ("student after" in said) == (redirected == "2>&-")
+    tried("output that was closed", "done, silent")
+
+
+def test_output_that_cannot_say_every_character(unstopped, tried):
+    status, said, complaint = finish(start("evaluate", unstopped[0], env=environment(PYTHONIOENCODING="ascii")))
+    assert (status, complaint) == (0, "")
+    assert "1.000 ? 0.000" in said
+    tried("output that cannot say every character", "said without")
 
 
 def same_arrays(one, other):

@@ -133,7 +133,7 @@ def test_vectors_without_labels_and_a_teacher_known_by_its_features(tmp_path):
     source = f"arrays:{tmp_path / 'plain.npy'}"
     loaded = data.load(source)
     splits = {split: random.normal(size=(len(getattr(loaded, split)), 4)) for split in ("train", "validation", "test")}
-    np.savez(tmp_path / "teacher.npz", fingerprint=np.array(loaded.train.fingerprint), **splits)
+    np.savez(tmp_path / "teacher.npz", fingerprint=np.array(loaded.fingerprint), **splits)
     given = ["--data.source", source, "--teacher.features", str(tmp_path / "teacher.npz")]
     cli.main(["distill", *SMALL, *given, "--workdir", str(tmp_path / "run")])
     page, _ = page_of(tmp_path / "run")

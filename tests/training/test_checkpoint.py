@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 
 import jax
 import numpy as np
@@ -198,3 +199,66 @@ def test_the_last_one_that_is_unsound_is_said_to_be_the_last(opened, said):
         path.write_text("{")
     assert opened().restore(state()) is None
     assert said[-1].endswith("; there is none before it")
+
+
+@pytest.mark.parametrize("name", ["[x]", "a\\b"])
+def test_what_libraries_wrote_elsewhere_is_not_called_saved(name, tmp_path, said):
+    """TensorStore and Orbax read names as patterns, and say nothing where arrays are not where they should be."""
+    checkpoints = Checkpoints(tmp_path / name / "checkpoints", MANIFEST, say=said.append)
+    checkpoints.save(1, state(), {"at": 1})
+    assert "checkpoint" in str(checkpoints.wait())
+    assert checkpoints.latest is None
+    assert said[-1].endswith("none is saved yet; what was learnt stays in memory, and the next save is tried")
+    checkpoints.close()
+
+
+def test_one_that_was_saved_unjudged_is_saved_again_with_its_score(opened):
+    checkpoints = opened()
+    checkpoints.save(1, state(1), {}, 0.5)
+    checkpoints.save(2, state(2), {}, judged=False)
+    checkpoints.wait()
+    for _ in range(2):
+        checkpoints = opened()
+        assert [checkpoints.is_unjudged(step) for step in (1, 2)] == [False, True]
+        assert checkpoints.best == 1
+        checkpoints.save(2, state(2), {}, judged=False)
+    checkpoints.save(2, state(2), {}, 0.75)
+    assert checkpoints.wait() is None
+    checkpoints = opened()
+    assert not checkpoints.is_unjudged(2)
+    assert (checkpoints.best, checkpoints.latest) == (2, 2)
+    assert_same(checkpoints.restore(state())[0], state(2))
+
+
+def test_another_command_is_told_to_wait(opened, tmp_path):
+    first = opened()
+    with pytest.raises(RequestError, match=f"another command is at work in {tmp_path}: wait for its end, or choose"):
+        Checkpoints(tmp_path / "checkpoints", MANIFEST)
+    Checkpoints(tmp_path / "checkpoints", MANIFEST, writable=False).close()  # looking is no harm
+    first.close()
+    Checkpoints(tmp_path / "checkpoints", MANIFEST).close()
+
+
+def test_links_in_the_place_of_checkpoints_are_removed(opened, tmp_path, said):
+    opened().close()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "checkpoints" / "99").symlink_to(tmp_path / "elsewhere")
+    assert opened().restore(state()) is None
+    assert opened().restore(state()) is None
+    assert said == ["checkpoint 99 is a symbolic link, which is removed"]
+    assert (tmp_path / "elsewhere").is_dir()
+
+
+@pytest.mark.parametrize(
+    "name", ["data/metadata", "manifest/metadata", "state/_METADATA", "state/manifest.ocdbt", "_CHECKPOINT_METADATA"]
+)
+def test_what_has_grown_beyond_measure_is_not_read(name, opened, said, monkeypatch):
+    checkpoints = opened()
+    for step in (1, 2):
+        checkpoints.save(step, state(step), {"at": step})
+    checkpoints.wait()
+    path = checkpoints.folder / "2" / name
+    os.truncate(path, 3 * 2**30)  # of which the disk holds nothing
+    assert opened().restore(state())[2] == 1
+    assert f"{path.name} is larger than any that is read whole" in said[0]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 3 * 2**20  # kilobytes

@@ -140,21 +140,26 @@ class Recorded:
         return getattr(self.batches, name)
 
 
-def train(folder, mapped, problem, examples, stop_in=None):
-    """Trains until it is stopped or done; what was seen, and the state that was saved last."""
+def train(folder, mapped, problem, examples, stop_in=None, judging=None):
+    """Trains until it is stopped, in a step or while one is judged, or done; what was seen, and what was saved last."""
     folder.mkdir(exist_ok=True)
     checkpoints = Checkpoints(folder / "checkpoints", {"role": "student"}, say=pytest.fail)
-    batches = Recorded(batches_of(examples), stop_in)
+    batches, stop = Recorded(batches_of(examples), stop_in), judging or stop_in
 
-    def judge(state):
+    def judge(state, between):
+        if judging == int(state.step):
+            signal.raise_signal(signal.SIGTERM)
+            between()
+            pytest.fail("it was judged to the end")
         return {"score": -float(state.step), "coherence": float(jax.device_get(state.student["classify/bias"][0]))}
 
     frozen = mapped.place(problem.frozen)
     plan = loop.Plan("student", folder, TRAINING, STEPS, mapped, frozen, problem.state, batches, checkpoints, judge)
-    if stop_in is None:
+    if stop is None:
         loop.train(plan, Display(quiet=True))
+        assert checkpoints.best == TRAINING.save_every  # the first that is judged, stopped there or not
     else:
-        with pytest.raises(loop.StoppedError, match=f"SIGTERM after step {stop_in}"):
+        with pytest.raises(loop.StoppedError, match=f"SIGTERM after step {stop}"):
             loop.train(plan, Display(quiet=True))
     batches.close()
     found = checkpoints.restore(problem.state)
@@ -195,6 +200,23 @@ def test_stopped_after_any_step_and_gone_on_with_is_never_stopped(
     assert metrics_of(tmp_path) == metrics_of(folder)
 
 
+@pytest.mark.parametrize("judging", [7, 14, STEPS])
+def test_stopped_while_it_is_judged_it_saves_at_once_and_judges_later(
+    judging, tmp_path, uninterrupted, one_device, problem, examples
+):
+    folder, order, (state, *place) = uninterrupted
+    first, stopped = train(tmp_path, one_device, problem, examples, judging=judging)
+    assert stopped[2] == judging
+    again, stopped = train(tmp_path, one_device, problem, examples, judging=judging)
+    assert (again, stopped[2]) == ([], judging)
+    second, (found, *found_place) = train(tmp_path, one_device, problem, examples)
+    assert first + second == order
+    assert found_place == place
+    for name, expected in named(state).items():
+        assert np.array_equal(named(found)[name], expected), name
+    assert metrics_of(tmp_path) == metrics_of(folder)
+
+
 @pytest.mark.parametrize(("how", "count"), [("shard_map", 1), ("pmap", 8), ("shard_map", 8)])
 def test_the_same_holds_however_the_step_is_mapped(how, count, tmp_path, problem, examples):
     mapped = parallel.Mapped(problem.step, jax.devices()[:count], how)
@@ -223,6 +245,18 @@ def test_metrics_beyond_the_checkpoint_and_broken_lines_are_cut_off(tmp_path):
     loop._Metrics(path, at=2).write(3, {"loss": float("nan")})
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(line["step"], line.get("loss")) for line in lines] == [(1, 1.0), (2, 0.5), (3, None)]
+
+
+def test_metrics_that_someone_removes_begin_anew(tmp_path):
+    path, said = tmp_path / "metrics.jsonl", []
+    metrics = loop._Metrics(path, at=0, say=said.append)
+    metrics.write(1, {"loss": 1.0})
+    path.unlink()
+    metrics.write(2, {"loss": 0.5})
+    metrics.write(3, {"loss": 0.25})
+    metrics.close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [2, 3]
+    assert said == [f"{path} is gone: it begins anew"]
 
 
 def test_tensorboard_is_told_the_same(tmp_path):
