@@ -47,6 +47,7 @@ from pcjax.training.parallel import wait_for_all
 from pcjax.training.records import read_records
 
 RUNS, OUTCOME = "runs", "outcome.json"
+MADE_WITH = ("data", "teacher")  # their digests
 REMEDY = "delete it, and what came of the run is found out again"
 
 
@@ -148,7 +149,7 @@ def check_same(
     loaded: Loaded,
 ) -> dict[str, str]:
     """What runs that stand side by side have in common; refuses those that have ended with another teacher or data."""
-    now = {"data": loaded.examples.fingerprint, "teacher": teacher.digest}
+    now = dict[str, str](zip(MADE_WITH, (loaded.examples.fingerprint, teacher.digest), strict=True))
     for _, own in runs:
         found = ended(own) or now
         for what, value in now.items():
@@ -194,6 +195,7 @@ def _outcome(own: pathlib.Path) -> dict[str, Any] | None:
         "metrics": are_numbers(metrics) and bool(metrics) == (status == summary.DONE),
         "untrained": are_numbers(found.get("untrained")),
     }
+    sound |= {name: isinstance(found.get(name), str) for name in MADE_WITH}
     sound |= {cost: found.get(cost) is None or (is_number(found[cost]) and found[cost] > 0) for cost in summary.COSTS}
     for name, whole in sound.items():
         _checks.require(whole, f"{path} is damaged ({name}): {REMEDY}")

@@ -16,7 +16,7 @@ from scipy.stats import qmc
 from pcjax import _checks, metrics
 from pcjax.config import Config, Contender, Loss, Ramp
 from pcjax.jobs import judge
-from pcjax.jobs.compare import begin, check_same, of_contender, train_finite, with_earlier
+from pcjax.jobs.compare import MADE_WITH, begin, check_same, of_contender, train_finite, with_earlier
 from pcjax.jobs.distill import KnownTeacher, find_teacher, plan_student
 from pcjax.jobs.folder import begin_folder, is_number, own_place, stored_object, write_json, write_proven
 from pcjax.jobs.prepare import STUDENT_SEED, Loaded, load, new_model
@@ -90,6 +90,8 @@ def _tried(own: pathlib.Path) -> dict[str, Any] | None:
     found = stored_object(path, remedy)
     sound = "score" in found and (found["score"] is None or is_number(found["score"]))
     _checks.require(sound, f"{path} is damaged (score {found.get('score')!r}): {remedy}")
+    for name in MADE_WITH:
+        _checks.require(isinstance(found.get(name), str), f"{path} is damaged ({name}): {remedy}")
     return found
 
 

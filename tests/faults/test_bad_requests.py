@@ -263,7 +263,7 @@ def test_commands_and_paths(refused, tmp_path):
             refused("a folder that cannot be", (job, *losses, "--workdir", workdir), workdir)
         for workdir in ("runs/[lr=1]", "a]b", "a\\b", "gs://bucket/run", "s3://bucket/run", "not\udcffUTF"):
             refused("a folder at which nothing is saved", (job, *losses, "--workdir", workdir), "--workdir")
-        refused("a config that is a pipe", (job, *losses, "--workdir", piped), piped / "config.json")
+        refused("a config that is a pipe", (job, *losses, "--workdir", piped), piped)
     for job in ("evaluate", "embed", "report"):
         for given in (
             (),
