@@ -289,6 +289,7 @@ def _train(job: str, given: list[str]) -> None:
     from pcjax.config import Config, read
     from pcjax.jobs.folder import from_the_root
     from pcjax.training.checkpoint import UnsavedError
+    from pcjax.training.disk import let_go
     from pcjax.training.display import Display
     from pcjax.training.guard import BadStepsError
     from pcjax.training.stopping import StoppedError
@@ -309,6 +310,8 @@ def _train(job: str, given: list[str]) -> None:
         _fail(f"{unsaved}: see to the disk; to go on from there: {again}", 1, agreed=True)
     except BadStepsError as bad:
         _fail(str(bad), 1, agreed=True)
+    finally:
+        let_go()
 
 
 def _compared(config: "Config", given: list[str]) -> "Config":

@@ -71,6 +71,7 @@ def compare(config: Config, folder: pathlib.Path, display: Display) -> None:
     shared = begin(config, folder, loaded, "compare", all_runs, _outcome, display)
     teacher = find_teacher(shared, folder, loaded, display)
     made_with = check_same(all_runs(shared), OUTCOME, _outcome, teacher, loaded)
+    store(config, folder, "compare")
     taught = judge_teacher(config, teacher, loaded)
     runs: dict[str, dict[int, dict[str, Any]]] = {contender.name: {} for contender in contenders}
     # All contenders of a seed before the next seed: of a comparison that was stopped, fewer --seeds show what is there.
@@ -134,11 +135,15 @@ def begin(
         check_folder(place, asked, "distill")
         ended(place)
     begin_folder(folder, config, job)
-    write_json(stored, {"job": job, "config": json.loads(config.to_json())})
     if trained_here and not (own / RESULT).exists():
         teach(alone, own, display)
         wait_for_all("the teacher's result is written")
     return shared
+
+
+def store(config: Config, folder: pathlib.Path, job: str) -> None:
+    """What the command is asked for now, contenders and seeds that were added among it."""
+    write_json(folder / CONFIG, {"job": job, "config": json.loads(config.to_json())})
 
 
 def check_same(

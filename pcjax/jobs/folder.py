@@ -14,9 +14,10 @@ from pcjax import _checks, _fields
 from pcjax._checks import RequestError
 from pcjax.config import Config, read_stored
 from pcjax.training.clock import Clock
+from pcjax.training.disk import hold
 from pcjax.training.parallel import seen_soon, wait_for_all
 
-NO_PLACE = "[]\\"  # what means something else to the libraries that write arrays
+NO_PLACE = "[]*?\\"  # what means something else to the libraries that write arrays
 LARGEST = 2**26  # bytes of what a job wrote
 CONFIG, RESULT, CHECKPOINTS = "config.json", "result.json", "checkpoints"
 UNFINISHED = ".unfinished"  # behind the name of a file that is being written
@@ -48,14 +49,14 @@ def _require_place(folder: pathlib.Path) -> None:
     """Refuses names at which no checkpoint could be written."""
     got = f"got --workdir {str(folder)!r}: expected a folder of this machine's disks"
     _checks.require(re.match("[a-z][a-z0-9+.-]+:/", str(folder)) is None, got)
-    whole = os.path.abspath(folder)  # noqa: PTH100
+    whole = os.path.realpath(folder)
     strange = sorted(set(whole) & set(NO_PLACE))
     _checks.require(not strange, f"{got}, and no {' '.join(strange)} in its whole name")
     _checks.require(whole == whole.encode(errors="replace").decode(), f"{got}, and its whole name in UTF-8")
 
 
 def begin_folder(folder: pathlib.Path, config: Config, job: str) -> None:
-    """Makes the folder of a run, if it is not there, and stores what the run was asked for.
+    """Makes the folder of a run, if it is not there, holds it, and stores what the run was asked for.
 
     Not before every process has looked at it: a late one would find what another one has begun to write.
     """
@@ -64,6 +65,7 @@ def begin_folder(folder: pathlib.Path, config: Config, job: str) -> None:
     if jax.process_index() == 0:
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            hold(folder)
             if not stored.exists():
                 write_json(stored, {"job": job, "config": json.loads(config.to_json())})
         except OSError as error:

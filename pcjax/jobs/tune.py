@@ -16,7 +16,7 @@ from scipy.stats import qmc
 from pcjax import _checks, metrics
 from pcjax.config import Config, Contender, Loss, Ramp
 from pcjax.jobs import judge
-from pcjax.jobs.compare import MADE_WITH, begin, check_same, of_contender, train_finite, with_earlier
+from pcjax.jobs.compare import MADE_WITH, begin, check_same, of_contender, store, train_finite, with_earlier
 from pcjax.jobs.distill import KnownTeacher, find_teacher, plan_student
 from pcjax.jobs.folder import begin_folder, is_number, own_place, stored_object, write_json, write_proven
 from pcjax.jobs.prepare import STUDENT_SEED, Loaded, load, new_model
@@ -53,6 +53,7 @@ def tune(config: Config, folder: pathlib.Path, display: Display) -> None:
     shared = begin(config, folder, loaded, "tune", all_runs, _tried, display)
     teacher = find_teacher(shared, folder, loaded, display)
     made_with = check_same(all_runs(shared), TRIAL, _tried, teacher, loaded)
+    store(config, folder, "tune")
     best, rows = [], []
     for contender in config.comparison.contenders:
         tried = []

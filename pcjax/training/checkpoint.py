@@ -10,6 +10,7 @@ is what the first one says.
 
 import contextlib
 import hashlib
+import json
 import logging
 import pathlib
 from collections.abc import Callable, Sequence
@@ -23,10 +24,10 @@ from jax.experimental import multihost_utils
 from pcjax import _checks, _fields
 from pcjax._checks import RequestError
 from pcjax.training.clock import Clock
-from pcjax.training.disk import Lock, grown, line, of_the_machine
+from pcjax.training.disk import grown, line, of_the_machine
 from pcjax.training.parallel import seen_soon, wait_for_all
 
-FORMAT = 2
+FORMAT = 3
 ITEMS = ("state", "data", "manifest")
 COMMITTED = ocp.path.atomicity.CommitFileTemporaryPath  # what lacks its mark is no checkpoint
 FINISHED = "commit_success.txt"
@@ -54,6 +55,15 @@ def digest(array: np.ndarray) -> str:
     found = hashlib.blake2b(f"{array.dtype.str} {array.shape}".encode(), digest_size=16)
     found.update(np.ascontiguousarray(array).tobytes())
     return found.hexdigest()
+
+
+def _proven(manifest: dict[str, Any]) -> dict[str, Any]:
+    """With its own digest."""
+    return manifest | {"digest": _fields.digest(manifest)}
+
+
+def _finite(score: float | None) -> float | None:
+    return float(score) if score is not None and np.isfinite(score) else None
 
 
 class Checkpoints:
@@ -94,9 +104,6 @@ class Checkpoints:
         # Orbax reports every phase of every save, with stacks, and of one that fails every part.
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        if self._writes:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = Lock(self.folder)
         if self._writes or not writable:
             self._manager = self._open()
             self._look_over()
@@ -117,6 +124,7 @@ class Checkpoints:
         if not self._writes:
             options = ocp.CheckpointManagerOptions(read_only=True, **shared)
             return ocp.CheckpointManager(self.folder, item_names=ITEMS, options=options)
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._clean()
         policy = ocp.checkpoint_managers
         options = ocp.CheckpointManagerOptions(
@@ -138,8 +146,7 @@ class Checkpoints:
         """Leaves what can be opened: Orbax removes what was not finished, and reads a part of all else."""
         for path in sorted(self.folder.iterdir()):
             if path.name.isdecimal() and path.is_symlink():
-                self._say(f"checkpoint {path.name} is a symbolic link, which is removed")
-                path.unlink()
+                self._move_aside(int(path.name), "it is a symbolic link")
             elif path.name.isdecimal() and path.is_dir() and not (path / FINISHED).exists():
                 self._say(f"checkpoint {path.name} was never finished, and is removed")
         for path in self._finished():
@@ -255,18 +262,18 @@ class Checkpoints:
         """Saves in the background; a score that is not finite never makes a checkpoint the best.
 
         What cannot be written is said, and forgotten with the next save that can; what was there before stays. What is
-        there already is not saved again, unless it had not been judged.
+        there already stays too; where it had not been judged, it has its score from now on.
         """
         if not self._writes:
             return
         self.wait()
         self._unsaved = None
         if step in self._manager.all_steps():
-            if not judged or step not in self._unjudged:
-                return
-            self._attempt(step, lambda: self._manager.delete(step))
+            if judged and step in self._unjudged:
+                self._attempt(step, lambda: self._judge(step, _finite(score)))
+            return
         arrays = {name: np.asarray(leaf) for name, leaf in named(jax.device_get(state)).items()}
-        score = float(score) if score is not None and np.isfinite(score) else None
+        score = _finite(score)
         manifest = (
             self._about
             | self._manifest
@@ -280,14 +287,30 @@ class Checkpoints:
                 "place": _fields.digest(data),
             }
         )
-        manifest["digest"] = _fields.digest(manifest)
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(arrays), data=ocp.args.JsonSave(data), manifest=ocp.args.JsonSave(manifest)
+            state=ocp.args.StandardSave(arrays),
+            data=ocp.args.JsonSave(data),
+            manifest=ocp.args.JsonSave(_proven(manifest)),
         )
         self._scores[step] = score
-        (self._unjudged.discard if judged else self._unjudged.add)(step)
-        self._saving = step, {name: (x.dtype, x.shape) for name, x in arrays.items()}
-        self._attempt(step, lambda: self._manager.save(step, args=items, force=True))
+
+        def begin() -> None:
+            self._manager.save(step, args=items, force=True)
+            self._saving = step, {name: (x.dtype, x.shape) for name, x in arrays.items()}
+            if not judged:
+                self._unjudged.add(step)
+
+        self._attempt(step, begin)
+
+    def _judge(self, step: int, score: float | None) -> None:
+        """Puts another manifest in the place of the one that is there, whole or not at all."""
+        path = self.folder / str(step) / "manifest" / "metadata"
+        manifest = self._manifest_of(step) | {"score": score, "judged": True}
+        unfinished = path.with_name("unfinished")
+        unfinished.write_text(json.dumps(_proven(manifest)), encoding="utf-8")
+        unfinished.replace(path)
+        self._scores[step] = score
+        self._unjudged.discard(step)
 
     def _attempt(self, step: int | None, write: Callable[[], Any]) -> None:
         try:
@@ -313,16 +336,21 @@ class Checkpoints:
 
     def _finish(self) -> None:
         """Waits, and looks whether all arrays that were saved are there: as files come and go, some may not be."""
+        saving, self._saving = self._saving, None
         self._manager.wait_until_finished()
-        if self._saving is None:
+        if saving is None:
             return
-        (step, wanted), self._saving = self._saving, None
+        step, wanted = saving
         try:
-            there = self._manager.item_metadata(step)["state"]
+            # By itself: a manager knows what it has saved or restored only.
+            reader = ocp.StandardCheckpointHandler()
+            there = reader.metadata(self._manager.directory / str(step) / "state").tree
             found = {name: (one.dtype, one.shape) for name, one in there.items()}
             _checks.require(found == wanted, "not all of its arrays are there")
         except Exception as error:  # whatever readers raise of what is not there
-            if of_the_machine(error) is None:
+            if of_the_machine(error) is not None:
+                self._saving = saving  # it may be sound: it is looked at again
+            elif (self.folder / str(step) / FINISHED).exists():
                 self._put_aside(step, line(error))
             raise
 
@@ -360,7 +388,7 @@ class Checkpoints:
     def _checked(self, step: int) -> dict[str, Any]:
         """The manifest, if it is of what this run is."""
         manifest = self._manifest_of(step)
-        for name, own in (self._manifest | {"format": FORMAT}).items():
+        for name, own in ({"format": FORMAT} | self._manifest).items():
             there = manifest.get(name)
             differs = f"checkpoint {step} in {self.folder} was made with {name} {there!r}, this run has {own!r}: "
             _checks.require(there == own, differs + "choose another --workdir, or make them equal")
@@ -416,11 +444,11 @@ class Checkpoints:
         self._manager = self._open()
 
     def _move_aside(self, step: int, why: str) -> None:
-        steps = [int(path.name) for path in self._finished()]
-        if step != max(steps):  # an older one may have been half removed when the process was killed
-            then = "; a newer one is there"
-        elif len(steps) == 1:
+        others = [int(path.name) for path in self._finished() if int(path.name) != step]
+        if not others:
             then = "; there is none before it"
+        elif step < max(others):  # it may have been half removed when the process was killed
+            then = "; a newer one is there"
         else:
             then = ", and the one before it is taken"
         aside, number = self.folder.parent / "unsound" / f"{step}", 0
@@ -436,8 +464,6 @@ class Checkpoints:
         """Waits, and ends the threads that save."""
         self.wait()
         self._manager.close()
-        if self._writes:
-            self._lock.release()
 
 
 class _Best:

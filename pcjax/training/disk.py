@@ -1,10 +1,10 @@
-"""What disks do to checkpoints: another command is at work there, a file has grown, an error says this or that."""
+"""What disks do to runs: another command is at work there, a file has grown, an error says this or that."""
 
+import contextlib
 import errno
 import fcntl
 import os
 import pathlib
-import weakref
 
 from pcjax import _checks
 from pcjax._checks import RequestError
@@ -24,31 +24,43 @@ PASSING = (
 )
 
 
-class Lock:
-    """What one command alone holds of a folder until it ends, however it does.
+_held: dict[str, int] = {}  # folders that this process holds, and the files that it does so by
+
+
+def hold(folder: pathlib.Path) -> None:
+    """Has a folder for this process alone, until it lets go or ends, however it does.
 
     Where the disk has no such thing, as some that machines share, nothing is held.
     """
+    name = os.path.realpath(folder)
+    if name in _held:
+        return
+    place = os.open(name, os.O_RDONLY)
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(place)
+        raise RequestError(
+            f"another command is at work in {folder}: wait for its end, or choose another --workdir"
+        ) from error
+    except OSError:
+        os.close(place)
+    else:
+        _held[name] = place
 
-    def __init__(self, folder: pathlib.Path):
-        place = os.open(folder, os.O_RDONLY)
-        self.release = weakref.finalize(self, os.close, place)
-        try:
-            fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self.release()
-            raise RequestError(
-                f"another command is at work in {folder.parent}: wait for its end, or choose another --workdir"
-            ) from error
-        except OSError:
-            pass
+
+def let_go() -> None:
+    """Of all that is held."""
+    while _held:
+        os.close(_held.popitem()[1])
 
 
 def grown(checkpoint: pathlib.Path) -> str | None:
     """Why there is no reading of it: what is read whole must be of a size that memory holds."""
-    for path in checkpoint.rglob("*"):
-        if path.parent.name != ARRAYS and path.is_file() and path.stat().st_size > LARGEST:
-            return f"{path.name} is larger than any that is read whole"
+    with contextlib.suppress(FileNotFoundError):  # another command has removed it meanwhile
+        for path in checkpoint.rglob("*"):
+            if path.parent.name != ARRAYS and path.is_file() and path.stat().st_size > LARGEST:
+                return f"{path.name} is larger than any that is read whole"
     return None
 
 

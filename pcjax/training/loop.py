@@ -22,6 +22,7 @@ from pcjax.training.records import METRICS, lines_of
 from pcjax.training.state import State
 from pcjax.training.stopping import StoppedError, StopSignals, Watchdog, agreed, agreed_now
 
+VALIDATION = "validation_"  # before the names of what the validation examples say
 TRIED_AGAIN_AFTER = (1.0, 4.0, 10.0)  # seconds, before the last save is given up
 
 
@@ -51,6 +52,7 @@ def train(plan: Plan, display: Display) -> int:
         plan.batches.set_state(place)
         if 0 < at < plan.steps:
             display.say(f"{plan.name}: going on after step {at} of {plan.steps}")
+    unjudged = at > 0 and plan.checkpoints.is_unjudged(at)
     state = plan.mapped.place(state)
     zeros = jax.device_get(plan.state.sums)
     score = None
@@ -59,14 +61,15 @@ def train(plan: Plan, display: Display) -> int:
     with (
         StopSignals() as stop,
         watchdog,
-        contextlib.closing(_begun(plan, at, display)) as metrics,
+        contextlib.closing(_begun(plan, at, unjudged, display)) as metrics,
         display.progress(plan.name, plan.steps, at) as progress,
     ):
-        if at > 0 and plan.checkpoints.is_unjudged(at):
+        if unjudged:
             score, number = _judged(plan, stop, at, state, metrics, progress)
             if number is not None:
                 raise StoppedError(number, at)
             plan.checkpoints.save(at, state, plan.batches.get_state(), score)
+            watchdog.beat(at)
         for step in range(at + 1, plan.steps + 1):
             batch = next(plan.batches)
             state, said = plan.mapped(plan.frozen, state, plan.mapped.split(batch))
@@ -101,7 +104,7 @@ def train(plan: Plan, display: Display) -> int:
                     "training.spike"
                 )
             watchdog.beat(step)
-        if at < plan.steps:
+        if at < plan.steps or unjudged:
             _save_for_good(plan, watchdog, plan.steps, state, score)
     plan.batches.close()
     with Watchdog(f"{plan.name}: reading the checkpoint that is chosen"):
@@ -109,10 +112,10 @@ def train(plan: Plan, display: Display) -> int:
     return int(jax.device_get(state.skipped))
 
 
-def _begun(plan: Plan, at: int, display: Display) -> "_Metrics":
+def _begun(plan: Plan, at: int, unjudged: bool, display: Display) -> "_Metrics":
     """The file of metrics; a new run has it once any process may be told to stop, and all will save the same step."""
     wait_for_all(f"{plan.name} begins")
-    return _Metrics(plan.folder / METRICS, at, plan.training.tensorboard, display.say)
+    return _Metrics(plan.folder / METRICS, at, plan.training.tensorboard, display.say, unjudged)
 
 
 class _ToldError(Exception):
@@ -137,7 +140,7 @@ def _judged(
         judged = dict(plan.judge(state, look))
     except _ToldError as told:
         return None, told.number
-    metrics.write(step, {f"validation_{name}": value for name, value in judged.items()})
+    metrics.write(step, {f"{VALIDATION}{name}": value for name, value in judged.items()})
     progress.show(step, judged)
     return judged["score"], None
 
@@ -180,14 +183,21 @@ class _Metrics:
     Lines that cannot be written, because the disk is full, wait in memory and are written with the next ones.
     """
 
-    def __init__(self, path: pathlib.Path, at: int, tensorboard: bool = False, say: Callable[[str], Any] = print):
+    def __init__(
+        self,
+        path: pathlib.Path,
+        at: int,
+        tensorboard: bool = False,
+        say: Callable[[str], Any] = print,
+        unjudged: bool = False,
+    ):
         first = jax.process_index() == 0
         self._board = Board(path.with_name("tensorboard"), at, say) if tensorboard and first else None
         self._path = path if first else None
         self._last, self._seconds = at, time.perf_counter()
         self._waiting, self._say, self._failing = "", say, False
         if self._path is not None:
-            self._size = _cut(path, at, say)
+            self._size = _cut(path, at, say, unjudged)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         now = time.perf_counter()
@@ -220,7 +230,7 @@ class _Metrics:
 
     def _write(self, path: pathlib.Path) -> None:
         try:
-            if not path.exists():
+            if self._size and not path.exists():
                 self._say(f"{path} is gone: it begins anew")
                 self._size = 0
             with path.open("r+b" if self._size else "wb") as file:
@@ -239,12 +249,17 @@ def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def _cut(path: pathlib.Path, at: int, say: Callable[[str], Any]) -> int:
-    """Leaves those lines that are of no later step; how many bytes they are."""
+def _cut(path: pathlib.Path, at: int, say: Callable[[str], Any], unjudged: bool) -> int:
+    """Leaves those lines that are of no later step, nor what will be judged again; how many bytes they are."""
+
+    def stays(record: Mapping[str, Any]) -> bool:
+        again = unjudged and record["step"] == at and any(name.startswith(VALIDATION) for name in record)
+        return record["step"] <= at and not again
+
     unfinished, damaged = path.with_name(path.name + ".unfinished"), 0
     with unfinished.open("wb") as file:
         for line, record in lines_of(path):
-            if record is not None and record["step"] <= at:
+            if record is not None and stays(record):
                 file.write(line.rstrip(b"\r\n") + b"\n")
             # The last line is without its end where a crash cut it short: that is no damage.
             damaged += record is None and line.endswith(b"\n")

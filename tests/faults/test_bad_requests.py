@@ -238,6 +238,7 @@ def test_commands_and_paths(refused, tmp_path):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (piped := tmp_path / "piped").mkdir()
     os.mkfifo(piped / "config.json")
+    (leading := tmp_path / "leading").symlink_to(tmp_path / "[x]")
     new = ("--workdir", tmp_path / "new")
     none = tmp_path / "none"
     configs = [
@@ -261,7 +262,17 @@ def test_commands_and_paths(refused, tmp_path):
         for workdir in (text, folder, text / "below", "/dev/null", "/proc/none"):
             losses = ("--losses", "pkt") if job in ("compare", "tune") else ()
             refused("a folder that cannot be", (job, *losses, "--workdir", workdir), workdir)
-        for workdir in ("runs/[lr=1]", "a]b", "a\\b", "gs://bucket/run", "s3://bucket/run", "not\udcffUTF"):
+        for workdir in (
+            "runs/[lr=1]",
+            "a]b",
+            "a\\b",
+            "lr?",
+            "lr*",
+            leading,
+            "gs://bucket/run",
+            "s3://bucket/run",
+            "not\udcffUTF",
+        ):
             refused("a folder at which nothing is saved", (job, *losses, "--workdir", workdir), "--workdir")
         refused("a config that is a pipe", (job, *losses, "--workdir", piped), piped)
     for job in ("evaluate", "embed", "report"):

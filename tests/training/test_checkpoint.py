@@ -3,12 +3,16 @@
 import errno
 import os
 import resource
+import subprocess
+import sys
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from pcjax._checks import RequestError
+from pcjax.training import disk
 from pcjax.training.checkpoint import Checkpoints, named
 from pcjax.training.clock import Clock
 
@@ -230,22 +234,88 @@ def test_one_that_was_saved_unjudged_is_saved_again_with_its_score(opened):
     assert_same(checkpoints.restore(state())[0], state(2))
 
 
-def test_another_command_is_told_to_wait(opened, tmp_path):
-    first = opened()
-    with pytest.raises(RequestError, match=f"another command is at work in {tmp_path}: wait for its end, or choose"):
-        Checkpoints(tmp_path / "checkpoints", MANIFEST)
-    Checkpoints(tmp_path / "checkpoints", MANIFEST, writable=False).close()  # looking is no harm
-    first.close()
-    Checkpoints(tmp_path / "checkpoints", MANIFEST).close()
+def test_a_score_that_finds_no_room_leaves_the_checkpoint_as_it_was(opened, monkeypatch):
+    checkpoints = opened()
+    checkpoints.save(2, state(2), {}, judged=False)
+    checkpoints.wait()
+    with monkeypatch.context() as full:
+        full.setattr("pathlib.Path.write_text", lambda *_, **__: raises(OSError(errno.ENOSPC, "No space left")))
+        checkpoints.save(2, state(2), {}, 0.75)
+        assert "No space left" in str(checkpoints.settled())
+    assert_same(opened().restore(state())[0], state(2))
+    checkpoints = opened()
+    assert checkpoints.is_unjudged(2)
+    checkpoints.save(2, state(2), {}, 0.75)
+    assert checkpoints.settled() is None
+    assert not opened().is_unjudged(2)
 
 
-def test_links_in_the_place_of_checkpoints_are_removed(opened, tmp_path, said):
+def raises(error):
+    raise error
+
+
+def test_why_a_save_failed_is_not_covered_by_what_follows_from_it(opened, tmp_path, monkeypatch):
+    checkpoints = opened()
+    checkpoints.save(1, state(1), {})
+    checkpoints.wait()
+    with monkeypatch.context() as full:
+        broken = OSError(errno.ENOSPC, "No space left")
+        full.setattr(checkpoints._manager, "save", lambda *_, **__: raises(broken))
+        checkpoints.save(2, state(2), {})
+    for _ in range(2):
+        assert "checkpoint 2 could not be saved (OSError: [Errno 28] No space left)" in str(checkpoints.settled())
+    checkpoints.save(3, state(3), {})
+    with monkeypatch.context() as full:
+        waits = checkpoints._manager.wait_until_finished
+
+        def fails():
+            waits()
+            raise broken
+
+        full.setattr(checkpoints._manager, "wait_until_finished", fails)
+        assert "No space left" in str(checkpoints.settled())
+    assert "No space left" in str(checkpoints.settled())
+    assert not (tmp_path / "unsound").exists()
+    assert opened().restore(state())[2] == 3
+
+
+def test_what_could_not_be_looked_at_for_now_is_looked_at_again(opened, tmp_path, monkeypatch):
+    checkpoints = opened()
+    with monkeypatch.context() as short:
+        no_file = OSError(errno.EMFILE, "Too many open files")
+        short.setattr(ocp.StandardCheckpointHandler, "metadata", lambda *_: raises(no_file))
+        checkpoints.save(1, state(1), {})
+        for _ in range(2):
+            assert "Too many open files" in str(checkpoints.settled())
+    checkpoints.save(1, state(1), {})
+    assert checkpoints.settled() is None
+    assert not (tmp_path / "unsound").exists()
+    assert opened().restore(state())[2] == 1
+
+
+def test_a_folder_is_held_until_the_command_ends(tmp_path):
+    again = "import sys, pathlib; from pcjax.training.disk import hold; hold(pathlib.Path(sys.argv[1]))"
+    disk.hold(tmp_path)
+    disk.hold(tmp_path)  # its own
+    for released in (False, True):
+        other = subprocess.run([sys.executable, "-c", again, tmp_path], capture_output=True, text=True, check=False)
+        refused = f"another command is at work in {tmp_path}: wait for its end, or choose another --workdir"
+        assert (refused in other.stderr) == (not released)
+        assert (other.returncode == 0) == released
+        disk.let_go()
+
+
+def test_links_in_the_place_of_checkpoints_are_put_aside(opened, tmp_path, said):
     opened().close()
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "checkpoints" / "99").symlink_to(tmp_path / "elsewhere")
     assert opened().restore(state()) is None
     assert opened().restore(state()) is None
-    assert said == ["checkpoint 99 is a symbolic link, which is removed"]
+    aside = tmp_path / "unsound" / "99"
+    assert said == [
+        f"checkpoint 99 is unsound (it is a symbolic link); it was moved to {aside}; there is none before it"
+    ]
+    assert aside.is_symlink()
     assert (tmp_path / "elsewhere").is_dir()
 
 
@@ -259,6 +329,7 @@ def test_what_has_grown_beyond_measure_is_not_read(name, opened, said, monkeypat
     checkpoints.wait()
     path = checkpoints.folder / "2" / name
     os.truncate(path, 3 * 2**30)  # of which the disk holds nothing
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert opened().restore(state())[2] == 1
     assert f"{path.name} is larger than any that is read whole" in said[0]
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 3 * 2**20  # kilobytes
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # kilobytes

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from pcjax import data, models
+from pcjax._fields import digest
 from pcjax.config import Loss, Ramp, Training
 from pcjax.training import loop, parallel
 from pcjax.training.checkpoint import Checkpoints, named
@@ -215,6 +216,15 @@ def test_stopped_while_it_is_judged_it_saves_at_once_and_judges_later(
     for name, expected in named(state).items():
         assert np.array_equal(named(found)[name], expected), name
     assert metrics_of(tmp_path) == metrics_of(folder)
+    # As if it had been killed between the line and the score: it is judged again, and has the line once.
+    if judging == STEPS:
+        checkpoints = Checkpoints(tmp_path / "checkpoints", {"role": "student"}, say=pytest.fail)
+        manifest = tmp_path / "checkpoints" / f"{STEPS}" / "manifest" / "metadata"
+        held = checkpoints._manifest_of(STEPS) | {"score": None, "judged": False}
+        manifest.write_text(json.dumps(held | {"digest": digest(held)}))
+        checkpoints.close()
+        assert train(tmp_path, one_device, problem, examples)[0] == []
+        assert metrics_of(tmp_path) == metrics_of(folder)
 
 
 @pytest.mark.parametrize(("how", "count"), [("shard_map", 1), ("pmap", 8), ("shard_map", 8)])
