@@ -95,7 +95,7 @@ def _open_streams() -> None:
             if place != number:
                 os.dup2(place, number)
             setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115
-        elif stream.errors == "strict":
+        elif stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="replace")
 
 

@@ -343,8 +343,8 @@ class Checkpoints:
         step, wanted = saving
         try:
             # By itself: a manager knows what it has saved or restored only.
-            reader = ocp.StandardCheckpointHandler()
-            there = reader.metadata(self._manager.directory / str(step) / "state").tree
+            with contextlib.closing(ocp.StandardCheckpointHandler()) as reader:
+                there = reader.metadata(self._manager.directory / str(step) / "state").tree
             found = {name: (one.dtype, one.shape) for name, one in there.items()}
             _checks.require(found == wanted, "not all of its arrays are there")
         except Exception as error:  # whatever readers raise of what is not there
