@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pcjax._checks import RequestError
-from pcjax.training.checkpoint import Checkpoints
+from pcjax.training.checkpoint import FORMAT, Checkpoints
 
 pytestmark = pytest.mark.slow
 
@@ -206,7 +206,7 @@ def test_what_is_not_this_run_is_refused_by_name(saved, tmp_path, tried):
 
 def test_another_format_is_refused(saved, tmp_path, monkeypatch):
     monkeypatch.setattr("pcjax.training.checkpoint.FORMAT", 99)
-    with pytest.raises(RequestError, match="was made with format 2, this run has 99"):
+    with pytest.raises(RequestError, match=f"was made with format {FORMAT}, this run has 99"):
         opened(copy_of(saved, tmp_path, "copy"), []).restore(state())
 
 
