@@ -15,6 +15,7 @@ HEAVY = (
     "chex",
     "optax",
     "scipy",
+    "tensorstore",
 )
 
 

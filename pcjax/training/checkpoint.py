@@ -19,6 +19,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore as ts
 from jax.experimental import multihost_utils
 
 from pcjax import _checks, _fields
@@ -66,6 +67,16 @@ def _finite(score: float | None) -> float | None:
     return float(score) if score is not None and np.isfinite(score) else None
 
 
+def _names_of_arrays(folder: pathlib.Path) -> set[str]:
+    """What Orbax has saved there.
+
+    Orbax's own description of it takes TensorStore's, of which a part stays in memory for ever.
+    """
+    files = {"driver": "file", "path": f"{folder}/"}
+    keys = ts.KvStore.open({"driver": "ocdbt", "base": files}).result().list().result()
+    return {key.decode().rpartition("/")[0] for key in keys}
+
+
 class Checkpoints:
     """The checkpoints of one run: the latest few and the best one.
 
@@ -98,7 +109,7 @@ class Checkpoints:
         self._unsaved: UnsavedError | None = None
         self._scores: dict[int, float | None] = {}
         self._unjudged: set[int] = set()
-        self._saving: tuple[int, dict[str, Any]] | None = None  # a step, and the arrays' dtypes and shapes
+        self._saving: tuple[int, set[str]] | None = None  # a step, and the arrays' names
         self._several = writable and jax.process_count() > 1  # decide together
         self._writes = writable and jax.process_index() == 0
         # Orbax reports every phase of every save, with stacks, and of one that fails every part.
@@ -296,7 +307,7 @@ class Checkpoints:
 
         def begin() -> None:
             self._manager.save(step, args=items, force=True)
-            self._saving = step, {name: (x.dtype, x.shape) for name, x in arrays.items()}
+            self._saving = step, set(arrays)
             if not judged:
                 self._unjudged.add(step)
 
@@ -342,10 +353,7 @@ class Checkpoints:
             return
         step, wanted = saving
         try:
-            # By itself: a manager knows what it has saved or restored only.
-            with contextlib.closing(ocp.StandardCheckpointHandler()) as reader:
-                there = reader.metadata(self._manager.directory / str(step) / "state").tree
-            found = {name: (one.dtype, one.shape) for name, one in there.items()}
+            found = _names_of_arrays(self.folder / str(step) / "state")
             _checks.require(found == wanted, "not all of its arrays are there")
         except Exception as error:  # whatever readers raise of what is not there
             if of_the_machine(error) is not None:

@@ -1,6 +1,7 @@
 """A checkpoint comes back as it was saved, or not at all."""
 
 import errno
+import gc
 import os
 import resource
 import subprocess
@@ -8,11 +9,10 @@ import sys
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from pcjax._checks import RequestError
-from pcjax.training import disk
+from pcjax.training import checkpoint, disk
 from pcjax.training.checkpoint import Checkpoints, named
 from pcjax.training.clock import Clock
 
@@ -279,11 +279,19 @@ def test_why_a_save_failed_is_not_covered_by_what_follows_from_it(opened, tmp_pa
     assert opened().restore(state())[2] == 3
 
 
+def test_a_save_that_lost_its_arrays_is_not_called_one(tmp_path, said):
+    checkpoints = Checkpoints(tmp_path / "a[1]" / "checkpoints", MANIFEST, say=said.append)  # Orbax takes it as a pattern
+    checkpoints.save(1, state(1), {})
+    assert "not all of its arrays are there" in str(checkpoints.settled())
+    assert "checkpoint 1 is unsound (RequestError: not all of its arrays are there)" in said[0]
+    assert checkpoints.latest is None
+
+
 def test_what_could_not_be_looked_at_for_now_is_looked_at_again(opened, tmp_path, monkeypatch):
     checkpoints = opened()
     with monkeypatch.context() as short:
         no_file = OSError(errno.EMFILE, "Too many open files")
-        short.setattr(ocp.StandardCheckpointHandler, "metadata", lambda *_: raises(no_file))
+        short.setattr(checkpoint, "_names_of_arrays", lambda _: raises(no_file))
         checkpoints.save(1, state(1), {})
         for _ in range(2):
             assert "Too many open files" in str(checkpoints.settled())
@@ -291,6 +299,16 @@ def test_what_could_not_be_looked_at_for_now_is_looked_at_again(opened, tmp_path
     assert checkpoints.settled() is None
     assert not (tmp_path / "unsound").exists()
     assert opened().restore(state())[2] == 1
+
+
+def test_saving_leaves_nothing_in_memory(opened):
+    checkpoints, there = opened(), []
+    for step in range(1, 13):
+        checkpoints.save(step, state(step), {"at": step})
+        assert checkpoints.settled() is None
+        gc.collect()
+        there.append(len(gc.get_objects()))
+    assert there[-1] - there[3] < 8  # one object in a save would be as many
 
 
 def test_a_folder_is_held_until_the_command_ends(tmp_path):
