@@ -16,7 +16,7 @@ from children import environment, start
 
 STEPS = int(os.environ.get("PCJAX_SOAK", "0"))
 SAVE_EVERY = 100
-SITTINGS = 6
+SITTINGS = 4
 MOST_GROWTH = 0.02
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(STEPS == 0, reason="PCJAX_SOAK says how many steps")]
 
@@ -81,7 +81,7 @@ def test_memory_files_and_compiled_programs_stay_as_they_are(tmp_path, tried, re
     random_ = random.Random(0)  # noqa: S311
     run, all_growths = tmp_path / "run", []
     for place in range(100):
-        kill_after = 20 + 40 * random_.random() if place < SITTINGS - 1 else None
+        kill_after = 15 + 15 * random_.random() if place < SITTINGS - 1 else None
         status, samples = sitting(run, place, kill_after)
         # A few saves and validations warm it up; what is judged at the end compiles programs of its own.
         warm = [one for one in samples if samples[0].step + 5 * SAVE_EVERY <= one.step < STEPS]

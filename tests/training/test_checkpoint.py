@@ -280,7 +280,8 @@ def test_why_a_save_failed_is_not_covered_by_what_follows_from_it(opened, tmp_pa
 
 
 def test_a_save_that_lost_its_arrays_is_not_called_one(tmp_path, said):
-    checkpoints = Checkpoints(tmp_path / "a[1]" / "checkpoints", MANIFEST, say=said.append)  # Orbax takes it as a pattern
+    pattern = tmp_path / "a[1]" / "checkpoints"  # as Orbax reads it
+    checkpoints = Checkpoints(pattern, MANIFEST, say=said.append)
     checkpoints.save(1, state(1), {})
     assert "not all of its arrays are there" in str(checkpoints.settled())
     assert "checkpoint 1 is unsound (RequestError: not all of its arrays are there)" in said[0]
