@@ -23,7 +23,6 @@ from benchmarks.timing import interleaved, spread, timed
 from pcjax.config import Config, read
 from pcjax.jobs.distill import KnownTeacher, plan_student
 from pcjax.jobs.prepare import STUDENT_SEED, load, new_model
-from pcjax.jobs.represent import parts_of
 from pcjax.training.clock import Clock
 from pcjax.training.display import Display
 from pcjax.training.loop import Plan
@@ -54,7 +53,7 @@ def planned(config: Config, folder: pathlib.Path) -> Plan:
     width = config.teacher.model.features or 64
     features = {
         part: random.normal(size=(len(examples), width)).astype(np.float32)
-        for part, examples in parts_of(loaded.examples).items()
+        for part, examples in loaded.examples.parts.items()
     }
     first = new_model(config.student, loaded, config.training, STUDENT_SEED)
     return plan_student(config, folder, loaded, KnownTeacher(features, None, None), first, Display(), Clock())

@@ -14,6 +14,7 @@ import time
 
 from compiling import WITHOUT_OPTIMISATIONS
 
+from pcjax._fields import proven
 from pcjax.training.checkpoint import Checkpoints
 
 PCJAX = str(pathlib.Path(sys.executable).with_name("pcjax"))
@@ -82,6 +83,17 @@ def fault(**given):
     return {"PYTHONPATH": path} | {f"PCJAX_KILL_{name.upper()}": str(value) for name, value in given.items()}
 
 
+def everything_in(folder):
+    """All files by their paths."""
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def change_manifest(run, step, **changes):
+    """A manifest that says something else, as if it had been written so."""
+    path = run / "checkpoints" / f"{step}" / "manifest" / "metadata"
+    path.write_text(json.dumps(proven(json.loads(path.read_text()) | changes)))
+
+
 def steps_saved(run):
     """The steps of the checkpoints that have their mark."""
     return sorted(int(path.parent.name) for path in (run / "checkpoints").glob("*/commit_success.txt"))
@@ -89,11 +101,7 @@ def steps_saved(run):
 
 def finish(process, timeout=300):
     """The status, what it said and what it complained of."""
-    try:
-        said, complaint = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise
+    said, complaint = process.communicate(timeout=timeout)
     return process.returncode, said, complaint
 
 

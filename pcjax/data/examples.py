@@ -12,6 +12,7 @@ from jaxtyping import Int, Shaped
 HASHED_WHOLE = 2**27  # bytes; of what is larger the fingerprint takes samples
 SAMPLES = 1024
 SPLIT_SEED = 0
+SPLITS = ("train", "validation", "test")
 
 
 @runtime_checkable
@@ -163,11 +164,16 @@ class Dataset:
     test: Examples
     unseen: Examples | None = None  # test examples of the classes that no other part has, where some were left out
 
+    @property
+    def parts(self) -> dict[str, Examples]:
+        """The splits by name, and the test examples of unseen classes where some were left out."""
+        parts = {split: getattr(self, split) for split in SPLITS}
+        return parts if self.unseen is None else parts | {"unseen": self.unseen}
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """That of all parts."""
-        parts = (self.train, self.validation, self.test, *([] if self.unseen is None else [self.unseen]))
-        return digest(part.fingerprint.encode() for part in parts)
+        return digest(part.fingerprint.encode() for part in self.parts.values())
 
 
 class Splits(NamedTuple):

@@ -33,6 +33,7 @@ from pcjax.jobs.folder import (
     is_number,
     own_place,
     stored_object,
+    write_config,
     write_json,
     write_proven,
 )
@@ -40,6 +41,7 @@ from pcjax.jobs.prepare import STUDENT_SEED, Loaded, load, new_model, steps_of, 
 from pcjax.jobs.represent import Frozen
 from pcjax.jobs.teach import teach
 from pcjax.training.clock import Clock
+from pcjax.training.disk import let_go
 from pcjax.training.display import Display
 from pcjax.training.guard import BadStepsError
 from pcjax.training.loop import Plan
@@ -71,7 +73,7 @@ def compare(config: Config, folder: pathlib.Path, display: Display) -> None:
     shared = begin(config, folder, loaded, "compare", all_runs, _outcome, display)
     teacher = find_teacher(shared, folder, loaded, display)
     made_with = check_same(all_runs(shared), OUTCOME, _outcome, teacher, loaded)
-    store(config, folder, "compare")
+    write_config(folder / CONFIG, config, "compare")  # contenders and seeds that were added among it
     taught = judge_teacher(config, teacher, loaded)
     runs: dict[str, dict[int, dict[str, Any]]] = {contender.name: {} for contender in contenders}
     # All contenders of a seed before the next seed: of a comparison that was stopped, fewer --seeds show what is there.
@@ -88,6 +90,7 @@ def compare(config: Config, folder: pathlib.Path, display: Display) -> None:
                 untrained = untrained or _judged(first, teacher, asked, loaded)
                 beside = {TEACHER: taught, "untrained": untrained}
                 outcome = _run(asked, own, loaded, teacher, first, beside, made_with, display, measured=seed == 0)
+                let_go(own)
             runs[contender.name][seed] = outcome
     found = summary.summarise(runs, {contender.name: contender.labelled() for contender in contenders})
     found |= {"versions": judge.versions(), "config": json.loads(config.to_json())}
@@ -137,13 +140,9 @@ def begin(
     begin_folder(folder, config, job)
     if trained_here and not (own / RESULT).exists():
         teach(alone, own, display)
+        let_go(own)
         wait_for_all("the teacher's result is written")
     return shared
-
-
-def store(config: Config, folder: pathlib.Path, job: str) -> None:
-    """What the command is asked for now, contenders and seeds that were added among it."""
-    write_json(folder / CONFIG, {"job": job, "config": json.loads(config.to_json())})
 
 
 def check_same(
@@ -154,7 +153,7 @@ def check_same(
     loaded: Loaded,
 ) -> dict[str, str]:
     """What runs that stand side by side have in common; refuses those that have ended with another teacher or data."""
-    now = dict[str, str](zip(MADE_WITH, (loaded.examples.fingerprint, teacher.digest), strict=True))
+    now = {"data": loaded.examples.fingerprint, "teacher": teacher.digest}
     for _, own in runs:
         found = ended(own) or now
         for what, value in now.items():
@@ -249,7 +248,7 @@ def train_finite(chosen: Plan, first: Frozen, display: Display) -> Frozen:
     student, skipped = trained(chosen, first, display)
     if skipped > chosen.steps / 2:
         why = "not being finite, far beyond those before, or of examples that are all alike"
-        raise judge.NotFiniteError(f"{skipped} of {chosen.steps} steps were not taken, {why}")
+        raise BadStepsError(f"{skipped} of {chosen.steps} steps were not taken, {why}")
     return student
 
 

@@ -1,8 +1,11 @@
 """`pcjax distill`: the main job. A teacher, a student, and what the student is worth before and after."""
 
+import contextlib
+import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +27,6 @@ from pcjax.jobs.prepare import (
     check,
     classifier_of,
     counts,
-    digest_of,
     load,
     new_model,
     output_shapes,
@@ -35,7 +37,7 @@ from pcjax.jobs.prepare import (
     trained,
     weights,
 )
-from pcjax.jobs.represent import Frozen, parts_of, represent, represent_all
+from pcjax.jobs.represent import Frozen, digest_of, represent, represent_all
 from pcjax.jobs.teach import check_teaching, coherence, train_teacher
 from pcjax.models import Output
 from pcjax.training.checkpoint import Checkpoints
@@ -114,17 +116,18 @@ def _promised_teacher(config: Config, loaded: Loaded) -> tuple[Output, dict[str,
     return check_teaching(config, loaded)
 
 
-class KnownTeacher(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class KnownTeacher:
     """The teacher's features of every split, and the model, where there is one."""
 
     features: Mapping[str, np.ndarray]
     logits: np.ndarray | None  # of the training examples
     model: Frozen | None
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """So that nothing goes on with another one; of what it says only where there is no model."""
-        return digest_of(self.features if self.model is None else self.model.arrays)
+        return digest_of(self.features) if self.model is None else self.model.digest
 
 
 def find_teacher(
@@ -167,14 +170,8 @@ def trained_model(folder: pathlib.Path, manifest: dict[str, Any], like: Frozen, 
     """The model of a run that has ended, from the checkpoint that its training chooses."""
     there = (folder / CHECKPOINTS).is_dir()
     _checks.require(there, f"no checkpoints in {folder}: run the command that trains it to its end first")
-    checkpoints = Checkpoints(folder / CHECKPOINTS, manifest, writable=False)
-    try:
-        step = checkpoints.chosen(training.choose)
-        if step is None:
-            raise RequestError(f"no checkpoints in {folder}: run the command that trains it to its end first")
-        return weights(checkpoints, step, like)
-    finally:
-        checkpoints.close()
+    with contextlib.closing(Checkpoints(folder / CHECKPOINTS, manifest, writable=False)) as checkpoints:
+        return weights(checkpoints, training, like)
 
 
 def worth(config: Config, teacher: KnownTeacher, first: Frozen, student: Frozen, loaded: Loaded) -> dict[str, Any]:
@@ -234,11 +231,11 @@ def _stored_features(path: pathlib.Path, loaded: Loaded) -> dict[str, np.ndarray
     _checks.require(path.is_file(), f"no file {path} (teacher.features): `pcjax embed RUN` writes one")
     try:
         _checks.require(path.suffix == ".npz", "expected a file named .npz")
-        file = members(path, (*parts_of(loaded.examples), "unseen", "fingerprint"), "what `pcjax embed` writes")
+        file = members(path, (*loaded.examples.parts, "unseen", "fingerprint"), "what `pcjax embed` writes")
         _checks.require("fingerprint" in file, "it has no fingerprint of the data")
         same = str(file["fingerprint"]) == loaded.examples.fingerprint
         # Of other data there may be no features of some part: they are refused for what they are.
-        parts = parts_of(loaded.examples) if same else ()
+        parts = loaded.examples.parts if same else ()
         missing = ", ".join(part for part in parts if part not in file or file[part].dtype.kind not in "uif")
         _checks.require(not missing, f"it has no numbers for {missing}")
         found = {part: np.asarray(file[part], np.float32) for part in parts}

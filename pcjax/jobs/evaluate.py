@@ -10,7 +10,7 @@ import numpy as np
 
 from pcjax import _checks
 from pcjax._checks import RequestError
-from pcjax.config import Config, Evaluation, Model, Training
+from pcjax.config import Config, Evaluation
 from pcjax.jobs import judge, tables
 from pcjax.jobs.beyond import throughput
 from pcjax.jobs.distill import STUDENT, TEACHER, find_teacher, trained_model, worth
@@ -64,7 +64,7 @@ def evaluate(folder: pathlib.Path, display: Display, asked: Asked | None = None)
         results = {TEACHER: worth_of_teacher(judged, model, loaded)}
     else:
         teacher = find_teacher(config, folder, loaded, None)
-        model, first = models(job, config, folder, loaded, teacher.digest)
+        model, first = models(config, folder, loaded, teacher.digest)
         taught = {} if teacher.model is None else {TEACHER: teacher.model}
         judged_models = {"untrained": first, STUDENT: model} | taught
         results = worth(judged, teacher, first, model, loaded)
@@ -112,25 +112,17 @@ def embed(folder: pathlib.Path, display: Display) -> None:
     display.say(f"next: {next_}")
 
 
-def models(
-    job: str, config: Config, folder: pathlib.Path, loaded: Loaded, teacher: str | None = None
-) -> tuple[Frozen, Frozen]:
-    """The run's model, and the same with its first weights."""
-    model, training, stream = _trained_by(job, config)
-    return model_of(job, config, folder, loaded, teacher), new_model(model, loaded, training, stream)
+def models(config: Config, folder: pathlib.Path, loaded: Loaded, teacher: str) -> tuple[Frozen, Frozen]:
+    """A student that was trained under that teacher, and the same with its first weights."""
+    first = new_model(config.student, loaded, config.training, STUDENT_SEED)
+    return model_of("distill", config, folder, loaded, teacher), first
 
 
 def model_of(job: str, config: Config, folder: pathlib.Path, loaded: Loaded, teacher: str | None = None) -> Frozen:
     """The run's model, from the checkpoint that counts; where a digest is given, refused if of another teacher."""
-    model, training, stream = _trained_by(job, config)
-    role = TEACHER if job == "teach" else STUDENT
-    manifest = {"role": role, "data": loaded.examples.fingerprint, "config": config.digest()}
+    taught = job == "teach"
+    model, training = (config.teacher.model, config.teacher.training) if taught else (config.student, config.training)
+    manifest = {"role": TEACHER if taught else STUDENT, "data": loaded.examples.fingerprint, "config": config.digest()}
     manifest |= {} if teacher is None else {"teacher": teacher}
-    like = new_model(model, loaded, training, stream, functional_shapes)
+    like = new_model(model, loaded, training, TEACHER_SEED if taught else STUDENT_SEED, functional_shapes)
     return trained_model(folder, manifest, like, training)
-
-
-def _trained_by(job: str, config: Config) -> tuple[Model, Training, int]:
-    if job == "teach":
-        return config.teacher.model, config.teacher.training, TEACHER_SEED
-    return config.student, config.training, STUDENT_SEED

@@ -13,14 +13,14 @@ import jax
 from pcjax import _checks, _fields
 from pcjax._checks import RequestError
 from pcjax.config import Config, read_stored
+from pcjax.training import disk
 from pcjax.training.clock import Clock
-from pcjax.training.disk import hold
-from pcjax.training.parallel import seen_soon, wait_for_all
+from pcjax.training.disk import UNFINISHED
+from pcjax.training.parallel import wait_for_all
 
 NO_PLACE = "[]*?\\"  # what means something else to the libraries that write arrays
 LARGEST = 2**26  # bytes of what a job wrote
 CONFIG, RESULT, CHECKPOINTS = "config.json", "result.json", "checkpoints"
-UNFINISHED = ".unfinished"  # behind the name of a file that is being written
 
 
 def check_folder(folder: pathlib.Path, config: Config, job: str) -> None:
@@ -65,14 +65,14 @@ def begin_folder(folder: pathlib.Path, config: Config, job: str) -> None:
     if jax.process_index() == 0:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            hold(folder)
+            disk.hold(folder)
             if not stored.exists():
-                write_json(stored, {"job": job, "config": json.loads(config.to_json())})
+                write_config(stored, config, job)
         except OSError as error:
             raise RequestError(f"cannot write to --workdir {folder}: {error.strerror}") from error
     wait_for_all("the folder of a run is begun")
     _checks.require(
-        seen_soon(stored.is_file),
+        disk.seen_soon(stored.is_file),
         f"process {jax.process_index()} does not see {stored}, which the first one has written: expected one --workdir "
         "on a disk that all processes see",
     )
@@ -116,8 +116,13 @@ def stored_object(path: pathlib.Path, remedy: str) -> dict[str, Any]:
 
 
 def write_proven(path: pathlib.Path, value: dict[str, Any]) -> None:
-    """An object with its own digest, so that whatever becomes of it is noticed where it is read."""
-    write_json(path, value | {"digest": _fields.digest(value)})
+    """An object with its own digest."""
+    write_json(path, _fields.proven(value))
+
+
+def write_config(path: pathlib.Path, config: Config, job: str) -> None:
+    """What a job was asked for."""
+    write_json(path, {"job": job, "config": json.loads(config.to_json())})
 
 
 def is_number(value: Any, finite: bool = True) -> TypeGuard[float]:
@@ -162,9 +167,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 def write_text(path: pathlib.Path, text: str) -> None:
     """The file appears whole or not at all; one of several processes writes it."""
     if jax.process_index() == 0:
-        unfinished = path.with_name(path.name + UNFINISHED)
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
+        disk.replace(path, text)
 
 
 def from_the_root(config: Config) -> Config:

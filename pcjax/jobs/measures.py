@@ -8,7 +8,7 @@ import numpy as np
 from pcjax import metrics
 from pcjax.config import Evaluation
 from pcjax.data import Dataset, Examples
-from pcjax.jobs.represent import SPLITS
+from pcjax.data.examples import SPLITS
 
 PROBED = 50_000  # at most so many examples are given to the linear probe
 COMPARED = 10_000  # and to coherence

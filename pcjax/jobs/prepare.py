@@ -1,7 +1,6 @@
 """What every training job begins with: the data, its batches, a model with its first weights, and the plan."""
 
 import dataclasses
-import hashlib
 import importlib.util
 import pathlib
 from collections.abc import Callable, Mapping
@@ -20,12 +19,12 @@ from pcjax.data import Dataset, Examples
 from pcjax.jobs.beyond import load_other
 from pcjax.jobs.folder import CHECKPOINTS
 from pcjax.jobs.judge import LEAST, check_judging, versions
-from pcjax.jobs.represent import Frozen, parts_of
+from pcjax.jobs.represent import Frozen, host
 from pcjax.models import Output
 from pcjax.terms import CLASSIFIER, TERMS, needs_labels
 from pcjax.training import parallel
 from pcjax.training.beside import Beside, nearest
-from pcjax.training.checkpoint import Checkpoints, digest
+from pcjax.training.checkpoint import Checkpoints, named
 from pcjax.training.clock import Clock
 from pcjax.training.display import Display
 from pcjax.training.functional import functional, functional_shapes
@@ -33,6 +32,7 @@ from pcjax.training.loop import Plan, train
 from pcjax.training.objective import Moment, Objective, objective, with_memories
 from pcjax.training.state import State, make_optimiser, start
 from pcjax.training.step import AXIS, Batch, Fixed, make_step, metric_names
+from pcjax.training.stopping import Watchdog
 
 STUDENT_SEED, TEACHER_SEED = 0, 1  # streams of random numbers for first weights
 # What a model is worth on the validation examples; it calls what it is given between its batches.
@@ -63,7 +63,7 @@ def load(config: Config) -> Loaded:
 
 def counts(loaded: Loaded) -> str:
     """How many examples there are, and what follows where some of them have no class."""
-    parts = parts_of(loaded.examples)
+    parts = loaded.examples.parts
     found = ", ".join(f"{len(examples):,} {part}" for part, examples in parts.items())
     labels = [examples.labels for examples in parts.values() if examples.labels is not None]
     unknown = sum(int(np.sum(some < 0)) for some in labels)
@@ -279,50 +279,32 @@ def plan(
     return Plan(name, folder, training, steps, mapped, mapped.place(fixed), state, batches, checkpoints, judged)
 
 
-def digest_of(arrays: Any) -> str:
-    """One digest of them all."""
-    leaves = jax.tree.leaves(host(arrays))
-    return hashlib.blake2b("".join(map(digest, leaves)).encode(), digest_size=16).hexdigest()
-
-
 def classifier_of(model: Frozen) -> dict[str, Any]:
     """The last layer of a model of ours that has one."""
     found = {name: model.parameters.get(f"classify/{name}") for name in CLASSIFIER}
     return {name: array for name, array in found.items() if array is not None}
 
 
-def host(tree: Any) -> Any:
-    """The values on this machine."""
-    return jax.tree.map(np.asarray, jax.device_get(tree))
-
-
 def trained(chosen: Plan, first: Frozen, display: Display) -> tuple[Frozen, int]:
     """The model after training to the end, from the checkpoint that its training chooses; the steps not taken."""
     try:
         skipped = train(chosen, display)
-        step = chosen.checkpoints.chosen(chosen.training.choose) or chosen.steps
-        return weights(chosen.checkpoints, step, first), skipped
+        with Watchdog(f"{chosen.name}: reading the checkpoint that is chosen"):
+            return weights(chosen.checkpoints, chosen.training, first), skipped
     finally:
         chosen.batches.close()
         chosen.checkpoints.close()
 
 
-def weights(checkpoints: Checkpoints, step: int, like: Frozen) -> Frozen:
-    """The model of a checkpoint."""
-    try:
-        arrays, _ = checkpoints.arrays(step)
-    except RequestError:
-        raise
-    except Exception as error:  # whatever a damaged file makes its readers raise
-        where, why = f"checkpoint {step} in {checkpoints.folder}", " ".join(str(error).split())[:200]
-        raise RequestError(f"{where} cannot be read ({why}): move it away, and the next best is taken") from error
-
-    def pick(part: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
-        found = {name: arrays.get(f"{part}/{name.replace('/', '.')}") for name in wanted}
-        for name, own in wanted.items():
-            expected, there = ("nothing" if x is None else (str(x.dtype), tuple(x.shape)) for x in (own, found[name]))
-            differs = f"checkpoint {step} in {checkpoints.folder} has {there} for {part}/{name}, expected {expected}"
-            _checks.require(expected == there, f"{differs}: it is of another model, and config.json was changed since")
-        return {name: jnp.asarray(array) for name, array in found.items()}
-
-    return like._replace(parameters=pick("student", like.parameters), statistics=pick("statistics", like.statistics))
+def weights(checkpoints: Checkpoints, training: Training, like: Frozen) -> Frozen:
+    """The model of the checkpoint that its training chooses."""
+    found = checkpoints.chosen_arrays(training.choose)
+    if found is None:
+        raise RequestError(f"no checkpoints in {checkpoints.folder}: run the command that trains it to its end first")
+    step, arrays = found
+    tree = {"student": like.parameters, "statistics": like.statistics}
+    own = named(tree)
+    there = {name: (str(x.dtype), x.shape) for name, x in arrays.items() if name.partition("/")[0] in tree}
+    checkpoints.require_same(step, own, there, "it is of another model, and config.json was changed since")
+    parts = jax.tree.unflatten(jax.tree.structure(tree), [jnp.asarray(arrays[name]) for name in own])
+    return like._replace(parameters=parts["student"], statistics=parts["statistics"])

@@ -1,8 +1,9 @@
 """A frozen model, and what it says of a data set."""
 
 import functools
+import hashlib
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +14,9 @@ from jax.sharding import PartitionSpec as P
 
 from pcjax.data import Dataset, Examples, evaluation_batches
 from pcjax.models import Output
+from pcjax.training.checkpoint import digest
 from pcjax.training.functional import Arrays, Functional
 from pcjax.training.stopping import Watchdog
-
-SPLITS = ("train", "validation", "test")
 
 
 class Frozen(NamedTuple):
@@ -35,6 +35,11 @@ class Frozen(NamedTuple):
         """All that it has."""
         return self.parameters, self.statistics
 
+    @property
+    def digest(self) -> str:
+        """By which it is known."""
+        return digest_of(self.arrays)
+
     def parameter_count(self) -> int:
         """How many numbers were learnt."""
         return sum(int(np.prod(x.shape)) for x in self.parameters.values())
@@ -48,6 +53,17 @@ class Frozen(NamedTuple):
         one = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
         cost = outputs.lower(self.function, self.parameters, self.statistics, one).cost_analysis()
         return int(dict(cost or {}).get("flops", 0))
+
+
+def digest_of(arrays: Any) -> str:
+    """One digest of them all."""
+    leaves = jax.tree.leaves(host(arrays))
+    return hashlib.blake2b("".join(map(digest, leaves)).encode(), digest_size=16).hexdigest()
+
+
+def host(tree: Any) -> Any:
+    """The values on this machine."""
+    return jax.tree.map(np.asarray, jax.device_get(tree))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -101,10 +117,4 @@ def represent_all(
     model: Frozen, data: Dataset, normalise: tuple[np.ndarray, np.ndarray], batch: int
 ) -> Mapping[str, Said]:
     """The same for every part."""
-    return {part: represent(model, examples, normalise, batch) for part, examples in parts_of(data).items()}
-
-
-def parts_of(data: Dataset) -> dict[str, Examples]:
-    """The splits by name, and the test examples of unseen classes where some were left out."""
-    parts = {split: getattr(data, split) for split in SPLITS}
-    return parts if data.unseen is None else parts | {"unseen": data.unseen}
+    return {part: represent(model, examples, normalise, batch) for part, examples in data.parts.items()}

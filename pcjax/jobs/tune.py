@@ -5,7 +5,6 @@ there are several, by factors between 1/8 and 8, spread evenly on a logarithmic 
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Iterable
 from typing import Any
@@ -16,14 +15,15 @@ from scipy.stats import qmc
 from pcjax import _checks, metrics
 from pcjax.config import Config, Contender, Loss, Ramp
 from pcjax.jobs import judge
-from pcjax.jobs.compare import MADE_WITH, begin, check_same, of_contender, store, train_finite, with_earlier
+from pcjax.jobs.compare import MADE_WITH, begin, check_same, of_contender, train_finite, with_earlier
 from pcjax.jobs.distill import KnownTeacher, find_teacher, plan_student
-from pcjax.jobs.folder import begin_folder, is_number, own_place, stored_object, write_json, write_proven
+from pcjax.jobs.folder import CONFIG, begin_folder, is_number, own_place, stored_object, write_config, write_proven
 from pcjax.jobs.prepare import STUDENT_SEED, Loaded, load, new_model
 from pcjax.jobs.represent import Frozen, represent
 from pcjax.jobs.teach import coherence
 from pcjax.terms import TERMS
 from pcjax.training.clock import Clock
+from pcjax.training.disk import let_go
 from pcjax.training.display import Display
 from pcjax.training.guard import BadStepsError
 
@@ -53,7 +53,7 @@ def tune(config: Config, folder: pathlib.Path, display: Display) -> None:
     shared = begin(config, folder, loaded, "tune", all_runs, _tried, display)
     teacher = find_teacher(shared, folder, loaded, display)
     made_with = check_same(all_runs(shared), TRIAL, _tried, teacher, loaded)
-    store(config, folder, "tune")
+    write_config(folder / CONFIG, config, "tune")
     best, rows = [], []
     for contender in config.comparison.contenders:
         tried = []
@@ -66,6 +66,7 @@ def tune(config: Config, folder: pathlib.Path, display: Display) -> None:
                 display.say(f"{contender.name}, try {number + 1} of {trials}: {describe(setting)}")
                 score = _try(asked, own, loaded, teacher, display)
                 write_proven(own / TRIAL, {"score": score} | made_with)
+                let_go(own)
             tried.append((score, setting))
         scores = [-np.inf if score is None else score for score, _ in tried]
         at = int(np.argmax(scores))
@@ -79,7 +80,7 @@ def tune(config: Config, folder: pathlib.Path, display: Display) -> None:
         display.say(f"all tries of {', '.join(lost)} diverged: lower training.learning_rate, or give smaller weights")
     _checks.require(bool(best), "every try of every loss diverged: lower training.learning_rate")
     tuned = dataclasses.replace(config, comparison=dataclasses.replace(config.comparison, contenders=tuple(best)))
-    write_json(folder / TUNED, {"job": "compare", "config": json.loads(tuned.to_json())})
+    write_config(folder / TUNED, tuned, "compare")
     display.say(f"next: pcjax compare {folder / TUNED}")
 
 

@@ -124,7 +124,7 @@ def _course(curve: charts.Curve) -> str:
 
 
 def _taught(config: Config, folder: pathlib.Path, loaded: Loaded) -> Sections:
-    model, _ = evaluate.models("teach", config, folder, loaded)
+    model = evaluate.model_of("teach", config, folder, loaded)
     said = represent_all(model, loaded.examples, loaded.normalise, config.evaluation.batch)
     features = {split: one.features for split, one in said.items()}
     places = space.sample(len(features["test"]))
@@ -137,7 +137,7 @@ def _taught(config: Config, folder: pathlib.Path, loaded: Loaded) -> Sections:
 
 def _distilled(config: Config, folder: pathlib.Path, loaded: Loaded) -> Sections:
     known = find_teacher(config, folder, loaded, None)
-    model, first = evaluate.models("distill", config, folder, loaded, known.digest)
+    model, first = evaluate.models(config, folder, loaded, known.digest)
     teacher = known.features
     student = represent_all(model, loaded.examples, loaded.normalise, config.evaluation.batch)
     features = {split: one.features for split, one in student.items()}

@@ -13,7 +13,7 @@ from pcjax.data import Examples
 from pcjax.jobs.distill import find_teacher, teacher_model
 from pcjax.jobs.evaluate import model_of
 from pcjax.jobs.folder import config_of, own_place
-from pcjax.jobs.prepare import Loaded, digest_of, load
+from pcjax.jobs.prepare import Loaded, load
 from pcjax.jobs.represent import represent
 from pcjax.jobs.summary import DONE
 from pcjax.report import charts, space, views
@@ -101,7 +101,7 @@ def _given(folder: pathlib.Path) -> _Given:
         features, digest = known.features["test"][places], known.digest
     else:
         model = teacher_model(config, folder, loaded)
-        digest = digest_of(model.arrays)
+        digest = model.digest
         features = represent(model, examples, loaded.normalise, config.evaluation.batch).features
     _require_finite(features)
     test = views.sampled(whole, places)

@@ -25,8 +25,8 @@ from jax.experimental import multihost_utils
 from pcjax import _checks, _fields
 from pcjax._checks import RequestError
 from pcjax.training.clock import Clock
-from pcjax.training.disk import grown, line, of_the_machine
-from pcjax.training.parallel import seen_soon, wait_for_all
+from pcjax.training.disk import line, of_the_machine, replace, seen_soon, unreadable
+from pcjax.training.parallel import wait_for_all
 
 FORMAT = 3
 ITEMS = ("state", "data", "manifest")
@@ -54,13 +54,8 @@ def _key(key: Any) -> str:
 def digest(array: np.ndarray) -> str:
     """A hash of an array's dtype, shape and numbers."""
     found = hashlib.blake2b(f"{array.dtype.str} {array.shape}".encode(), digest_size=16)
-    found.update(np.ascontiguousarray(array).tobytes())
+    found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return found.hexdigest()
-
-
-def _proven(manifest: dict[str, Any]) -> dict[str, Any]:
-    """With its own digest."""
-    return manifest | {"digest": _fields.digest(manifest)}
 
 
 def _finite(score: float | None) -> float | None:
@@ -131,7 +126,7 @@ class Checkpoints:
         shared: dict[str, Any] = {"temporary_path_class": COMMITTED, "multiprocessing_options": alone}
         if not self._writable:
             for path in self._finished():
-                _checks.require((why := grown(path)) is None, self._unsound(int(path.name), why))
+                _checks.require((why := unreadable(path)) is None, self._unsound(int(path.name), why))
         if not self._writes:
             options = ocp.CheckpointManagerOptions(read_only=True, **shared)
             return ocp.CheckpointManager(self.folder, item_names=ITEMS, options=options)
@@ -161,7 +156,7 @@ class Checkpoints:
             elif path.name.isdecimal() and path.is_dir() and not (path / FINISHED).exists():
                 self._say(f"checkpoint {path.name} was never finished, and is removed")
         for path in self._finished():
-            why = grown(path)
+            why = unreadable(path)
             if why is not None:
                 self._move_aside(int(path.name), why)
 
@@ -257,11 +252,13 @@ class Checkpoints:
         scored = {step: score for step in steps if (score := self._scores.get(step)) is not None}
         return max(scored, key=lambda step: (scored[step], step)) if scored else max(steps, default=None)
 
-    def make_sound(self, which: Literal["best", "last"]) -> None:
-        """Puts aside what would be chosen and is not as it was saved, until what is chosen is."""
+    def chosen_arrays(self, which: Literal["best", "last"]) -> tuple[int, dict[str, np.ndarray]] | None:
+        """The step that is chosen and its arrays; what would be and is not as it was saved is put aside."""
         while (step := self.chosen(which)) is not None:
-            if self._try(step, lambda step=step: self.arrays(step))[1] is None:
-                return
+            found, why = self._try(step, lambda step=step: self.arrays(step))
+            if why is None:
+                return step, found[0]
+        return None
 
     def is_unjudged(self, step: int) -> bool:
         """Whether it was saved before there was time to judge it."""
@@ -301,7 +298,7 @@ class Checkpoints:
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(arrays),
             data=ocp.args.JsonSave(data),
-            manifest=ocp.args.JsonSave(_proven(manifest)),
+            manifest=ocp.args.JsonSave(_fields.proven(manifest)),
         )
         self._scores[step] = score
 
@@ -315,11 +312,8 @@ class Checkpoints:
 
     def _judge(self, step: int, score: float | None) -> None:
         """Puts another manifest in the place of the one that is there, whole or not at all."""
-        path = self.folder / str(step) / "manifest" / "metadata"
         manifest = self._manifest_of(step) | {"score": score, "judged": True}
-        unfinished = path.with_name("unfinished")
-        unfinished.write_text(json.dumps(_proven(manifest)), encoding="utf-8")
-        unfinished.replace(path)
+        replace(self.folder / str(step) / "manifest" / "metadata", json.dumps(_fields.proven(manifest)))
         self._scores[step] = score
         self._unjudged.discard(step)
 
@@ -404,11 +398,7 @@ class Checkpoints:
 
     def _manifest_of(self, step: int) -> dict[str, Any]:
         """The manifest as it was saved; nothing else is known to be so by then."""
-        own = self.folder / str(step)
-        for path in (own, *own.rglob("*")):
-            if path.is_symlink():
-                raise ValueError(f"{path.name} is a symbolic link")
-        why = grown(own)
+        why = unreadable(self.folder / str(step))
         if why is not None:
             raise ValueError(why)
         manifest = self._manager.restore(step, args=ocp.args.Composite(manifest=ocp.args.JsonRestore()))["manifest"]
@@ -433,11 +423,7 @@ class Checkpoints:
     def _read(self, step: int, state: Any) -> tuple[Any, dict[str, Any], float]:
         manifest, own = self._checked(step), named(state)
         theirs = {name: (dtype, tuple(shape)) for name, (dtype, shape, _) in manifest["arrays"].items()}
-        ours = {name: (str(x.dtype), tuple(np.shape(x))) for name, x in own.items()}
-        for name in sorted(theirs.keys() | ours.keys()):
-            expected, found = ours.get(name, "nothing"), theirs.get(name, "nothing")
-            differs = f"checkpoint {step} in {self.folder} has {found} for {name}, expected {expected}"
-            _checks.require(expected == found, f"{differs}: choose another --workdir")
+        self.require_same(step, own, theirs, "choose another --workdir")
         arrays, data = self._arrays(step, manifest)
         tree = jax.tree.unflatten(jax.tree.structure(state), [arrays[name] for name in own])
         before, now = (about.get("versions", {}) for about in (manifest, self._about))
@@ -445,6 +431,14 @@ class Checkpoints:
         if others:
             self._say(f"checkpoint {step} was made with {', '.join(others)}: what follows may differ in last digits")
         return tree, data, manifest.get("seconds", 0.0)
+
+    def require_same(self, step: int, own: dict[str, Any], there: dict[str, tuple[Any, ...]], remedy: str) -> None:
+        """Refuses the arrays of a checkpoint, (dtype, shape), that are not as one's own."""
+        ours = {name: (str(x.dtype), tuple(np.shape(x))) for name, x in own.items()}
+        for name in sorted(there.keys() | ours.keys()):
+            expected, found = ours.get(name, "nothing"), there.get(name, "nothing")
+            differs = f"checkpoint {step} in {self.folder} has {found} for {name}, expected {expected}"
+            _checks.require(expected == found, f"{differs}: {remedy}")
 
     def _put_aside(self, step: int, why: str) -> None:
         self._manager.close()
@@ -467,6 +461,7 @@ class Checkpoints:
         (self.folder / str(step)).rename(aside)
         self._say(f"checkpoint {step} is unsound ({why}); it was moved to {aside}{then}")
         self._scores.pop(step, None)
+        self._unjudged.discard(step)
 
     def close(self) -> None:
         """Waits, and ends the threads that save."""

@@ -5,12 +5,18 @@ import errno
 import fcntl
 import os
 import pathlib
+import time
+from collections.abc import Callable
+
+import jax
 
 from pcjax import _checks
 from pcjax._checks import RequestError
 
 LARGEST = 2**26  # bytes of a file that is read whole: all but those of arrays
 ARRAYS = "d"  # the folders where these lie
+UNFINISHED = ".unfinished"  # behind the name of a file that is being written
+SEEN_AFTER = 10.0  # seconds, at most, until a disk shows here what another machine has written
 # What a machine in trouble answers, whatever lies on its disk.
 PASSING = (
     errno.EIO,
@@ -49,16 +55,34 @@ def hold(folder: pathlib.Path) -> None:
         _held[name] = place
 
 
-def let_go() -> None:
-    """Of all that is held."""
-    while _held:
-        os.close(_held.popitem()[1])
+def let_go(folder: pathlib.Path | None = None) -> None:
+    """Of a folder, if it is held; of all without one."""
+    for name in [*_held] if folder is None else [os.path.realpath(folder)]:
+        if name in _held:
+            os.close(_held.pop(name))
 
 
-def grown(checkpoint: pathlib.Path) -> str | None:
-    """Why there is no reading of it: what is read whole must be of a size that memory holds."""
+def replace(path: pathlib.Path, text: str) -> None:
+    """The file appears whole or not at all."""
+    unfinished = path.with_name(path.name + UNFINISHED)
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
+
+
+def seen_soon(there: Callable[[], bool]) -> bool:
+    """Whether what the first process has written is seen here, on a disk that may tell of it late."""
+    until = time.monotonic() + SEEN_AFTER
+    while not (found := there()) and jax.process_index() > 0 and time.monotonic() < until:
+        time.sleep(0.2)
+    return found
+
+
+def unreadable(checkpoint: pathlib.Path) -> str | None:
+    """Why there is no reading of it: a link leads elsewhere, and memory must hold what is read whole."""
     with contextlib.suppress(FileNotFoundError):  # another command has removed it meanwhile
-        for path in checkpoint.rglob("*"):
+        for path in (checkpoint, *checkpoint.rglob("*")):
+            if path.is_symlink():
+                return f"{path.name} is a symbolic link"
             if path.parent.name != ARRAYS and path.is_file() and path.stat().st_size > LARGEST:
                 return f"{path.name} is larger than any that is read whole"
     return None

@@ -11,7 +11,7 @@ MOST = 1000  # steps before their outcomes are looked at
 
 
 class BadStepsError(Exception):
-    """So many steps in a row were not taken that the training was stopped, with the last good state saved."""
+    """So many steps were not taken that what was learnt is worth nothing, or what is left would be."""
 
 
 class Skipped(NamedTuple):

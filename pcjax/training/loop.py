@@ -15,6 +15,7 @@ from pcjax.config import Training
 from pcjax.data import TrainingBatches
 from pcjax.training.board import Board
 from pcjax.training.checkpoint import Checkpoints
+from pcjax.training.disk import UNFINISHED
 from pcjax.training.display import Display, ShownProgress
 from pcjax.training.guard import BadStepsError, Guard, Skipped
 from pcjax.training.parallel import Mapped, wait_for_all
@@ -65,9 +66,7 @@ def train(plan: Plan, display: Display) -> int:
         display.progress(plan.name, plan.steps, at) as progress,
     ):
         if unjudged:
-            score, number = _judged(plan, stop, at, state, metrics, progress)
-            if number is not None:
-                raise StoppedError(number, at)
+            score = _judged(plan, stop, at, state, metrics, progress)
             plan.checkpoints.save(at, state, plan.batches.get_state(), score)
             watchdog.beat(at)
         for step in range(at + 1, plan.steps + 1):
@@ -88,9 +87,11 @@ def train(plan: Plan, display: Display) -> int:
                 state = state._replace(sums=plan.mapped.place(zeros))
                 plan.checkpoints.check()
             if saved and number is None:
-                score, number = _judged(plan, stop, step, state, metrics, progress)
-                if number is None:
+                try:
+                    score = _judged(plan, stop, step, state, metrics, progress)
                     plan.checkpoints.save(step, state, plan.batches.get_state(), score)
+                except StoppedError as stopped:
+                    number = stopped.number
             if number is not None:
                 _save_for_good(plan, watchdog, step, state, judged=not saved)
                 raise StoppedError(number, step)
@@ -107,8 +108,6 @@ def train(plan: Plan, display: Display) -> int:
         if at < plan.steps or unjudged:
             _save_for_good(plan, watchdog, plan.steps, state, score)
     plan.batches.close()
-    with Watchdog(f"{plan.name}: reading the checkpoint that is chosen"):
-        plan.checkpoints.make_sound(plan.training.choose)
     return int(jax.device_get(state.skipped))
 
 
@@ -118,31 +117,20 @@ def _begun(plan: Plan, at: int, unjudged: bool, display: Display) -> "_Metrics":
     return _Metrics(plan.folder / METRICS, at, plan.training.tensorboard, display.say, unjudged)
 
 
-class _ToldError(Exception):
-    """A signal came while a state was judged."""
-
-    def __init__(self, number: int):
-        super().__init__(number)
-        self.number = number
-
-
 def _judged(
     plan: Plan, stop: StopSignals, step: int, state: State, metrics: "_Metrics", progress: ShownProgress
-) -> tuple[float | None, int | None]:
-    """The score, written down with all else that the validation examples say; or the signal that came meanwhile."""
+) -> float:
+    """The score, written down with all else that the validation examples say; a signal ends it."""
 
     def look() -> None:
         number = agreed_now(stop.number)
         if number is not None:
-            raise _ToldError(number)
+            raise StoppedError(number, step)
 
-    try:
-        judged = dict(plan.judge(state, look))
-    except _ToldError as told:
-        return None, told.number
+    judged = dict(plan.judge(state, look))
     metrics.write(step, {f"{VALIDATION}{name}": value for name, value in judged.items()})
     progress.show(step, judged)
-    return judged["score"], None
+    return judged["score"]
 
 
 def _save_for_good(
@@ -256,7 +244,7 @@ def _cut(path: pathlib.Path, at: int, say: Callable[[str], Any], unjudged: bool)
         again = unjudged and record["step"] == at and any(name.startswith(VALIDATION) for name in record)
         return record["step"] <= at and not again
 
-    unfinished, damaged = path.with_name(path.name + ".unfinished"), 0
+    unfinished, damaged = path.with_name(path.name + UNFINISHED), 0
     with unfinished.open("wb") as file:
         for line, record in lines_of(path):
             if record is not None and stays(record):

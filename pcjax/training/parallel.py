@@ -1,8 +1,7 @@
 """A step written for one device, mapped over all of them."""
 
 import os
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -52,14 +51,6 @@ def wait_for_all(what: str) -> None:
     """Until every process of the job has come this far."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
-
-
-def seen_soon(there: Callable[[], bool], seconds: float = 10.0) -> bool:
-    """Whether what another process has written is seen here, on a disk that may tell of it late."""
-    until = time.monotonic() + seconds
-    while not (found := there()) and jax.process_index() > 0 and time.monotonic() < until:
-        time.sleep(0.2)
-    return found
 
 
 def choose_devices(count: int | None, batch: int, section: str = "training") -> list[Any]:

@@ -109,11 +109,14 @@ BAD = {
 }
 
 
+def batches_of_digits():
+    examples = data.load("digits").train
+    return data.training_batches(examples, batch=BATCH, seed=1, normalise=data.statistics(examples))
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_the_step_is_left_out_or_finite_and_the_run_goes_on(name, problem, tried):
-    batches = data.training_batches(
-        examples := data.load("digits").train, batch=BATCH, seed=1, normalise=data.statistics(examples)
-    )
+    batches = batches_of_digits()
     change, left_out = BAD[name]
     state, rng = problem.state, np.random.default_rng(3)
     # A good step, the bad one, and good ones again.
@@ -148,9 +151,7 @@ def test_the_step_is_left_out_or_finite_and_the_run_goes_on(name, problem, tried
 @pytest.mark.parametrize("factor", [-1e3, 1e2, 1e4, 1e9])
 @pytest.mark.parametrize("at", [1, 12])
 def test_a_spike_is_left_out_once_the_gradients_are_known(factor, at, unbounded, tried):
-    batches = data.training_batches(
-        examples := data.load("digits").train, batch=BATCH, seed=1, normalise=data.statistics(examples)
-    )
+    batches = batches_of_digits()
     state, taken, norms = unbounded.state, [], []
     for step in range(16):
         batch = next(batches)
@@ -199,9 +200,7 @@ SHARED = {
 @pytest.mark.parametrize("parallel_by", ["pmap", "shard_map"])
 def test_over_several_devices_as_over_one(parallel_by, tried):
     problem = problem_of(LOSSES, TRAINING.spike, 4, parallel_by)
-    batches = data.training_batches(
-        examples := data.load("digits").train, batch=BATCH, seed=1, normalise=data.statistics(examples)
-    )
+    batches = batches_of_digits()
     state = problem.state
     for name, (change, taken) in SHARED.items():
         batch = next(batches)

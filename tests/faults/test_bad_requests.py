@@ -10,6 +10,7 @@ import typing
 
 import numpy as np
 import pytest
+from children import everything_in
 
 from pcjax import config
 from pcjax.config import Comparison, Config, Contender, Loss, Model, Teacher
@@ -71,10 +72,6 @@ def changed(path, value):
         at = at[step]
     at[path[-1]] = value
     return json.dumps({"job": "distill", "config": stored})
-
-
-def everything_in(folder):
-    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.fixture

@@ -10,9 +10,8 @@ import shutil
 import signal
 
 import pytest
-from children import SMALL, environment, finish, outcome_of, start, steps_saved, wait_until
+from children import SMALL, change_manifest, environment, finish, outcome_of, start, steps_saved, wait_until
 
-from pcjax._fields import digest
 from pcjax.training.checkpoint import FORMAT
 
 pytestmark = pytest.mark.slow
@@ -125,10 +124,7 @@ def test_another_run_is_refused_by_name(what, stopped, tmp_path, command, tried)
 def test_another_format_is_refused_by_the_command(stopped, tmp_path, tried):
     run = tmp_path / "run"
     shutil.copytree(stopped, run)
-    path = run / CHECKPOINTS / f"{steps_saved(run)[-1]}" / "manifest" / "metadata"
-    manifest = json.loads(path.read_text()) | {"format": FORMAT + 1}
-    del manifest["digest"]
-    path.write_text(json.dumps(manifest | {"digest": digest(manifest)}))
+    change_manifest(run, steps_saved(run)[-1], format=FORMAT + 1)
     status, _, complaint = finish(start("distill", *SMALL, "--workdir", run, env=environment()))
     assert (status, complaint.count("\n")) == (2, 1), complaint
     assert f"was made with format {FORMAT + 1}, this run has {FORMAT}" in complaint

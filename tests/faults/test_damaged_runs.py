@@ -7,6 +7,7 @@ import random
 import shutil
 
 import pytest
+from children import everything_in
 
 from pcjax import cli
 from pcjax._checks import RequestError
@@ -60,10 +61,6 @@ def command_of(ended, job):
     taught = () if job == "compare" else ("--teacher.run", ended / "comparison" / "teacher", "--trials", "1")
     folder = ended / ("comparison" if job == "compare" else "tuning")
     return (job, *SMALL, *taught, *(("--seeds", "2") if job == "compare" else ()), "--workdir", folder)
-
-
-def contents(folder):
-    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def refused(command, arguments, name):
@@ -143,9 +140,9 @@ def test_the_command_refuses_before_it_changes_anything(job, ended, command, tri
         (path.parent.parent / "0" / path.name).unlink()
     for damaged in (b"", text[:-9], text.replace(b"0.", b"0.9", 1)):
         path.write_bytes(damaged)
-        before = contents(ended)
+        before = everything_in(ended)
         refused(command, command_of(ended, job), path)
-        assert contents(ended) == before
+        assert everything_in(ended) == before
         tried(f"a damaged {path.name}, by the command", "refused, with what to do")
     path.unlink()
     for make in (path.mkdir, lambda: os.mkfifo(path)):
@@ -169,9 +166,9 @@ def test_a_link_out_of_the_folder(job, ended, command, tmp_path, tried):
         outside = tmp_path / "outside"
         place.rename(outside)
         place.symlink_to(outside, target_is_directory=True)
-        before = contents(tmp_path)
+        before = everything_in(tmp_path)
         refused(command, command_of(ended, job), f"{place}")
-        assert contents(tmp_path) == before
+        assert everything_in(tmp_path) == before
         place.unlink()
         outside.rename(place)
         tried("a run's folder that is a link", "refused, with what to do")

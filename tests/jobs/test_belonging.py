@@ -5,7 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
-from test_commands import SMALL, everything_in
+from children import everything_in
+from test_commands import SMALL
 
 from pcjax import cli, data
 from pcjax._checks import RequestError
@@ -96,7 +97,7 @@ def test_a_teacher_whose_config_was_changed_since(field, value, place, command):
     [
         (
             Model("mlp", features=20, widths=(24,)),
-            r"has .*\(12, 10\)\) for student/classify/kernel, expected .*\(20, 10\)",
+            r"has .*\(12, 10\)\) for student/classify.kernel, expected .*\(20, 10\)",
         ),
         (Model("mlp", features=12, widths=(24, 24)), r"has nothing for student/.*, expected"),
     ],
@@ -107,7 +108,7 @@ def test_weights_of_another_model_are_refused_by_their_leaf(model, message, plac
     like = prepare.new_model(model, loaded, config.teacher.training, prepare.TEACHER_SEED)
     checkpoints = Checkpoints(place.teacher / "checkpoints", {}, writable=False)
     with pytest.raises(RequestError, match=message):
-        prepare.weights(checkpoints, checkpoints.best, like)
+        prepare.weights(checkpoints, config.teacher.training, like)
     checkpoints.close()
     assert load_teacher(place.teacher, config, loaded).parameters["embed/kernel"].shape == (24, 12)
 

@@ -14,6 +14,7 @@ import time
 
 import numpy as np
 import pytest
+from children import everything_in
 
 from pcjax import cli, data, models
 from pcjax.config import Config, Loss, Ramp, read
@@ -34,11 +35,6 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
     cli.main(["distill", *SMALL, "--workdir", str(folder)])
     return folder
-
-
-def everything_in(folder):
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(files)}
 
 
 def test_distill_writes_what_it_promises(run):

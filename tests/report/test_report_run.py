@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from children import everything_in
 from reading import check
 from scipy import stats
 from sklearn.datasets import load_digits
@@ -39,10 +40,6 @@ SMALL = [
     *("--training.batch", "64", "--teacher.training.batch", "64", "--training.devices", "1"),
     *("--teacher.training.devices", "1", "--training.save-every", "2", "--training.log-every", "2"),
 ]
-
-
-def everything_in(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def page_of(folder):
@@ -167,7 +164,7 @@ def test_students_of_a_comparison_side_by_side(run, comparison):
     before = everything_in(comparison)
     page, _ = page_of(comparison)
     after = everything_in(comparison)
-    assert after.pop("report.html")
+    assert after.pop(comparison / "report.html")
     assert after == before
     assert page.texts["h2"][-3:] == ["Spaces", "Neighbours", "Confusion"]
     assert page.texts["h3"] == ["Maps", "Coherence per anchor", "Rank against rank"]
@@ -185,7 +182,7 @@ def test_students_of_a_comparison_side_by_side(run, comparison):
     # Four examples, and six nearest of each by three models.
     assert len(page.all("img")) == 4 * (1 + 3 * 6)
     missing = [one for one in page.texts["li"] if ", seed 0: " in one]
-    for name, why in (("damaged", "cannot be read"), ("missing", "no run in"), ("../../elsewhere", "leads to")):
+    for name, why in (("damaged", "is unsound"), ("missing", "no run in"), ("../../elsewhere", "leads to")):
         assert [why in one for one in missing if one.startswith(f"{name}, ")] == [True], missing
     assert len(missing) == 3
 

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
+from children import change_manifest
 from flax import nnx
 
 from pcjax import data, models
-from pcjax._fields import digest
 from pcjax.config import Loss, Ramp, Training
 from pcjax.training import loop, parallel
 from pcjax.training.checkpoint import Checkpoints, named
@@ -218,11 +218,7 @@ def test_stopped_while_it_is_judged_it_saves_at_once_and_judges_later(
     assert metrics_of(tmp_path) == metrics_of(folder)
     # As if it had been killed between the line and the score: it is judged again, and has the line once.
     if judging == STEPS:
-        checkpoints = Checkpoints(tmp_path / "checkpoints", {"role": "student"}, say=pytest.fail)
-        manifest = tmp_path / "checkpoints" / f"{STEPS}" / "manifest" / "metadata"
-        held = checkpoints._manifest_of(STEPS) | {"score": None, "judged": False}
-        manifest.write_text(json.dumps(held | {"digest": digest(held)}))
-        checkpoints.close()
+        change_manifest(tmp_path, STEPS, score=None, judged=False)
         assert train(tmp_path, one_device, problem, examples)[0] == []
         assert metrics_of(tmp_path) == metrics_of(folder)
 
