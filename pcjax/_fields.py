@@ -6,6 +6,7 @@ import hashlib
 import json
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pcjax import _checks
@@ -53,10 +54,10 @@ def digest(value: Any) -> str:
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def proven(value: dict[str, Any]) -> dict[str, Any]:
-    """An object with its own digest, so that whatever becomes of it is noticed where it is read."""
-    value = {name: one for name, one in value.items() if name != "digest"}
-    return value | {"digest": digest(value)}
+def proven(value: Mapping[str, Any]) -> dict[str, Any]:
+    """An object as it will be read, with its own digest, so that whatever becomes of it is noticed then."""
+    there = json.loads(json.dumps({name: one for name, one in value.items() if name != "digest"}))
+    return there | {"digest": digest(there)}
 
 
 def told(value: Any) -> Any:

@@ -179,6 +179,9 @@ class Loss:
         _checks.require(self.head in listed, f"{got}, which compares {self.kind}: expected {expected}")
 
 
+MEANS = ("devices", "keep", "watchdog_seconds", "tensorboard")  # of a training: nothing that is learnt depends on them
+
+
 @dataclasses.dataclass(frozen=True)
 class Training:
     """How a model is trained."""
@@ -379,9 +382,15 @@ class Config:
         except json.JSONDecodeError as error:
             raise RequestError(f"not JSON: {error}") from error
 
+    def essence(self) -> "Config":
+        """Without what may be another when a run goes on: on how many devices, for how long a step is waited for."""
+        usual = {name: field.default for name, field in Training.__dataclass_fields__.items() if name in MEANS}
+        taught = dataclasses.replace(self.teacher, training=dataclasses.replace(self.teacher.training, **usual))
+        return dataclasses.replace(self, teacher=taught, training=dataclasses.replace(self.training, **usual))
+
     def digest(self) -> str:
-        """Equal for equal configs, across versions of Python and of pcjax, which may have more fields with defaults."""
-        return _fields.digest(_fields.told(self))
+        """Equal for configs of equal essence, across versions of Python and of pcjax, which may have more fields."""
+        return _fields.digest(_fields.told(self.essence()))
 
 
 def read(path: str | pathlib.Path) -> Config:

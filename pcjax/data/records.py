@@ -1,10 +1,12 @@
 """Examples that TFDS has prepared as array_record, read without TensorFlow."""
 
 import concurrent.futures
+import contextlib
 import io
 import math
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,11 +57,15 @@ def _builder(name: str, data_dir: str | None) -> Any:
         ) from error
     where = os.path.expanduser(constants.DATA_DIR if data_dir is None else data_dir)  # noqa: PTH111  may be gs://
     prepare = f"`tfds build {name} --data_dir {where} --file_format array_record`"
+    strange: list[str] = []
     try:
-        builder = read_only_builder.builder_from_files(name, data_dir=where)
+        with _tfds_alone(strange):
+            builder = read_only_builder.builder_from_files(name, data_dir=where)
     except ImportError as error:  # of what reads a bucket
         raise _checks.RequestError(f"cannot read {where}: {str(error).splitlines()[0]}") from error
     except Exception as error:  # files that are absent or damaged make TFDS raise nearly anything
+        got = f"the features.json of {name!r} in {where} names {', '.join(strange)}"
+        _checks.require(not strange, f"{got}: expected TFDS's own kinds of features, code of others is not imported")
         raise _checks.RequestError(
             f"no data set {name!r} prepared by TFDS in {where}: give its data_dir, or prepare it once, "
             f"where TensorFlow is installed, by {prepare}"
@@ -68,6 +74,26 @@ def _builder(name: str, data_dir: str | None) -> Any:
     stored = f"{name!r} in {where} is stored as {', '.join(formats)}"
     _checks.require("array_record" in formats, f"{stored}, which has no random access: prepare it by {prepare}")
     return builder
+
+
+@contextlib.contextmanager
+def _tfds_alone(strange: list[str]) -> Iterator[None]:
+    """Inside, TFDS takes its own classes only: it would import whatever module a features.json names."""
+    from tensorflow_datasets.core.features.feature import FeatureConnector
+
+    before, found = FeatureConnector.__dict__["cls_from_name"], FeatureConnector.cls_from_name
+
+    def known(name: str) -> Any:
+        if re.fullmatch(r"tensorflow_datasets\.core\.features\.(?!\w*test)[a-z_]+\.[A-Za-z]+", str(name)) is None:
+            strange.append(str(name))
+            raise ValueError(f"{name} is not TFDS's own")
+        return found(name)
+
+    setattr(FeatureConnector, "cls_from_name", staticmethod(known))  # noqa: B010
+    try:
+        yield
+    finally:
+        setattr(FeatureConnector, "cls_from_name", before)  # noqa: B010
 
 
 def _keys(name: str, builder: Any) -> tuple[str, str | None]:

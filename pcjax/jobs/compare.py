@@ -34,7 +34,6 @@ from pcjax.jobs.folder import (
     own_place,
     stored_object,
     write_config,
-    write_json,
     write_proven,
 )
 from pcjax.jobs.prepare import STUDENT_SEED, Loaded, load, new_model, steps_of, trained
@@ -223,7 +222,7 @@ def _run(
     costs = {"temporary_bytes": _temporary_bytes(chosen) if measured else None}
     steps = steps_of(asked.training, len(loaded.examples.train))
     try:
-        student = train_finite(chosen, first, display)
+        student = trained(chosen, first, display)
         judged = _judged(student, teacher, asked, loaded)
         if judged.get("linear_probe_converged") is False:
             display.say("its linear probe did not converge: the accuracy may be a little too low")
@@ -235,21 +234,12 @@ def _run(
     else:
         results = beside | {STUDENT: judged, "seconds": round(clock(), 1)}
         results |= {"steps": steps, "versions": judge.versions()}
-        write_json(own / RESULT, results)
+        write_proven(own / RESULT, results)
         outcome = {"status": summary.DONE, "metrics": summary.numbers(judged), **costs}
     outcome["seconds_per_step"] = _seconds_per_step(read_records(own).sound)
     outcome["untrained"] = summary.numbers(beside["untrained"])
     write_proven(own / OUTCOME, outcome | made_with)
     return outcome
-
-
-def train_finite(chosen: Plan, first: Frozen, display: Display) -> Frozen:
-    """The trained student, if at least half of the steps were taken."""
-    student, skipped = trained(chosen, first, display)
-    if skipped > chosen.steps / 2:
-        why = "not being finite, far beyond those before, or of examples that are all alike"
-        raise BadStepsError(f"{skipped} of {chosen.steps} steps were not taken, {why}")
-    return student
 
 
 def _judged(model: Frozen, teacher: KnownTeacher, asked: Config, loaded: Loaded) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pcjax.config import Config, Training
 from pcjax.data import Examples
 from pcjax.data.arrays import members
 from pcjax.jobs import judge, tables
-from pcjax.jobs.folder import CHECKPOINTS, RESULT, begin_folder, check_folder, config_of, seconds_of, write_json
+from pcjax.jobs.folder import CHECKPOINTS, RESULT, begin_folder, check_folder, config_of, seconds_of, write_proven
 from pcjax.jobs.prepare import (
     STUDENT_SEED,
     TEACHER_SEED,
@@ -59,12 +59,12 @@ def distill(config: Config, folder: pathlib.Path, display: Display) -> None:
     teacher = find_teacher(config, folder, loaded, display, clock)
     first = new_model(config.student, loaded, config.training, STUDENT_SEED)
     chosen = plan_student(config, folder, loaded, teacher, first, display, clock)
-    student, _ = trained(chosen, first, display)
+    student = trained(chosen, first, display)
     results = worth(config, teacher, first, student, loaded)
     steps = steps_of(config.training, len(loaded.examples.train))
     seconds = seconds_of(folder, clock)
     results |= {"seconds": seconds, "steps": steps, "versions": judge.versions()}
-    write_json(folder / RESULT, results)
+    write_proven(folder / RESULT, results)
     tables.show(results, display)
     display.say(f"{seconds} s for {steps} steps and all else; checkpoints, metrics.jsonl and {RESULT} lie in {folder}")
     display.say(f"next: pcjax embed {folder} writes the features; {tables.drawn_by(folder)}")

@@ -9,12 +9,11 @@ import jax
 import numpy as np
 
 from pcjax import _checks
-from pcjax._checks import RequestError
 from pcjax.config import Config, Evaluation
 from pcjax.jobs import judge, tables
 from pcjax.jobs.beyond import throughput
 from pcjax.jobs.distill import STUDENT, TEACHER, find_teacher, trained_model, worth
-from pcjax.jobs.folder import CONFIG, RESULT, config_of, write_json
+from pcjax.jobs.folder import CONFIG, RESULT, config_of, write_proven
 from pcjax.jobs.prepare import STUDENT_SEED, TEACHER_SEED, Loaded, load, new_model
 from pcjax.jobs.represent import Frozen, represent_all
 from pcjax.jobs.results import result_of
@@ -78,7 +77,7 @@ def evaluate(folder: pathlib.Path, display: Display, asked: Asked | None = None)
         other = known.get("other", {}) | found.get("other", {})
         results[name] = known | found | ({"other": other} if other else {})
     results = before | results | {"versions": judge.versions()}
-    write_json(stored, results)
+    write_proven(stored, results)
     tables.show(results, display)
 
 
@@ -93,18 +92,16 @@ def run_of(folder: pathlib.Path) -> tuple[str, Config]:
 def embed(folder: pathlib.Path, display: Display) -> None:
     """Writes the features of a run's model for every example; `--teacher.features` reads them."""
     job, config = run_of(folder)
+    result_of(folder)
     loaded = load(config)
     model = model_of(job, config, folder, loaded)
     said = represent_all(model, loaded.examples, loaded.normalise, config.evaluation.batch)
     path = folder / FEATURES
     arrays: dict[str, Any] = {part: one.features for part, one in said.items()}
     unfinished = path.with_name("unfinished-" + path.name)  # the ending makes it an archive
-    try:
-        if jax.process_index() == 0:
-            np.savez(unfinished, fingerprint=np.array(loaded.examples.fingerprint), **arrays)
-            unfinished.replace(path)
-    except OSError as error:
-        raise RequestError(f"cannot write {path}: {error.strerror}") from error
+    if jax.process_index() == 0:
+        np.savez(unfinished, fingerprint=np.array(loaded.examples.fingerprint), **arrays)
+        unfinished.replace(path)
     shapes = ", ".join(f"{split} {one.features.shape}" for split, one in said.items())
     display.say(f"{path}: {shapes}")
     run, other = shlex.quote(str(folder)), "" if config.teacher.run is None else " --teacher.run None"

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 
 from pcjax import __version__, _checks
-from pcjax._checks import RequestError
 from pcjax.data.normalise import Normaliser
 from pcjax.jobs.evaluate import model_of, run_of
 from pcjax.jobs.prepare import classes_of, load, output_shapes
+from pcjax.jobs.results import result_of
 from pcjax.models import exported
 from pcjax.training.display import Display
 
@@ -22,6 +22,7 @@ def export(folder: pathlib.Path, display: Display) -> None:
     job, config = run_of(folder)
     got = f"{folder} is of `pcjax {job}`, which has no student: expected a run of `pcjax distill`"
     _checks.require(job == "distill", got)
+    result_of(folder)
     loaded = load(config)
     student = model_of(job, config, folder, loaded)
     examples = loaded.examples.train
@@ -38,11 +39,8 @@ def export(folder: pathlib.Path, display: Display) -> None:
     arrays = {name: np.asarray(array) for name, array in (student.parameters | student.statistics).items()}
     about = {"version": __version__, "features": features, "config": config.digest()}
     path = folder / EXPORTED
-    try:
-        if jax.process_index() == 0:
-            size = exported.export(path, model, wanted, arrays, about)
-            numbers = f"{student.parameter_count():,} parameters, {features} features"
-            display.say(f"{path}: {size:,} bytes, {model.name} with {numbers}")
-            display.say(f"next: pcjax.models.load({str(path)!r}) in your own code")
-    except OSError as error:
-        raise RequestError(f"cannot write {path}: {error.strerror}") from error
+    if jax.process_index() == 0:
+        size = exported.export(path, model, wanted, arrays, about)
+        numbers = f"{student.parameter_count():,} parameters, {features} features"
+        display.say(f"{path}: {size:,} bytes, {model.name} with {numbers}")
+        display.say(f"next: pcjax.models.load({str(path)!r}) in your own code")

@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import sys
+from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 import jax
@@ -32,7 +33,7 @@ def check_folder(folder: pathlib.Path, config: Config, job: str) -> None:
         begun_by, there = read_stored(stored)
         got = f"{folder} holds a run of `pcjax {begun_by}`, not of {job}: choose another --workdir"
         _checks.require(begun_by == job, got)
-        difference = _difference(dataclasses.asdict(there), dataclasses.asdict(config))
+        difference = _difference(dataclasses.asdict(there.essence()), dataclasses.asdict(config.essence()))
         if difference is not None:
             name, before, now = difference
             raise RequestError(
@@ -65,11 +66,11 @@ def begin_folder(folder: pathlib.Path, config: Config, job: str) -> None:
     if jax.process_index() == 0:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            disk.hold(folder)
-            if not stored.exists():
-                write_config(stored, config, job)
-        except OSError as error:
-            raise RequestError(f"cannot write to --workdir {folder}: {error.strerror}") from error
+        except FileNotFoundError as error:  # as below /proc
+            raise RequestError(f"cannot make --workdir {folder}: expected a place where folders can be made") from error
+        disk.hold(folder)
+        if not stored.exists():
+            write_config(stored, config, job)
     wait_for_all("the folder of a run is begun")
     _checks.require(
         disk.seen_soon(stored.is_file),
@@ -115,7 +116,7 @@ def stored_object(path: pathlib.Path, remedy: str) -> dict[str, Any]:
         raise RequestError(f"{path} is damaged ({error}): {remedy}") from error
 
 
-def write_proven(path: pathlib.Path, value: dict[str, Any]) -> None:
+def write_proven(path: pathlib.Path, value: Mapping[str, Any]) -> None:
     """An object with its own digest."""
     write_json(path, _fields.proven(value))
 

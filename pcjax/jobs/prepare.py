@@ -28,8 +28,10 @@ from pcjax.training.checkpoint import Checkpoints, named
 from pcjax.training.clock import Clock
 from pcjax.training.display import Display
 from pcjax.training.functional import functional, functional_shapes
+from pcjax.training.guard import BadStepsError
 from pcjax.training.loop import Plan, train
 from pcjax.training.objective import Moment, Objective, objective, with_memories
+from pcjax.training.records import METRICS
 from pcjax.training.state import State, make_optimiser, start
 from pcjax.training.step import AXIS, Batch, Fixed, make_step, metric_names
 from pcjax.training.stopping import Watchdog
@@ -285,12 +287,20 @@ def classifier_of(model: Frozen) -> dict[str, Any]:
     return {name: array for name, array in found.items() if array is not None}
 
 
-def trained(chosen: Plan, first: Frozen, display: Display) -> tuple[Frozen, int]:
-    """The model after training to the end, from the checkpoint that its training chooses; the steps not taken."""
+def trained(chosen: Plan, first: Frozen, display: Display) -> Frozen:
+    """The model after training to the end, from the checkpoint that its training chooses."""
     try:
         skipped = train(chosen, display)
+        of = f"{chosen.name}: {skipped} of {chosen.steps} steps were not taken"
+        if skipped > chosen.steps / 2:
+            raise BadStepsError(
+                f"{of}, not being finite, far beyond those before, or of examples that are all alike: lower the "
+                f"learning rate, or look at the examples that {chosen.folder / METRICS} names"
+            )
+        if skipped:
+            display.say(f"{of}; {chosen.folder / METRICS} says which")
         with Watchdog(f"{chosen.name}: reading the checkpoint that is chosen"):
-            return weights(chosen.checkpoints, chosen.training, first), skipped
+            return weights(chosen.checkpoints, chosen.training, first)
     finally:
         chosen.batches.close()
         chosen.checkpoints.close()

@@ -8,7 +8,7 @@ from typing import Any
 
 from scipy import stats
 
-from pcjax.jobs.folder import write_json, write_text
+from pcjax.jobs.folder import write_proven, write_text
 from pcjax.training.display import Display
 
 COMPARISON, MARKDOWN = "comparison.json", "comparison.md"
@@ -140,7 +140,7 @@ def show(found: Mapping[str, Any], display: Display) -> None:
 
 def write(folder: pathlib.Path, found: Mapping[str, Any]) -> None:
     """comparison.json, and the table in Markdown."""
-    write_json(folder / COMPARISON, found)
+    write_proven(folder / COMPARISON, found)
     columns, rows = table(found)
     lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
     write_text(folder / MARKDOWN, "".join(f"| {' | '.join(line)} |\n" for line in lines))

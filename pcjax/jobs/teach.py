@@ -11,7 +11,7 @@ from pcjax import metrics
 from pcjax._checks import RequestError
 from pcjax.config import Config, Loss
 from pcjax.jobs import judge, tables
-from pcjax.jobs.folder import CONFIG, RESULT, begin_folder, check_folder, seconds_of, write_json
+from pcjax.jobs.folder import CONFIG, RESULT, begin_folder, check_folder, seconds_of, write_proven
 from pcjax.jobs.prepare import (
     TEACHER_SEED,
     Guide,
@@ -47,7 +47,7 @@ def teach(config: Config, folder: pathlib.Path, display: Display) -> None:
     steps = steps_of(config.teacher.training, len(loaded.examples.train))
     seconds = seconds_of(folder, clock)
     results |= {"seconds": seconds, "steps": steps, "versions": judge.versions()}
-    write_json(folder / RESULT, results)
+    write_proven(folder / RESULT, results)
     tables.show(results, display)
     display.say(f"{seconds} s; everything lies in {folder}")
     run = shlex.quote(str(folder))
@@ -91,7 +91,7 @@ def train_teacher(config: Config, folder: pathlib.Path, loaded: Loaded, display:
     chosen = plan(
         "teacher", folder, config, asked.model, asked.training, LOSSES, loaded, first, Guide(), judged, display, clock
     )
-    return trained(chosen, first, display)[0]
+    return trained(chosen, first, display)
 
 
 def coherence(student: np.ndarray, teacher: np.ndarray, neighbours: int) -> float:

@@ -15,10 +15,10 @@ from scipy.stats import qmc
 from pcjax import _checks, metrics
 from pcjax.config import Config, Contender, Loss, Ramp
 from pcjax.jobs import judge
-from pcjax.jobs.compare import MADE_WITH, begin, check_same, of_contender, train_finite, with_earlier
+from pcjax.jobs.compare import MADE_WITH, begin, check_same, of_contender, with_earlier
 from pcjax.jobs.distill import KnownTeacher, find_teacher, plan_student
 from pcjax.jobs.folder import CONFIG, begin_folder, is_number, own_place, stored_object, write_config, write_proven
-from pcjax.jobs.prepare import STUDENT_SEED, Loaded, load, new_model
+from pcjax.jobs.prepare import STUDENT_SEED, Loaded, load, new_model, trained
 from pcjax.jobs.represent import Frozen, represent
 from pcjax.jobs.teach import coherence
 from pcjax.terms import TERMS
@@ -160,7 +160,7 @@ def _try(asked: Config, own: pathlib.Path, loaded: Loaded, teacher: KnownTeacher
     begin_folder(own, asked, "distill")
     first = new_model(asked.student, loaded, asked.training, STUDENT_SEED)
     try:
-        student = train_finite(plan_student(asked, own, loaded, teacher, first, display, Clock()), first, display)
+        student = trained(plan_student(asked, own, loaded, teacher, first, display, Clock()), first, display)
         score = _score(student, asked, loaded, teacher)
         score = score if is_number(score) else None
     except (judge.NotFiniteError, BadStepsError):

@@ -3,7 +3,6 @@
 import pathlib
 
 from pcjax import _checks
-from pcjax._checks import RequestError
 from pcjax.jobs.folder import CONFIG, config_of, write_text
 from pcjax.report.comparison import COMPARISON, comparison_page
 from pcjax.report.figures import require_matplotlib
@@ -24,8 +23,5 @@ def report(folder: pathlib.Path, display: Display) -> None:
         _checks.require(not stopped, missing)
         made = run_page(folder)
     path = folder / REPORT
-    try:
-        write_text(path, made)
-    except OSError as error:
-        raise RequestError(f"cannot write {path}: {error.strerror}") from error
+    write_text(path, made)
     display.say(f"{path}: {len(made.encode()) / 1e6:.1f} MB, one file to open in a browser or to send")

@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import pathlib
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -28,7 +29,7 @@ from pcjax.training.clock import Clock
 from pcjax.training.disk import line, of_the_machine, replace, seen_soon, unreadable
 from pcjax.training.parallel import wait_for_all
 
-FORMAT = 3
+FORMAT = 4
 ITEMS = ("state", "data", "manifest")
 COMMITTED = ocp.path.atomicity.CommitFileTemporaryPath  # what lacks its mark is no checkpoint
 FINISHED = "commit_success.txt"
@@ -60,6 +61,10 @@ def digest(array: np.ndarray) -> str:
 
 def _finite(score: float | None) -> float | None:
     return float(score) if score is not None and np.isfinite(score) else None
+
+
+def _is_step(name: str) -> bool:
+    return name.isascii() and name.isdecimal() and name == str(int(name))
 
 
 def _names_of_arrays(folder: pathlib.Path) -> set[str]:
@@ -145,20 +150,22 @@ class Checkpoints:
 
     def _finished(self) -> list[pathlib.Path]:
         """The checkpoints that lie there, whatever they are worth."""
-        there = [path for path in self.folder.glob("*") if path.name.isdecimal() and (path / FINISHED).exists()]
+        there = [path for path in self.folder.glob("*") if _is_step(path.name) and (path / FINISHED).exists()]
         return sorted(there, key=lambda path: int(path.name))
 
     def _clean(self) -> None:
         """Leaves what can be opened: Orbax removes what was not finished, and reads a part of all else."""
-        for path in sorted(self.folder.iterdir()):
-            if path.name.isdecimal() and path.is_symlink():
-                self._move_aside(int(path.name), "it is a symbolic link")
-            elif path.name.isdecimal() and path.is_dir() and not (path / FINISHED).exists():
+        for path in sorted(path for path in self.folder.iterdir() if path.name.isdecimal()):
+            if path.is_symlink():
+                self._move_aside(path, "it is a symbolic link")
+            elif not _is_step(path.name):
+                self._move_aside(path, "steps have no such name")
+            elif path.is_dir() and not (path / FINISHED).exists():
                 self._say(f"checkpoint {path.name} was never finished, and is removed")
         for path in self._finished():
             why = unreadable(path)
             if why is not None:
-                self._move_aside(int(path.name), why)
+                self._move_aside(path, why)
 
     def _unsound(self, step: int, why: str | None) -> str:
         return (
@@ -171,7 +178,8 @@ class Checkpoints:
         for step in sorted(self._manager.all_steps()):
             found, why = self._read_alone(step, lambda step=step: self._manifest_of(step))
             if why is not None:
-                self._put_aside(step, why)
+                if self._writable:
+                    self._put_aside(step, why)
                 continue
             self._scores[step] = found["score"]
             if not found.get("judged", True):
@@ -193,8 +201,17 @@ class Checkpoints:
             if number is not None:
                 raise OSError(number, f"checkpoint {step} in {self.folder} cannot be read now ({why})") from error
         if not self._writable:
-            raise RequestError(self._unsound(step, why))
+            _checks.require(self._is_gone(step), self._unsound(step, why))
         return None, why
+
+    def _is_gone(self, step: int) -> bool:
+        """Whether the command that makes the checkpoints removes one that is looked at, as another is newer."""
+        for _ in range(10):
+            if not (self.folder / str(step)).exists():
+                self._manager.reload()
+                return True
+            time.sleep(0.1)
+        return False
 
     def _try(self, step: int, read: Callable[[], Any]) -> tuple[Any, str | None]:
         """What every process read of a checkpoint; what is unsound for the first one is put aside.
@@ -305,8 +322,7 @@ class Checkpoints:
         def begin() -> None:
             self._manager.save(step, args=items, force=True)
             self._saving = step, set(arrays)
-            if not judged:
-                self._unjudged.add(step)
+            (self._unjudged.discard if judged else self._unjudged.add)(step)
 
         self._attempt(step, begin)
 
@@ -442,26 +458,24 @@ class Checkpoints:
 
     def _put_aside(self, step: int, why: str) -> None:
         self._manager.close()
-        self._move_aside(step, why)
+        self._move_aside(self.folder / str(step), why)
         self._manager = self._open()
 
-    def _move_aside(self, step: int, why: str) -> None:
-        others = [int(path.name) for path in self._finished() if int(path.name) != step]
+    def _move_aside(self, path: pathlib.Path, why: str) -> None:
+        others = [int(other.name) for other in self._finished() if other != path]
         if not others:
             then = "; there is none before it"
-        elif step < max(others):  # it may have been half removed when the process was killed
+        elif int(path.name) < max(others):  # it may have been half removed when the process was killed
             then = "; a newer one is there"
         else:
             then = ", and the one before it is taken"
-        aside, number = self.folder.parent / "unsound" / f"{step}", 0
+        aside, number = self.folder.parent / "unsound" / path.name, 0
         while aside.exists():
             number += 1
-            aside = aside.with_name(f"{step}-{number}")
+            aside = aside.with_name(f"{path.name}-{number}")
         aside.parent.mkdir(parents=True, exist_ok=True)
-        (self.folder / str(step)).rename(aside)
-        self._say(f"checkpoint {step} is unsound ({why}); it was moved to {aside}{then}")
-        self._scores.pop(step, None)
-        self._unjudged.discard(step)
+        path.rename(aside)
+        self._say(f"checkpoint {path.name} is unsound ({why}); it was moved to {aside}{then}")
 
     def close(self) -> None:
         """Waits, and ends the threads that save."""

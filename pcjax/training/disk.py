@@ -78,11 +78,13 @@ def seen_soon(there: Callable[[], bool]) -> bool:
 
 
 def unreadable(checkpoint: pathlib.Path) -> str | None:
-    """Why there is no reading of it: a link leads elsewhere, and memory must hold what is read whole."""
+    """Why there is no reading of it: links lead elsewhere, pipes never end, and memory must hold what is read whole."""
     with contextlib.suppress(FileNotFoundError):  # another command has removed it meanwhile
         for path in (checkpoint, *checkpoint.rglob("*")):
             if path.is_symlink():
                 return f"{path.name} is a symbolic link"
+            if not path.is_file() and not path.is_dir():
+                return f"{path.name} is no file"
             if path.parent.name != ARRAYS and path.is_file() and path.stat().st_size > LARGEST:
                 return f"{path.name} is larger than any that is read whole"
     return None

@@ -26,17 +26,17 @@ class Guard:
     """Keeps what each step says of itself on the device until metrics are written.
 
     Args:
-      most: how many steps in a row may be skipped.
+      most: so many steps in a row that were not taken are too many, however often the command was given for them.
     """
 
     def __init__(self, most: int):
-        self._most, self._row = most, 0
+        self._most = most
         self._pending: list[tuple[int, dict[str, Any], np.ndarray]] = []
         self.given_up = False
 
     def note(self, step: int, said: Mapping[str, Any], index: np.ndarray) -> bool:
         """Keeps what a step said of itself; true when it is time to look."""
-        self._pending.append((step, {name: said[name] for name in ("taken", "finite", "alike")}, index))
+        self._pending.append((step, {name: said[name] for name in ("taken", "finite", "alike", "row")}, index))
         return len(self._pending) >= MOST
 
     def look(self) -> list[Skipped]:
@@ -44,10 +44,8 @@ class Guard:
         said = jax.device_get([said for _, said, _ in self._pending])
         skipped = []
         for (step, _, index), outcome in zip(self._pending, said, strict=True):
-            bad = not outcome["taken"]
-            self._row = self._row + 1 if bad else 0
-            self.given_up = self.given_up or self._row >= self._most
-            if bad:
+            self.given_up = self.given_up or outcome["row"] >= self._most
+            if not outcome["taken"]:
                 skipped.append(Skipped(step, _of_all_processes(index), _why(outcome)))
         self._pending.clear()
         return skipped

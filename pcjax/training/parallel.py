@@ -1,6 +1,7 @@
 """A step written for one device, mapped over all of them."""
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,8 @@ def join_processes() -> None:
         whole = count.isdecimal() and index.isdecimal() and int(index) < int(count)
         got = f"got PCJAX_COORDINATOR with PCJAX_PROCESSES={count!r} and PCJAX_PROCESS={index!r}"
         _checks.require(whole, f"{got}: expected how many processes there are and which this is, from 0")
+        place = re.fullmatch(r"\S+:\d+", address)
+        _checks.require(place is not None, f"got PCJAX_COORDINATOR={address!r}: expected the first one's HOST:PORT")
         jax.distributed.initialize(
             address,
             num_processes=int(count),

@@ -25,6 +25,7 @@ class State(NamedTuple):
     optimiser: Any
     sums: dict[str, Array]  # of metrics, and the "count" of steps, since they were last written down
     skipped: Int[Array, ""]  # steps that were not taken: not finite, a spike, or all examples alike
+    row: Int[Array, ""]  # of these, how many came one after the other up to now
     gradients: Int[Array, ""]  # of steps that were taken and had one that is not 0
     usual: Float[Array, ""]  # the logarithm of their usual norm: a running mean
     most: Float[Array, ""]  # what that was at most
@@ -46,6 +47,7 @@ def start(
         optimiser.init((student, kept.heads)),
         {name: jnp.zeros(()) for name in metrics},
         skipped=jnp.zeros((), jnp.int32),
+        row=jnp.zeros((), jnp.int32),
         gradients=jnp.zeros((), jnp.int32),
         usual=jnp.zeros(()),
         most=jnp.zeros(()),

@@ -18,6 +18,7 @@ from pcjax.training.objective import Kept, Moment, Objective
 from pcjax.training.state import State
 
 AXIS = "batch"
+LARGEST = 1e29  # of a metric; a hundred million of them stay finite
 KNOWN_AFTER, REMEMBERED = 10, 100  # steps whose gradients say what is usual: at first, and in the long run
 Batch = Mapping[str, Array]
 Step = Callable[[Any, State, Batch], tuple[State, dict[str, Array]]]
@@ -91,10 +92,13 @@ def make_step(
         taken = taken._replace(gradients=gradients, usual=usual, most=most)
         taken = jax.tree.map(lambda new, old: jnp.where(good, new, old), taken, state)
         metrics = {"loss": loss, **parts, "gradient_norm": norm, "count": jnp.ones(()), "taken": good}
-        metrics |= {"finite": finite, "alike": alike}
-        sums = {name: total + jnp.where(good, metrics[name], 0) for name, total in state.sums.items()}
+        row = jnp.where(good, 0, state.row + 1)
+        metrics |= {"finite": finite, "alike": alike, "row": row}
+        # Of what is finite the sum must be so too.
+        summed = {name: jnp.clip(metrics[name], -LARGEST, LARGEST) for name in state.sums}
+        sums = {name: total + jnp.where(good, summed[name], 0) for name, total in state.sums.items()}
         skipped = state.skipped + jnp.where(good, 0, 1)
-        taken = taken._replace(step=state.step + 1, sums=sums, skipped=skipped)
+        taken = taken._replace(step=state.step + 1, sums=sums, skipped=skipped, row=row)
         return taken, metrics
 
     return step

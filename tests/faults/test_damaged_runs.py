@@ -11,6 +11,7 @@ from children import everything_in
 
 from pcjax import cli
 from pcjax._checks import RequestError
+from pcjax._fields import proven
 from pcjax.jobs import tables
 from pcjax.jobs.compare import _outcome
 from pcjax.jobs.results import result_of
@@ -264,12 +265,14 @@ def test_results_of_a_run(ended, command, tried):
             **{name: known["student"][name] for name in ("coherence", "retrieval")},
         },
     }
+    # Digests do not help against whoever writes them too.
     full = known | {"student": student}
-    path.write_text(json.dumps(full))
+    path.write_text(json.dumps(proven(full)))
+    del full["digest"]
     assert result_of(own) == full
     for place in mutations(full):
         for value in VALUES:
-            path.write_text(json.dumps(mutated(full, place, value)))
+            path.write_text(json.dumps(proven(mutated(full, place, value))))
             try:
                 found = result_of(own)
             except RequestError as error:
@@ -278,10 +281,13 @@ def test_results_of_a_run(ended, command, tried):
                 continue
             tables.show(found, Display(quiet=True))
             words.results(found)
-    path.write_text(json.dumps(full | {"student": student | {"knn_accuracy": "high"}}))
-    for job in ("evaluate", "report"):
-        refused(command, (job, own), path)
-        tried("a forged result.json, by the command", "refused, with what to do")
+    high = proven(full | {"student": student | {"knn_accuracy": "high"}})
+    higher = proven(full) | {"student": student | {"knn_accuracy": 0.99}}  # by whoever does not
+    for forged in (high, higher):
+        path.write_text(json.dumps(forged))
+        for job in ("evaluate", "report", "embed", "export"):
+            refused(command, (job, own), path)
+            tried("a forged result.json, by the command", "refused, with what to do")
     # The run's own command writes it anew.
     assert command("distill", own / "config.json", "--workdir", own)[0] == 0
     assert json.loads(path.read_text())["student"] == known["student"]
@@ -295,7 +301,7 @@ def test_a_comparison_that_is_drawn(ended, command, tried):
     pages = 0
     for place in mutations(known):
         for value in VALUES:
-            path.write_text(json.dumps(mutated(known, place, value)))
+            path.write_text(json.dumps(proven(mutated(known, place, value))))
             try:
                 drawn._read(folder)
             except RequestError as error:
@@ -305,10 +311,11 @@ def test_a_comparison_that_is_drawn(ended, command, tried):
             pages += 1
             if pages % 100 == 0:
                 drawn.comparison_page(folder)
-    path.write_text(json.dumps(known | {"teacher": {"spearman": "high"}}))
-    refused(command, ("report", folder), path)
+    for forged in (proven(known | {"teacher": {"spearman": "high"}}), known | {"teacher": {}}):
+        path.write_text(json.dumps(forged))
+        refused(command, ("report", folder), path)
     (folder / "runs" / "pkt" / "0" / "metrics.jsonl").write_text("nonsense\n")
-    path.write_text(json.dumps(known))
+    path.write_text(json.dumps(proven(known)))
     shutil.move(folder / "runs" / "pkt" / "1", folder / "runs" / "other")
     (folder / "runs" / "pkt" / "1").symlink_to(folder / "runs" / "other")
     assert command("report", folder)[0] == 0

@@ -43,7 +43,7 @@ def test_distill_writes_what_it_promises(run):
     assert [line["step"] for line in lines] == [2, 4, 4, 6, 8, 8]
     assert all(np.isfinite(line.get("loss", 0)) for line in lines)
     result = json.loads((run / "result.json").read_text())
-    assert result.keys() == {"teacher", "untrained", "student", "seconds", "steps", "versions"}
+    assert result.keys() == {"teacher", "untrained", "student", "seconds", "steps", "versions", "digest"}
     # One hidden layer without biases, batch-normalised; features and classes with biases.
     counts = {"teacher": (24, 12), "student": (8, 4)}
     for name, (hidden, features) in counts.items():
