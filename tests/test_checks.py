@@ -7,6 +7,7 @@ import pytest
 from pcjax._checks import RequestError, behind, interruption
 from pcjax.config import Config
 from pcjax.jobs.folder import check_folder
+from pcjax.training.parallel import join_processes
 
 
 def chain(*errors, back_to=None):
@@ -26,6 +27,14 @@ def test_each_error_is_told_once(place):
 def test_a_signal_is_found_behind_errors():
     stopped = KeyboardInterrupt()
     assert interruption(chain(SystemError("in C"), ValueError("x"), stopped)[0]) is stopped
+
+
+@pytest.mark.parametrize("address", ["", "foo", "foo:", ":1", "a b:1", "foo:x"])
+def test_an_address_that_is_none_is_refused(address, monkeypatch):
+    for name, value in (("COORDINATOR", address), ("PROCESSES", "2"), ("PROCESS", "0")):
+        monkeypatch.setenv(f"PCJAX_{name}", value)
+    with pytest.raises(RequestError, match=r"got PCJAX_COORDINATOR='.*': expected the first one's HOST:PORT"):
+        join_processes()
 
 
 def test_a_refusal_within_a_stored_config_ends_the_command(command, tmp_path):

@@ -1,8 +1,10 @@
 """Data sets prepared by TFDS: small ones made here, and two real ones where they are at hand."""
 
 import io
+import json
 import pathlib
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -186,6 +188,44 @@ def test_what_is_damaged_is_said(tmp_path):
     assert "tiny/1.0.0 train: records cannot be read (a file was cut off)" in refused("tfds:tiny", data_dir=given)
     file.unlink()
     assert "records cannot be read" in refused("tfds:tiny", data_dir=given)
+
+
+EVIL = """
+import pathlib
+pathlib.Path({canary!r}).touch()
+from tensorflow_datasets.core import features
+class Kind(features.Image):
+    pass
+"""
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "evil.Kind",
+        "unittest.__main__.Kind",
+        "this.Kind",
+        "tensorflow_datasets.core.features.image_feature_test.Kind",
+        "tensorflow_datasets.testing.Kind",
+        "tensorflow_datasets.core.features.evil.deep.Kind",
+        "Kind",
+        "",
+    ],
+)
+def test_no_code_that_a_data_set_names_is_imported(name, legacy, tmp_path, monkeypatch):
+    folder, canary = prepared(tmp_path / "data", {"train": [0, 1, 2]}), tmp_path / "canary"
+    (tmp_path / "evil.py").write_text(EVIL.format(canary=str(canary)))
+    monkeypatch.syspath_prepend(tmp_path)
+    path = pathlib.Path(folder) / "tiny" / "1.0.0" / "features.json"
+    found = json.loads(path.read_text())
+    found["featuresDict"]["features"]["image"]["pythonClassName"] = name
+    path.write_text(json.dumps({"type": name, "content": {}} if legacy else found))
+    before = set(sys.modules)
+    assert f"names {name}" in refused("tfds:tiny", data_dir=folder)
+    new = set(sys.modules) - before
+    assert not any(module.startswith(("evil", "this", "unittest.__main__")) or "_test" in module for module in new)
+    assert not canary.exists()
 
 
 def test_a_flipped_bit_is_never_read_as_data(tmp_path):

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -212,7 +213,16 @@ def test_steps_that_are_never_finite(tmp_path, tried):
     arrays, _ = checkpoints.arrays(checkpoints.latest)
     checkpoints.close()
     assert all(np.all(np.isfinite(array)) for array in arrays.values())
-    tried("steps that are never finite", "stopped, parameters finite")
+    # As if it had been killed before that save, and then as nothing of it has changed.
+    before = steps_saved(folder)
+    shutil.rmtree(folder / "checkpoints" / str(before[-1]))
+    for _ in range(2):
+        status, _, complaint = finish(start("distill", *SMALL, *wild, "--workdir", folder))
+        assert status == 1
+        assert "5 steps in a row (training.bad_steps)" in complaint
+        assert before[-1] <= steps_saved(folder)[-1] <= before[-1] + 2
+        assert not (folder / "result.json").exists()
+    tried("steps that are never finite", "stopped, parameters finite; again and again")
 
 
 def test_a_data_set_of_one_example(tmp_path, tried):
@@ -224,7 +234,13 @@ def test_a_data_set_of_one_example(tmp_path, tried):
     assert (status, complaint.count("\n")) == (1, 1), (said, complaint)
     assert "3 steps in a row (training.bad_steps) were not taken" in complaint
     assert "had examples that are all alike and was not taken; its examples (" in said
-    tried("batches of one example", "stopped, named")
+    # So too where the training ends before there are so many.
+    few = ("--teacher.training.bad-steps", "9", "--teacher.training.steps", "4")
+    for _ in range(2):
+        status, said, complaint = finish(start("distill", *asked[:-1], tmp_path / "few", *few))
+        assert (status, complaint.count("\n")) == (1, 1), (said, complaint)
+        assert "teacher: 4 of 4 steps were not taken" in complaint
+    tried("batches of one example", "stopped, named", 2)
 
 
 def test_a_step_that_never_ends(tmp_path, tried):

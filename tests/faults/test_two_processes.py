@@ -7,6 +7,7 @@ import hashlib
 import os
 import pathlib
 import random
+import shutil
 import signal
 import sys
 import time
@@ -252,17 +253,44 @@ def test_one_is_killed(whole, tmp_path, tried):
     print(f"from the kill to the other one's end at most {slowest:.1f} s")
 
 
-def shards(run, step, processes):
-    """What the devices of a job hold after a restore: a digest of every array on each."""
-    if processes == 1:
-        environments = [environment(JAX_NUM_CPU_DEVICES=8)]
-    else:
-        environments = children.environments_of_two(JAX_NUM_CPU_DEVICES=4)
+def check_shards(run, step, environments, devices=8):
+    """After a restore every device of a job holds every array as it was saved."""
+    saved, _ = arrays_of(run, step)
+    expected = {f"{name} {hashlib.blake2b(array.tobytes()).hexdigest()}" for name, array in saved.items()}
     started = [start(run, step, program=(sys.executable, RESTORED), env=env) for env in environments]
     ends = [finish(process, timeout=200) for process in started]
     assert {status for status, *_ in ends} == {0}, ends
     # Gloo says something too.
-    return [line for _, said, _ in ends for line in said.splitlines() if line.startswith("shard ")]
+    found = [line for _, said, _ in ends for line in said.splitlines() if line.startswith("shard ")]
+    assert {line.split(" ", 2)[2] for line in found} == expected
+    assert len(found) == devices * len(expected)
+
+
+@pytest.fixture(scope="module")
+def stopped_on_eight(tmp_path_factory):
+    """A run that was stopped on eight devices, and where."""
+    run = tmp_path_factory.mktemp("eight") / "run"
+    process = start("distill", *SMALL, "--workdir", run, env=environment(JAX_NUM_CPU_DEVICES=8))
+    assert wait_until(lambda: written(run) and newest(run) > 0, process)
+    process.send_signal(signal.SIGTERM)
+    status, _, complaint = finish(process)
+    assert status == 143, complaint
+    return run, int(complaint.split("after step ")[1].split(",")[0])
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 8])
+def test_eight_devices_to_another_number(count, stopped_on_eight, tmp_path, tried):
+    stopped, step = stopped_on_eight
+    run = tmp_path / "run"
+    shutil.copytree(stopped, run)
+    check_shards(run, step, [environment(JAX_NUM_CPU_DEVICES=count)], count)
+    # Said in the config too, which does not make it another run.
+    asked = ("distill", *SMALL, "--training.devices", count, "--training.keep", 3, "--workdir", run)
+    status, said, complaint = finish(start(*asked, env=environment(JAX_NUM_CPU_DEVICES=count)))
+    assert status == 0, complaint
+    assert f"going on after step {step} of {STEPS}" in said
+    assert arrays_of(run, STEPS)[0]["step"] == STEPS
+    tried("8 devices to 1, 2, 4 and 8", "bit-identical after the restore, gone on to the end")
 
 
 @pytest.mark.parametrize("first", [1, 2])
@@ -281,11 +309,8 @@ def test_one_process_with_eight_devices_and_two_with_four(first, tmp_path, tried
     ends = [finish(process) for process in processes]
     assert {status for status, *_ in ends} == {143}, ends
     step = int(ends[0][2].split("after step ")[1].split(",")[0])
-    saved, _ = arrays_of(run, step)
-    expected = {f"{name} {hashlib.blake2b(array.tobytes()).hexdigest()}" for name, array in saved.items()}
-    found = shards(run, step, 3 - first)
-    assert {line.split(" ", 2)[2] for line in found} == expected
-    assert len(found) == 8 * len(expected)
+    two = children.environments_of_two(JAX_NUM_CPU_DEVICES=4)
+    check_shards(run, step, two if first == 1 else [environment(JAX_NUM_CPU_DEVICES=8)])
     said = [finish(process) for process in begin(3 - first)]
     assert {status for status, *_ in said} == {0}, said
     assert f"going on after step {step} of {STEPS}" in said[0][1]

@@ -154,6 +154,18 @@ def test_what_has_no_student_is_not_exported(run, command, tmp_path):
         assert why in complaint
 
 
+def test_what_has_not_ended_is_neither_embedded_nor_exported(run, command, tmp_path):
+    stopped = tmp_path / "stopped"
+    shutil.copytree(run, stopped)
+    for name in ("result.json", "features.npz", "student.safetensors"):
+        (stopped / name).unlink(missing_ok=True)
+    for job in ("embed", "export", "evaluate", "report"):
+        status, _, complaint = command(job, stopped)
+        assert (status, complaint.count("\n")) == (2, 1)
+        assert f"no result.json in {stopped}: give its own command again, which goes on to the end" in complaint
+    assert not {"features.npz", "student.safetensors"} & {path.name for path in stopped.iterdir()}
+
+
 LOSSES = """
 from pcjax.config import Config, Loss, Model, Teacher, Training
 losses = (

@@ -10,6 +10,7 @@ from test_commands import SMALL
 from pcjax.config import Config, Contender, Loss, Ramp, Teacher, read
 from pcjax.jobs import compare, recipes, summary, tune
 from pcjax.terms import TERMS
+from pcjax.training import disk
 
 LOSSES = ["--losses", "pkt,cross_entropy"]
 
@@ -45,6 +46,21 @@ def test_a_comparison_says_what_it_promises(comparison):
         "untrained",
         "teacher",
     ]
+
+
+def test_no_run_that_has_ended_stays_held(command, tmp_path, monkeypatch):
+    held, hold = [], disk.hold
+
+    def watched(folder):
+        hold(folder)
+        held.append(len(disk._held))
+
+    monkeypatch.setattr(disk, "hold", watched)
+    for job, count in (("compare", "--seeds"), ("tune", "--trials")):
+        assert command(job, *SMALL, "--losses", "pkt,cka", count, 2, "--workdir", tmp_path / job)[0] == 0
+        assert len(held) == 6  # its own, the teacher's, and four runs'
+        assert max(held) == 2
+        held.clear()
 
 
 def test_contenders_begin_alike_and_see_the_same(comparison):

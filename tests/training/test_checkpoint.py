@@ -4,6 +4,7 @@ import errno
 import gc
 import os
 import resource
+import shutil
 import subprocess
 import sys
 
@@ -322,6 +323,79 @@ def test_a_folder_is_held_until_the_command_ends(tmp_path):
         assert (refused in other.stderr) == (not released)
         assert (other.returncode == 0) == released
         disk.let_go()
+
+
+def test_one_folder_is_let_go_and_the_others_stay_held(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        disk.hold(tmp_path / name)
+    disk.let_go(tmp_path / "a")
+    disk.let_go(tmp_path / "c")  # never held
+    assert [*disk._held] == [str(tmp_path / "b")]
+    disk.let_go()
+    assert not disk._held
+
+
+@pytest.mark.parametrize("name", ["007", "\u0661\u0662", "00"])  # the second is 12 in other digits
+def test_what_is_named_nearly_like_a_step_harms_none(name, opened, tmp_path, said):
+    checkpoints = opened()
+    for step in (7, 12):
+        checkpoints.save(step, state(step), {"at": step})
+    checkpoints.wait()
+    (tmp_path / "checkpoints" / name).symlink_to(tmp_path)
+    (tmp_path / "checkpoints" / f"{name}0").mkdir()
+    again = opened()
+    assert_same(again.restore(state())[0], state(12))
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["12", "7"]
+    assert [line.partition(")")[0] for line in said] == [
+        f"checkpoint {name} is unsound (it is a symbolic link",
+        f"checkpoint {name}0 is unsound (steps have no such name",
+    ]
+    assert_same(opened().restore(state())[0], state(12))
+    assert len(said) == 2
+
+
+@pytest.mark.parametrize("place", ["manifest/metadata", "state/d/pipe", "commit_success.txt"])
+@pytest.mark.parametrize("writable", [True, False])
+def test_a_pipe_is_not_waited_for(place, writable, opened, said):
+    checkpoints = opened()
+    for step in (1, 2):
+        checkpoints.save(step, state(step), {"at": step})
+    checkpoints.wait()
+    path = checkpoints.folder / "2" / place
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    name = path.name
+    if writable:
+        assert opened().restore(state())[2] == 1
+        assert f"checkpoint 2 is unsound ({name} is no file)" in said[0]
+    else:
+        with pytest.raises(RequestError, match=rf"checkpoint 2 .* is unsound \({name} is no file\)"):
+            opened(writable=False)
+
+
+def test_a_checkpoint_that_is_removed_while_one_looks_is_no_damage(opened, monkeypatch):
+    checkpoints = opened()
+    for step in (1, 2, 3):
+        checkpoints.save(step, state(step), {"at": step}, score=1 / step)
+    checkpoints.wait()
+    reads, removed, gone = Checkpoints._manifest_of, 2, []
+
+    def late(self, step):
+        if step == removed and not gone:
+            gone.append(shutil.rmtree(self.folder / str(step)))
+        return reads(self, step)
+
+    monkeypatch.setattr(Checkpoints, "_manifest_of", late)
+    looker = Checkpoints(checkpoints.folder, MANIFEST, writable=False)
+    assert gone
+    assert looker.chosen_arrays("last")[0] == 3
+    # The one that is chosen goes between the choice and the reading of it.
+    gone.clear()
+    removed = 1
+    assert looker.chosen_arrays("best")[0] == 3
+    assert gone
+    looker.close()
 
 
 def test_links_in_the_place_of_checkpoints_are_put_aside(opened, tmp_path, said):

@@ -74,3 +74,16 @@ def test_a_terminal_shows_the_time_left_before_the_first_metrics(monkeypatch):
     assert "steps/s" in before
     assert re.search(r"0:00:\d\d", before)
     assert "loss 0.2500" in text.getvalue()
+
+
+def test_names_are_no_markup_and_move_no_cursor(capsys):
+    display = Display()
+    display.table("on arrays:/x/[bold]/[/x]", ["[red]", "b"], [["[/nothing]", "\x1b[2J"]])
+    display.say("[/x] \x1b[2J \x07")
+    said = capsys.readouterr().out
+    assert "on arrays:/x/[bold]/[/x]" in said
+    assert "[red]" in said
+    assert "[/nothing]" in said
+    assert "\x1b" not in said
+    assert "\x07" not in said
+    assert said.count("\\x1b[2J") == 2
