@@ -50,7 +50,7 @@ TRAINED = ("distill", "teach", "compare", "tune")
 LOOKED_AT = ("evaluate", "embed", "export", "report")
 LONGEST_LINE = 2000
 _BROKEN = re.compile("gloo|connection|socket|peer|heartbeat|coordination|barrier", re.IGNORECASE)
-NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EINVAL, errno.EOPNOTSUPP)
 CLOSED = (errno.EACCES, errno.EPERM)
 FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.ESTALE, errno.ETIMEDOUT)
 SHORT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -147,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _end(128 + signal.SIGPIPE)
     except OSError as error:
-        if error.errno in NO_PATH:
+        if error.errno in NO_PATH and error.filename:
             _fail(f"{error.filename}: {error.strerror}: expected a path that can be, give another")
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
         if error.errno in CLOSED:

@@ -29,7 +29,9 @@ def test_a_signal_is_found_behind_errors():
     assert interruption(chain(SystemError("in C"), ValueError("x"), stopped)[0]) is stopped
 
 
-@pytest.mark.parametrize("address", ["", "foo", "foo:", ":1", "a b:1", "foo:x"])
+@pytest.mark.parametrize(
+    "address", ["", "foo", "foo:", ":1", "a b:1", "foo:x", "foo:0", "foo:65536", "http://foo:1", "foo:\u0661"]
+)
 def test_an_address_that_is_none_is_refused(address, monkeypatch):
     for name, value in (("COORDINATOR", address), ("PROCESSES", "2"), ("PROCESS", "0")):
         monkeypatch.setenv(f"PCJAX_{name}", value)

@@ -18,6 +18,7 @@ from pcjax.jobs.prepare import STUDENT_SEED, TEACHER_SEED, Loaded, load, new_mod
 from pcjax.jobs.represent import Frozen, represent_all
 from pcjax.jobs.results import result_of
 from pcjax.jobs.teach import worth_of_teacher
+from pcjax.training.disk import replacing
 from pcjax.training.display import Display
 from pcjax.training.functional import functional_shapes
 
@@ -98,10 +99,9 @@ def embed(folder: pathlib.Path, display: Display) -> None:
     said = represent_all(model, loaded.examples, loaded.normalise, config.evaluation.batch)
     path = folder / FEATURES
     arrays: dict[str, Any] = {part: one.features for part, one in said.items()}
-    unfinished = path.with_name("unfinished-" + path.name)  # the ending makes it an archive
     if jax.process_index() == 0:
-        np.savez(unfinished, fingerprint=np.array(loaded.examples.fingerprint), **arrays)
-        unfinished.replace(path)
+        with replacing(path) as unfinished, unfinished.open("wb") as file:
+            np.savez(file, fingerprint=np.array(loaded.examples.fingerprint), **arrays)
     shapes = ", ".join(f"{split} {one.features.shape}" for split, one in said.items())
     display.say(f"{path}: {shapes}")
     run, other = shlex.quote(str(folder)), "" if config.teacher.run is None else " --teacher.run None"

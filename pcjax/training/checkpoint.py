@@ -160,7 +160,9 @@ class Checkpoints:
                 self._move_aside(path, "it is a symbolic link")
             elif not _is_step(path.name):
                 self._move_aside(path, "steps have no such name")
-            elif path.is_dir() and not (path / FINISHED).exists():
+            elif not path.is_dir():
+                self._move_aside(path, "it is no folder")
+            elif not (path / FINISHED).exists():
                 self._say(f"checkpoint {path.name} was never finished, and is removed")
         for path in self._finished():
             why = unreadable(path)
@@ -205,8 +207,11 @@ class Checkpoints:
         return None, why
 
     def _is_gone(self, step: int) -> bool:
-        """Whether the command that makes the checkpoints removes one that is looked at, as another is newer."""
-        for _ in range(10):
+        """Whether the command that makes the checkpoints removes one that is looked at, as another is newer.
+
+        Several processes that look must look at the same one: there it is no reason to take another.
+        """
+        for _ in range(10 if jax.process_count() == 1 else 0):
             if not (self.folder / str(step)).exists():
                 self._manager.reload()
                 return True

@@ -5,8 +5,9 @@ import errno
 import fcntl
 import os
 import pathlib
+import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 
@@ -62,11 +63,23 @@ def let_go(folder: pathlib.Path | None = None) -> None:
             os.close(_held.pop(name))
 
 
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Where to write what takes the path's place once it is whole; what cannot be written is removed, and named."""
+    unfinished = path.with_name(path.name + UNFINISHED)
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def replace(path: pathlib.Path, text: str) -> None:
     """The file appears whole or not at all."""
-    unfinished = path.with_name(path.name + UNFINISHED)
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    with replacing(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def seen_soon(there: Callable[[], bool]) -> bool:
@@ -79,14 +92,17 @@ def seen_soon(there: Callable[[], bool]) -> bool:
 
 def unreadable(checkpoint: pathlib.Path) -> str | None:
     """Why there is no reading of it: links lead elsewhere, pipes never end, and memory must hold what is read whole."""
-    with contextlib.suppress(FileNotFoundError):  # another command has removed it meanwhile
-        for path in (checkpoint, *checkpoint.rglob("*")):
-            if path.is_symlink():
-                return f"{path.name} is a symbolic link"
-            if not path.is_file() and not path.is_dir():
-                return f"{path.name} is no file"
-            if path.parent.name != ARRAYS and path.is_file() and path.stat().st_size > LARGEST:
-                return f"{path.name} is larger than any that is read whole"
+    for path in (checkpoint, *checkpoint.rglob("*")):
+        try:
+            there = path.lstat()
+        except FileNotFoundError:  # another command has removed it meanwhile
+            continue
+        if stat.S_ISLNK(there.st_mode):
+            return f"{path.name} is a symbolic link"
+        if not stat.S_ISREG(there.st_mode) and not stat.S_ISDIR(there.st_mode):
+            return f"{path.name} is no file"
+        if path.parent.name != ARRAYS and stat.S_ISREG(there.st_mode) and there.st_size > LARGEST:
+            return f"{path.name} is larger than any that is read whole"
     return None
 
 

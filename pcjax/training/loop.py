@@ -92,23 +92,29 @@ def train(plan: Plan, display: Display) -> int:
                     plan.checkpoints.save(step, state, plan.batches.get_state(), score)
                 except StoppedError as stopped:
                     number = stopped.number
-            if number is not None:
-                _save_for_good(plan, watchdog, step, state, judged=not saved)
+            if number is not None or guard.given_up:
+                judged = saved and number is None
+                _save_for_good(plan, watchdog, step, state, score if judged else None, judged=judged or not saved)
+                if guard.given_up or number is None:
+                    raise _too_many(plan, step)
                 raise StoppedError(number, step)
-            if guard.given_up:
-                _save_for_good(plan, watchdog, step, state, score if saved else None)
-                raise BadStepsError(
-                    f"{plan.name}: {plan.training.bad_steps} steps in a row (training.bad_steps) were not taken, and "
-                    f"step {step} is saved with the last good parameters: their loss or gradient was not finite, or "
-                    "their gradient far beyond those before, or their examples all alike; look at the examples that "
-                    f"{plan.folder / METRICS} names, or in another --workdir lower the learning rate, or raise "
-                    "training.spike"
-                )
             watchdog.beat(step)
+        # A run that has ended so does not begin to be a success when its command is given again.
+        if int(jax.device_get(state.row)) >= plan.training.bad_steps:
+            raise _too_many(plan, plan.steps)
         if at < plan.steps or unjudged:
             _save_for_good(plan, watchdog, plan.steps, state, score)
     plan.batches.close()
     return int(jax.device_get(state.skipped))
+
+
+def _too_many(plan: Plan, step: int) -> BadStepsError:
+    return BadStepsError(
+        f"{plan.name}: {plan.training.bad_steps} steps in a row (training.bad_steps) were not taken, and step {step} "
+        "is saved with the last good parameters: their loss or gradient was not finite, or their gradient far beyond "
+        f"those before, or their examples all alike; look at the examples that {plan.folder / METRICS} names, or in "
+        "another --workdir lower the learning rate, or raise training.spike"
+    )
 
 
 def _begun(plan: Plan, at: int, unjudged: bool, display: Display) -> "_Metrics":

@@ -26,8 +26,9 @@ def join_processes() -> None:
         whole = count.isdecimal() and index.isdecimal() and int(index) < int(count)
         got = f"got PCJAX_COORDINATOR with PCJAX_PROCESSES={count!r} and PCJAX_PROCESS={index!r}"
         _checks.require(whole, f"{got}: expected how many processes there are and which this is, from 0")
-        place = re.fullmatch(r"\S+:\d+", address)
-        _checks.require(place is not None, f"got PCJAX_COORDINATOR={address!r}: expected the first one's HOST:PORT")
+        place = re.fullmatch(r"[^\s/]+:([0-9]{1,5})", address)
+        there = place is not None and 0 < int(place[1]) < 2**16
+        _checks.require(there, f"got PCJAX_COORDINATOR={address!r}: expected the first one's HOST:PORT")
         jax.distributed.initialize(
             address,
             num_processes=int(count),

@@ -305,12 +305,13 @@ def test_what_could_not_be_looked_at_for_now_is_looked_at_again(opened, tmp_path
 
 def test_saving_leaves_nothing_in_memory(opened):
     checkpoints, there = opened(), []
-    for step in range(1, 13):
+    for step in range(1, 49):
         checkpoints.save(step, state(step), {"at": step})
         assert checkpoints.settled() is None
-        gc.collect()
-        there.append(len(gc.get_objects()))
-    assert there[-1] - there[3] < 8  # one object in a save would be as many
+        if step >= 40:  # Orbax remembers 32 paths
+            gc.collect()
+            there.append(len(gc.get_objects()))
+    assert there[-1] - there[0] < 8  # one object in a save would be as many
 
 
 def test_a_folder_is_held_until_the_command_ends(tmp_path):
@@ -344,15 +345,21 @@ def test_what_is_named_nearly_like_a_step_harms_none(name, opened, tmp_path, sai
     checkpoints.wait()
     (tmp_path / "checkpoints" / name).symlink_to(tmp_path)
     (tmp_path / "checkpoints" / f"{name}0").mkdir()
+    os.mkfifo(tmp_path / "checkpoints" / "13")
     again = opened()
     assert_same(again.restore(state())[0], state(12))
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["12", "7"]
-    assert [line.partition(")")[0] for line in said] == [
-        f"checkpoint {name} is unsound (it is a symbolic link",
-        f"checkpoint {name}0 is unsound (steps have no such name",
-    ]
-    assert_same(opened().restore(state())[0], state(12))
-    assert len(said) == 2
+    assert sorted(line.partition(")")[0] for line in said) == sorted(
+        [
+            f"checkpoint {name} is unsound (it is a symbolic link",
+            f"checkpoint {name}0 is unsound (steps have no such name",
+            "checkpoint 13 is unsound (it is no folder",
+        ]
+    )
+    again.save(13, state(13), {"at": 13})
+    assert again.settled() is None
+    assert_same(opened().restore(state())[0], state(13))
+    assert len(said) == 3
 
 
 @pytest.mark.parametrize("place", ["manifest/metadata", "state/d/pipe", "commit_success.txt"])
@@ -372,6 +379,24 @@ def test_a_pipe_is_not_waited_for(place, writable, opened, said):
     else:
         with pytest.raises(RequestError, match=rf"checkpoint 2 .* is unsound \({name} is no file\)"):
             opened(writable=False)
+
+
+def test_a_checkpoint_that_is_removed_before_one_looks_into_it(opened, monkeypatch):
+    checkpoints = opened()
+    for step in (1, 2):
+        checkpoints.save(step, state(step), {"at": step})
+    checkpoints.wait()
+    finds = Checkpoints._finished
+
+    def late(self):
+        found = finds(self)
+        shutil.rmtree(found[0], ignore_errors=True)
+        return found
+
+    monkeypatch.setattr(Checkpoints, "_finished", late)
+    looker = Checkpoints(checkpoints.folder, MANIFEST, writable=False)
+    assert looker.chosen_arrays("last")[0] == 2
+    looker.close()
 
 
 def test_a_checkpoint_that_is_removed_while_one_looks_is_no_damage(opened, monkeypatch):

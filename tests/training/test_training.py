@@ -1,5 +1,6 @@
 """A training is the same over however many devices, and wherever it was stopped and gone on with."""
 
+import dataclasses
 import json
 import signal
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from pcjax.training import loop, parallel
 from pcjax.training.checkpoint import Checkpoints, named
 from pcjax.training.display import Display
 from pcjax.training.functional import functional
+from pcjax.training.guard import BadStepsError
 from pcjax.training.objective import objective, with_memories
 from pcjax.training.state import make_optimiser, start
 from pcjax.training.step import AXIS, Fixed, make_step, metric_names
@@ -166,6 +168,34 @@ def train(folder, mapped, problem, examples, stop_in=None, judging=None):
     found = checkpoints.restore(problem.state)
     checkpoints.close()
     return batches.seen, found
+
+
+class BadFrom(Recorded):
+    """Batches of which those of the last steps have a NaN."""
+
+    def __next__(self):
+        batch = super().__next__()
+        if self.batches.get_state()["step"] > STEPS - 4:
+            batch["image"] = batch["image"].copy()
+            batch["image"][3, 0, 0, 0] = np.nan
+        return batch
+
+
+def test_a_training_that_ended_in_bad_steps_stays_so(tmp_path, one_device, problem, examples):
+    training, said = dataclasses.replace(TRAINING, bad_steps=3), []
+    for _ in range(3):
+        checkpoints = Checkpoints(tmp_path / "checkpoints", {"role": "student"}, say=pytest.fail)
+        batches = BadFrom(batches_of(examples), None)
+        plan = loop.Plan(
+            *("student", tmp_path, training, STEPS, one_device, one_device.place(problem.frozen), problem.state),
+            *(batches, checkpoints, lambda state, between: {"score": 0.0}),
+        )
+        with pytest.raises(BadStepsError, match=r"3 steps in a row .* were not taken, and step") as caught:
+            loop.train(plan, Display(quiet=True))
+        said.append(str(caught.value))
+        batches.close()
+        assert int(checkpoints.restore(problem.state)[0].skipped) in (3, 4)
+        checkpoints.close()
 
 
 def metrics_of(folder):
