@@ -96,6 +96,11 @@ def at_least_float32(x: Any) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.float32)
 
 
+def printable(text: str) -> str:
+    """Without what moves a terminal's cursor, but for ends of lines: what was given may hold anything."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
 def behind(error: BaseException) -> Iterator[BaseException]:
     """An error and what led to it, each once: what is raised again from what it led to stands behind itself."""
     at: BaseException | None = error

@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
-from pcjax._checks import OutputClosedError, RequestError, interruption
+from pcjax._checks import OutputClosedError, RequestError, interruption, printable
 
 if TYPE_CHECKING:
     from pcjax.config import Config, Loss
@@ -210,8 +210,7 @@ def _signals_stop() -> Iterator[None]:
 
 
 def _fail(message: str, status: int = 2, agreed: bool = False) -> None:
-    # What was given may hold what moves a terminal's cursor.
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(message.split()))
+    line = printable(" ".join(message.split()))
     # What was given may be of any length; what was expected stands at the end.
     line = line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
     with contextlib.suppress(OSError):  # it may lie on the disk that is full

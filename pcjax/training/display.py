@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from pcjax._checks import OutputClosedError
+from pcjax._checks import OutputClosedError, printable
 
 SECONDS_BETWEEN_LINES, SECONDS_BETWEEN_LOOKS = 10.0, 0.5
 
@@ -36,15 +36,15 @@ class Display:
 
     def say(self, text: str) -> None:
         """One line."""
-        self._console.print(_plain(text), markup=False)
+        self._console.print(printable(text), markup=False)
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
         """A small table; the first column names the rows."""
-        table = Table(title=Text(_plain(title)), title_justify="left")
+        table = Table(title=Text(printable(title)), title_justify="left")
         for place, column in enumerate(columns):
-            table.add_column(Text(_plain(column)), justify="left" if place == 0 else "right", no_wrap=place == 0)
+            table.add_column(Text(printable(column)), justify="left" if place == 0 else "right", no_wrap=place == 0)
         for row in rows:
-            table.add_row(*(Text(_plain(cell)) for cell in row))
+            table.add_row(*(Text(printable(cell)) for cell in row))
         self._console.print(table)
 
     @contextlib.contextmanager
@@ -63,11 +63,6 @@ class Display:
         with Progress(*columns, console=self._console, refresh_per_second=2) as bar:
             bar.add_task(name, total=steps, completed=at, shown="")
             yield ShownProgress(self, name, steps, at, bar)
-
-
-def _plain(text: str) -> str:
-    """Without what moves a terminal's cursor: names of files may hold anything."""
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 class _Output:

@@ -57,15 +57,16 @@ def losses(folder):
     return [{k: v for k, v in json.loads(line).items() if k != "steps_per_second"} for line in lines]
 
 
-def test_a_signal_saves_and_the_same_command_goes_on(tmp_path):
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_the_same_command_goes_on(number, expected, tmp_path):
     steps = 1000
     asked = ["distill", *SMALL, "--training.steps", steps, "--training.save-every", "500"]
     process = start(*asked, "--workdir", tmp_path / "run", env=environment(JAX_NUM_CPU_DEVICES=1))
     metrics = tmp_path / "run" / "metrics.jsonl"
     assert wait_until(lambda: metrics.exists() and losses(tmp_path / "run"), process)
-    process.send_signal(signal.SIGTERM)  # SIGINT: tests/faults/test_command.py
+    process.send_signal(number)
     status, _, complaint = finish(process)
-    assert status == 143
+    assert status == expected
     assert complaint.count("\n") == 1
     stopped = int(complaint.split("after step ")[1].split(",")[0])
     assert 0 < stopped < steps

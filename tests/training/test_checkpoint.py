@@ -251,6 +251,14 @@ def test_a_score_that_finds_no_room_leaves_the_checkpoint_as_it_was(opened, monk
     assert not opened().is_unjudged(2)
 
 
+def holding(checkpoints, *steps):
+    """With these steps saved."""
+    for step in steps:
+        checkpoints.save(step, state(step), {"at": step})
+    checkpoints.wait()
+    return checkpoints
+
+
 def raises(error):
     raise error
 
@@ -339,10 +347,7 @@ def test_one_folder_is_let_go_and_the_others_stay_held(tmp_path):
 
 @pytest.mark.parametrize("name", ["007", "\u0661\u0662", "00"])  # the second is 12 in other digits
 def test_what_is_named_nearly_like_a_step_harms_none(name, opened, tmp_path, said):
-    checkpoints = opened()
-    for step in (7, 12):
-        checkpoints.save(step, state(step), {"at": step})
-    checkpoints.wait()
+    holding(opened(), 7, 12)
     (tmp_path / "checkpoints" / name).symlink_to(tmp_path)
     (tmp_path / "checkpoints" / f"{name}0").mkdir()
     os.mkfifo(tmp_path / "checkpoints" / "13")
@@ -365,10 +370,7 @@ def test_what_is_named_nearly_like_a_step_harms_none(name, opened, tmp_path, sai
 @pytest.mark.parametrize("place", ["manifest/metadata", "state/d/pipe", "commit_success.txt"])
 @pytest.mark.parametrize("writable", [True, False])
 def test_a_pipe_is_not_waited_for(place, writable, opened, said):
-    checkpoints = opened()
-    for step in (1, 2):
-        checkpoints.save(step, state(step), {"at": step})
-    checkpoints.wait()
+    checkpoints = holding(opened(), 1, 2)
     path = checkpoints.folder / "2" / place
     path.unlink(missing_ok=True)
     os.mkfifo(path)
@@ -382,10 +384,7 @@ def test_a_pipe_is_not_waited_for(place, writable, opened, said):
 
 
 def test_a_checkpoint_that_is_removed_before_one_looks_into_it(opened, monkeypatch):
-    checkpoints = opened()
-    for step in (1, 2):
-        checkpoints.save(step, state(step), {"at": step})
-    checkpoints.wait()
+    checkpoints = holding(opened(), 1, 2)
     finds = Checkpoints._finished
 
     def late(self):
@@ -441,10 +440,7 @@ def test_links_in_the_place_of_checkpoints_are_put_aside(opened, tmp_path, said)
     "name", ["data/metadata", "manifest/metadata", "state/_METADATA", "state/manifest.ocdbt", "_CHECKPOINT_METADATA"]
 )
 def test_what_has_grown_beyond_measure_is_not_read(name, opened, said, monkeypatch):
-    checkpoints = opened()
-    for step in (1, 2):
-        checkpoints.save(step, state(step), {"at": step})
-    checkpoints.wait()
+    checkpoints = holding(opened(), 1, 2)
     path = checkpoints.folder / "2" / name
     os.truncate(path, 3 * 2**30)  # of which the disk holds nothing
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
