@@ -23,8 +23,9 @@ from pcjax.jobs.represent import Frozen, host
 from pcjax.models import Output
 from pcjax.terms import CLASSIFIER, TERMS, needs_labels
 from pcjax.training import parallel
+from pcjax.training.arrays import named
 from pcjax.training.beside import Beside, nearest
-from pcjax.training.checkpoint import Checkpoints, named
+from pcjax.training.checkpoint import Checkpoints
 from pcjax.training.clock import Clock
 from pcjax.training.display import Display
 from pcjax.training.functional import functional, functional_shapes

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from pcjax.data import Dataset, Examples, evaluation_batches
 from pcjax.models import Output
-from pcjax.training.checkpoint import digest
+from pcjax.training.arrays import digest
 from pcjax.training.functional import Arrays, Functional
 from pcjax.training.stopping import Watchdog
 

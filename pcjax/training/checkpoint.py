@@ -9,7 +9,6 @@ is what the first one says.
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import pathlib
@@ -20,11 +19,11 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-import tensorstore as ts
 from jax.experimental import multihost_utils
 
 from pcjax import _checks, _fields
 from pcjax._checks import RequestError
+from pcjax.training.arrays import digest, named, names_in
 from pcjax.training.clock import Clock
 from pcjax.training.disk import line, of_the_machine, replace, seen_soon, unreadable
 from pcjax.training.parallel import wait_for_all
@@ -39,42 +38,12 @@ class UnsavedError(Exception):
     """A checkpoint could not be written."""
 
 
-def named(state: Any) -> dict[str, Any]:
-    """The leaves of a pytree by their path, "student/embed/kernel"."""
-    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
-    named = {"|".join(_key(key) for key in path).replace("/", ".").replace("|", "/"): leaf for path, leaf in leaves}
-    if len(named) != len(leaves):
-        raise TypeError(f"two of {[*named]} share a name")
-    return named
-
-
-def _key(key: Any) -> str:
-    return str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key))))
-
-
-def digest(array: np.ndarray) -> str:
-    """A hash of an array's dtype, shape and numbers."""
-    found = hashlib.blake2b(f"{array.dtype.str} {array.shape}".encode(), digest_size=16)
-    found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return found.hexdigest()
-
-
 def _finite(score: float | None) -> float | None:
     return float(score) if score is not None and np.isfinite(score) else None
 
 
 def _is_step(name: str) -> bool:
     return name.isascii() and name.isdecimal() and name == str(int(name))
-
-
-def _names_of_arrays(folder: pathlib.Path) -> set[str]:
-    """What Orbax has saved there.
-
-    Orbax's own description of it takes TensorStore's, of which a part stays in memory for ever.
-    """
-    files = {"driver": "file", "path": f"{folder}/"}
-    keys = ts.KvStore.open({"driver": "ocdbt", "base": files}).result().list().result()
-    return {key.decode().rpartition("/")[0] for key in keys}
 
 
 class Checkpoints:
@@ -368,7 +337,7 @@ class Checkpoints:
             return
         step, wanted = saving
         try:
-            found = _names_of_arrays(self.folder / str(step) / "state")
+            found = names_in(self.folder / str(step) / "state")
             _checks.require(found == wanted, "not all of its arrays are there")
         except Exception as error:  # whatever readers raise of what is not there
             if of_the_machine(error) is not None:

@@ -14,7 +14,8 @@ import pytest
 
 from pcjax._checks import RequestError
 from pcjax.training import checkpoint, disk
-from pcjax.training.checkpoint import Checkpoints, named
+from pcjax.training.arrays import named
+from pcjax.training.checkpoint import Checkpoints
 from pcjax.training.clock import Clock
 
 MANIFEST = {"role": "student", "seed": 0, "model": {"name": "mlp", "widths": [4, 2]}}
@@ -301,7 +302,7 @@ def test_what_could_not_be_looked_at_for_now_is_looked_at_again(opened, tmp_path
     checkpoints = opened()
     with monkeypatch.context() as short:
         no_file = OSError(errno.EMFILE, "Too many open files")
-        short.setattr(checkpoint, "_names_of_arrays", lambda _: raises(no_file))
+        short.setattr(checkpoint, "names_in", lambda _: raises(no_file))
         checkpoints.save(1, state(1), {})
         for _ in range(2):
             assert "Too many open files" in str(checkpoints.settled())

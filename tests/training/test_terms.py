@@ -13,8 +13,9 @@ from pcjax.jobs.prepare import classifier_of
 from pcjax.jobs.represent import Frozen
 from pcjax.terms import TERMS, UNNAMED
 from pcjax.training import parallel
+from pcjax.training.arrays import named
 from pcjax.training.beside import nearest
-from pcjax.training.checkpoint import Checkpoints, named
+from pcjax.training.checkpoint import Checkpoints
 from pcjax.training.functional import functional
 from pcjax.training.objective import HEADS, objective, with_memories
 from pcjax.training.state import make_optimiser, start

@@ -14,7 +14,8 @@ from flax import nnx
 from pcjax import data, models
 from pcjax.config import Loss, Ramp, Training
 from pcjax.training import loop, parallel
-from pcjax.training.checkpoint import Checkpoints, named
+from pcjax.training.arrays import named
+from pcjax.training.checkpoint import Checkpoints
 from pcjax.training.display import Display
 from pcjax.training.functional import functional
 from pcjax.training.guard import BadStepsError
