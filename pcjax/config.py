@@ -364,6 +364,8 @@ class Config:
     training: Training = dataclasses.field(default_factory=lambda: Training(epochs=100, save_every=100))
     evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
     comparison: Comparison = dataclasses.field(default_factory=Comparison)
+    other_versions: bool = False
+    """go on with what other versions of pcjax or its libraries have saved; what follows may differ in last digits"""
 
     def __post_init__(self):
         _fields.require_types(self)
@@ -383,10 +385,11 @@ class Config:
             raise RequestError(f"not JSON: {error}") from error
 
     def essence(self) -> "Config":
-        """Without what may be another when a run goes on: on how many devices, for how long a step is waited for."""
+        """Without what may be another when a run goes on: on how many devices, with which versions, and the like."""
         usual = {name: field.default for name, field in Training.__dataclass_fields__.items() if name in MEANS}
         taught = dataclasses.replace(self.teacher, training=dataclasses.replace(self.teacher.training, **usual))
-        return dataclasses.replace(self, teacher=taught, training=dataclasses.replace(self.training, **usual))
+        own = dataclasses.replace(self.training, **usual)
+        return dataclasses.replace(self, teacher=taught, training=own, other_versions=False)
 
     def digest(self) -> str:
         """Equal for configs of equal essence, across versions of Python and of pcjax, which may have more fields."""

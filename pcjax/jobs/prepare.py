@@ -274,7 +274,15 @@ def plan(
     about = {"devices": len(devices), "device": devices[0].device_kind, "processes": jax.process_count()}
     about |= {"versions": versions()}
     own = folder / CHECKPOINTS
-    checkpoints = Checkpoints(own, manifest, keep=training.keep, say=display.say, about=about, clock=clock)
+    checkpoints = Checkpoints(
+        own,
+        manifest,
+        keep=training.keep,
+        say=display.say,
+        about=about,
+        other_versions=config.other_versions,
+        clock=clock,
+    )
 
     def judged(state: State, between: Callable[[], None]) -> Mapping[str, float]:
         return judge(first._replace(parameters=host(state.student), statistics=host(state.statistics)), between)

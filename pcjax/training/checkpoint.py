@@ -57,7 +57,8 @@ class Checkpoints:
       manifest: what a checkpoint must have been made with to be restored: names to JSON values.
       keep: how many of the latest to keep.
       say: where to report what was put aside, and what could not be saved.
-      about: more for the manifest, not compared; what its "versions" differ in is said.
+      about: more for the manifest; of this only the "versions" are compared.
+      other_versions: whether to go on with what other versions have saved, and say so; where not, it is refused.
       clock: what tells how long the run took when a checkpoint was saved; it goes on from one that is restored.
       writable: whether anything in the folder may be changed; where not, an unsound checkpoint is refused.
     """
@@ -70,11 +71,13 @@ class Checkpoints:
         keep: int = 2,
         say: Callable[[str], Any] = print,
         about: dict[str, Any] | None = None,
+        other_versions: bool = False,
         clock: Clock | None = None,
         writable: bool = True,
     ):
         self.folder, self._manifest, self._keep, self._say = folder.resolve(), manifest, keep, say
-        self._about, self._clock, self._writable = about or {}, clock or Clock(), writable
+        self._about, self._other_versions = about or {}, other_versions
+        self._clock, self._writable = clock or Clock(), writable
         self._unsaved: UnsavedError | None = None
         self._scores: dict[int, float | None] = {}
         self._unjudged: set[int] = set()
@@ -412,15 +415,23 @@ class Checkpoints:
 
     def _read(self, step: int, state: Any) -> tuple[Any, dict[str, Any], float]:
         manifest, own = self._checked(step), named(state)
+        self._require_versions(step, manifest)
         theirs = {name: (dtype, tuple(shape)) for name, (dtype, shape, _) in manifest["arrays"].items()}
         self.require_same(step, own, theirs, "choose another --workdir")
         arrays, data = self._arrays(step, manifest)
         tree = jax.tree.unflatten(jax.tree.structure(state), [arrays[name] for name in own])
-        before, now = (about.get("versions", {}) for about in (manifest, self._about))
-        others = [f"{name} {there}, not {now.get(name)}" for name, there in before.items() if there != now.get(name)]
-        if others:
-            self._say(f"checkpoint {step} was made with {', '.join(others)}: what follows may differ in last digits")
         return tree, data, manifest.get("seconds", 0.0)
+
+    def _require_versions(self, step: int, manifest: dict[str, Any]) -> None:
+        there, own = (about.get("versions", {}) for about in (manifest, self._about))
+        others = [name for name in there if there[name] != own.get(name)]
+        if not others:
+            return
+        before, now = (", ".join(f"{name} {known.get(name)}" for name in others) for known in (there, own))
+        differs = f"checkpoint {step} in {self.folder} was made with {before}, this run has {now}"
+        remedy = "install what made it, or go on with --other-versions True: what follows may differ in last digits"
+        _checks.require(self._other_versions, f"{differs}: {remedy}")
+        self._say(f"{differs}: what follows may differ in last digits")
 
     def require_same(self, step: int, own: dict[str, Any], there: dict[str, tuple[Any, ...]], remedy: str) -> None:
         """Refuses the arrays of a checkpoint, (dtype, shape), that are not as one's own."""

@@ -10,7 +10,17 @@ import shutil
 import signal
 
 import pytest
-from children import SMALL, change_manifest, environment, finish, outcome_of, start, steps_saved, wait_until
+from children import (
+    SMALL,
+    change_manifest,
+    environment,
+    everything_in,
+    finish,
+    outcome_of,
+    start,
+    steps_saved,
+    wait_until,
+)
 
 from pcjax.training.checkpoint import FORMAT
 
@@ -119,6 +129,28 @@ def test_another_run_is_refused_by_name(what, stopped, tmp_path, command, tried)
     assert " was made with " in complaint
     assert steps_saved(run) == before
     tried(f"another {what}, then the command", "refused, by name", 2)
+
+
+def test_other_versions_are_refused_by_the_command(stopped, whole, tmp_path, tried):
+    """As if the environment had changed under a run; told to, it goes on and says so."""
+    run = tmp_path / "run"
+    shutil.copytree(stopped, run)
+    step = steps_saved(run)[-1]
+    manifest = json.loads((run / CHECKPOINTS / f"{step}" / "manifest" / "metadata").read_text())
+    change_manifest(run, step, versions=manifest["versions"] | {"jax": "0.9.9", "optax": "0.1"})
+    asked = ["distill", *SMALL, "--workdir", run]
+    before = everything_in(run)
+    status, _, complaint = finish(start(*asked))
+    assert (status, complaint.count("\n")) == (2, 1), complaint
+    now = manifest["versions"]
+    assert f"was made with jax 0.9.9, optax 0.1, this run has jax {now['jax']}, optax {now['optax']}: " in complaint
+    assert everything_in(run) == before
+    status, said, complaint = finish(start(*asked, "--other-versions", "True"))
+    assert (status, complaint) == (0, "")
+    assert f"going on after step {step} of" in said
+    assert "what follows may differ in last digits" in said
+    assert outcome_of(run) == whole
+    tried("other versions, then the command", "refused, by name; gone on with where that is asked for")
 
 
 def test_another_format_is_refused_by_the_command(stopped, tmp_path, tried):

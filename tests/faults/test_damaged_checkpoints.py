@@ -17,6 +17,9 @@ MANIFEST = {"role": "student", "seed": 0, "batch": 32, "data": "aa", "optimiser"
 SCORES = {1: 0.9, 2: 0.2, 3: 0.5}
 
 
+VERSIONS = dict.fromkeys(("pcjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"), "1.2")
+
+
 def state(step=0):
     rng = np.random.default_rng(step)
     student = {"embed/kernel": rng.normal(size=(4, 3)).astype(np.float32), "embed/bias": np.float32(step)}
@@ -30,7 +33,7 @@ def state(step=0):
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
-    checkpoints = Checkpoints(folder / "checkpoints", MANIFEST, keep=2, say=pytest.fail)
+    checkpoints = Checkpoints(folder / "checkpoints", MANIFEST, keep=2, say=pytest.fail, about={"versions": VERSIONS})
     for step, score in SCORES.items():
         checkpoints.save(step, state(step), {"step": step}, score)
     checkpoints.close()
@@ -38,8 +41,8 @@ def saved(tmp_path_factory):
     return folder
 
 
-def opened(folder, said, manifest=MANIFEST):
-    return Checkpoints(folder / "checkpoints", manifest, keep=2, say=said.append)
+def opened(folder, said, manifest=MANIFEST, versions=VERSIONS):
+    return Checkpoints(folder / "checkpoints", manifest, keep=2, say=said.append, about={"versions": versions})
 
 
 def outcome_of(folder):
@@ -200,6 +203,14 @@ def test_what_is_not_this_run_is_refused_by_name(saved, tmp_path, tried):
         assert not said
     assert len(cases) >= 60
     tried("another shape, dtype, tree, optimiser, seed, batch or data set", "refused by name", len(cases))
+    for name in VERSIONS:
+        said = []
+        checkpoints = opened(folder, said, versions=VERSIONS | {name: "1.3"})
+        with pytest.raises(RequestError, match=rf"was made with {name} 1\.2, this run has {name} 1\.3: install"):
+            checkpoints.restore(state())
+        checkpoints.close()
+        assert not said
+    tried("another version", "refused by name", len(VERSIONS))
     assert outcome_of(folder) == (3, 1, [])
 
 

@@ -3,6 +3,7 @@
 import errno
 import gc
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -189,12 +190,19 @@ def test_what_cannot_be_read_for_now_stays_where_it_is(opened, said, monkeypatch
     assert opened().restore(state())[2] == 2
 
 
-def test_other_versions_are_said(opened, said):
+def test_other_versions_are_refused_or_said(opened, said):
     checkpoints = opened(about={"versions": {"jax": "0.10.2", "numpy": "2.4"}})
     checkpoints.save(1, state(), {"at": 1})
     checkpoints.wait()
-    assert opened(about={"versions": {"jax": "0.12.0", "numpy": "2.4"}}).restore(state())[2] == 1
-    assert said == ["checkpoint 1 was made with jax 0.10.2, not 0.12.0: what follows may differ in last digits"]
+    newer = {"about": {"versions": {"jax": "0.12.0", "numpy": "2.4", "more": "1"}}}
+    differs = r"checkpoint 1 in .* was made with jax 0\.10\.2, this run has jax 0\.12\.0: "
+    with pytest.raises(RequestError, match=differs + "install what made it, or go on with --other-versions True"):
+        opened(**newer).restore(state())
+    assert (checkpoints.folder / "1").exists()
+    assert said == []
+    assert opened(**newer, other_versions=True).restore(state())[2] == 1
+    assert len(said) == 1
+    assert re.fullmatch(differs + "what follows may differ in last digits", said[0])
 
 
 def test_the_last_one_that_is_unsound_is_said_to_be_the_last(opened, said):
