@@ -122,8 +122,9 @@ def write_proven(path: pathlib.Path, value: Mapping[str, Any]) -> None:
 
 
 def write_config(path: pathlib.Path, config: Config, job: str) -> None:
-    """What a job was asked for."""
-    write_json(path, {"job": job, "config": json.loads(config.to_json())})
+    """What a job was asked for; to go on with other versions holds for one command."""
+    kept = dataclasses.replace(config, other_versions=False)
+    write_json(path, {"job": job, "config": json.loads(kept.to_json())})
 
 
 def is_number(value: Any, finite: bool = True) -> TypeGuard[float]:

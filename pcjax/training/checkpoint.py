@@ -361,15 +361,16 @@ class Checkpoints:
         if self._writes and not self._manager.is_saving_in_progress():
             self.wait()
 
-    def restore(self, state: Any) -> tuple[Any, dict[str, Any], int] | None:
+    def restore(self, state: Any, last: int | None = None) -> tuple[Any, dict[str, Any], int] | None:
         """The state (in the form of the one given), the place in the data and the step; None if there is nothing.
 
         Args:
           state: one of the same structure, shapes and dtypes.
+          last: the step after which nothing follows that other versions might do otherwise.
         """
         self.wait()
         while (step := self.latest) is not None:
-            found, why = self._try(step, lambda step=step: self._read(step, state))
+            found, why = self._try(step, lambda step=step: self._read(step, state, last))
             if why is None:
                 there, data, seconds = found
                 self._clock.go_on(seconds)
@@ -413,25 +414,28 @@ class Checkpoints:
             raise ValueError("the place in the data is not what was saved")
         return arrays, restored["data"]
 
-    def _read(self, step: int, state: Any) -> tuple[Any, dict[str, Any], float]:
+    def _read(self, step: int, state: Any, last: int | None) -> tuple[Any, dict[str, Any], float]:
         manifest, own = self._checked(step), named(state)
-        self._require_versions(step, manifest)
+        differs = self._of_other_versions(step, manifest)
+        remedy = "install what made it, or go on with --other-versions True: what follows may differ in last digits"
+        _checks.require(differs is None or self._other_versions or step == last, f"{differs}: {remedy}")
         theirs = {name: (dtype, tuple(shape)) for name, (dtype, shape, _) in manifest["arrays"].items()}
         self.require_same(step, own, theirs, "choose another --workdir")
         arrays, data = self._arrays(step, manifest)
         tree = jax.tree.unflatten(jax.tree.structure(state), [arrays[name] for name in own])
+        if differs is not None:
+            self._say(f"{differs}: what follows may differ in last digits")
         return tree, data, manifest.get("seconds", 0.0)
 
-    def _require_versions(self, step: int, manifest: dict[str, Any]) -> None:
-        there, own = (about.get("versions", {}) for about in (manifest, self._about))
-        others = [name for name in there if there[name] != own.get(name)]
+    def _of_other_versions(self, step: int, manifest: dict[str, Any]) -> str | None:
+        """Which ones it was made with, if they are not this run's."""
+        own, there = self._about.get("versions", {}), manifest.get("versions")
+        there = there if isinstance(there, dict) else {}
+        others = [name for name in own if there.get(name) != own[name]]
         if not others:
-            return
+            return None
         before, now = (", ".join(f"{name} {known.get(name)}" for name in others) for known in (there, own))
-        differs = f"checkpoint {step} in {self.folder} was made with {before}, this run has {now}"
-        remedy = "install what made it, or go on with --other-versions True: what follows may differ in last digits"
-        _checks.require(self._other_versions, f"{differs}: {remedy}")
-        self._say(f"{differs}: what follows may differ in last digits")
+        return f"checkpoint {step} in {self.folder} was made with {before}, this run has {now}"
 
     def require_same(self, step: int, own: dict[str, Any], there: dict[str, tuple[Any, ...]], remedy: str) -> None:
         """Refuses the arrays of a checkpoint, (dtype, shape), that are not as one's own."""

@@ -47,7 +47,7 @@ def train(plan: Plan, display: Display) -> int:
     """Trains to the end, from wherever the last checkpoint left it; how many steps were not taken."""
     state, at = plan.state, 0
     with Watchdog(f"{plan.name}: restoring a checkpoint"):
-        restored = plan.checkpoints.restore(state)
+        restored = plan.checkpoints.restore(state, plan.steps)
     if restored is not None:
         state, place, at = restored
         plan.batches.set_state(place)

@@ -1,6 +1,6 @@
 """The command as a child process: killed, told to stop, trained on what is not finite, left hanging.
 
-PCJAX_FAULTS says how often (docs/reliability.md has the full count); one try of each unless it does.
+PCJAX_FAULTS says how often; one try of each unless it does.
 """
 
 import io
@@ -17,12 +17,13 @@ import children
 import numpy as np
 import pytest
 from children import SMALL, STEPS, environment, outcome_of, start, steps_saved, wait_until
+from counts import tries
 
 from pcjax.training.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.slow
 
-TRIES = int(os.environ.get("PCJAX_FAULTS", "1"))
+KILLS, SIGNALS = tries(50), tries(20)
 IMPORTS = 2.0  # seconds, before which nothing happens that could be interrupted
 
 
@@ -36,7 +37,7 @@ def test_killed_at_random_moments(unstopped, tmp_path, tried):
     """Each run is killed some times, and then goes on to its end."""
     random_ = random.Random(0)  # noqa: S311
     folder, killed, longest = tmp_path / "run0", 0, unstopped[1] - IMPORTS
-    while killed < TRIES:
+    while killed < KILLS:
         metrics = folder / "metrics.jsonl"
         before = metrics.stat().st_mtime_ns if metrics.exists() else None
         process = start("distill", *SMALL, "--workdir", folder)
@@ -53,7 +54,7 @@ def test_killed_at_random_moments(unstopped, tmp_path, tried):
         killed += alive
         if alive:
             tried("kill -9 at random moments", "gone on from")
-        if not alive or random_.random() < 0.3 or killed == TRIES:
+        if not alive or random_.random() < 0.3 or killed == KILLS:
             assert finish(start("distill", *SMALL, "--workdir", folder))[0] == 0
             assert outcome_of(folder) == outcome_of(unstopped[0])
             tried("runs that were killed, to the end", "bit-identical")
@@ -64,7 +65,7 @@ def test_killed_at_random_moments(unstopped, tmp_path, tried):
 def test_told_to_stop_at_random_moments(unstopped, tmp_path, tried, number, status):
     random_ = random.Random(int(number))  # noqa: S311
     stopped, place, longest = 0, 0, unstopped[1] - IMPORTS
-    while stopped < TRIES:
+    while stopped < SIGNALS:
         folder, wait = tmp_path / f"run{place}", IMPORTS + random_.random() * max(longest, 1)
         place += 1
         process = start("distill", *SMALL, "--workdir", folder)
@@ -89,8 +90,8 @@ def test_told_to_stop_while_it_looks_at_a_run(unstopped, tried, job, written):
     assert finish(start(job, unstopped[0]))[0] == 0
     takes, stopped = time.monotonic() - began, 0
     before, random_ = (unstopped[0] / written).read_bytes(), random.Random(0)  # noqa: S311
-    for _ in range(5 * TRIES):
-        if stopped == TRIES:
+    for _ in range(5 * SIGNALS):
+        if stopped == SIGNALS:
             break
         process = start(job, unstopped[0])
         time.sleep(takes * random_.uniform(0.5, 0.9))
@@ -105,12 +106,12 @@ def test_told_to_stop_while_it_looks_at_a_run(unstopped, tried, job, written):
         else:
             assert same_arrays(unstopped[0] / written, io.BytesIO(before))
         tried(f"SIGTERM while it is to {job}", "one line" if status else "done before")
-    assert stopped == TRIES
+    assert stopped == SIGNALS
 
 
 @pytest.fixture(scope="module")
 def much_to_judge(tmp_path_factory):
-    """Arguments of a run that judges hundreds of batches after every other step, and the end of one."""
+    """Arguments of a run that judges a hundred batches after every other step, and the end of one."""
     folder = tmp_path_factory.mktemp("much")
     rng = np.random.default_rng(0)
     for part, n in (("train", 300), ("validation", 1000), ("test", 60)):

@@ -21,12 +21,13 @@ from children import (
     steps_saved,
     wait_until,
 )
+from counts import tries
 
 from pcjax.training.checkpoint import FORMAT
 
 pytestmark = pytest.mark.slow
 
-TRIES = int(os.environ.get("PCJAX_FAULTS", "1"))
+TRIES = tries(2)
 CHECKPOINTS = "checkpoints"
 
 
@@ -132,23 +133,33 @@ def test_another_run_is_refused_by_name(what, stopped, tmp_path, command, tried)
 
 
 def test_other_versions_are_refused_by_the_command(stopped, whole, tmp_path, tried):
-    """As if the environment had changed under a run; told to, it goes on and says so."""
+    """As if the environment had changed under a run; told to, it goes on and says so.
+
+    The teacher's training has ended: it is taken as the one of another run would be.
+    """
     run = tmp_path / "run"
     shutil.copytree(stopped, run)
-    step = steps_saved(run)[-1]
+    step, taught = steps_saved(run)[-1], run / "teacher"
     manifest = json.loads((run / CHECKPOINTS / f"{step}" / "manifest" / "metadata").read_text())
-    change_manifest(run, step, versions=manifest["versions"] | {"jax": "0.9.9", "optax": "0.1"})
+    for changed, at in ((run, step), (taught, steps_saved(taught)[-1])):
+        change_manifest(changed, at, versions=manifest["versions"] | {"jax": "0.9.9", "optax": "0.1"})
     asked = ["distill", *SMALL, "--workdir", run]
     before = everything_in(run)
     status, _, complaint = finish(start(*asked))
     assert (status, complaint.count("\n")) == (2, 1), complaint
     now = manifest["versions"]
-    assert f"was made with jax 0.9.9, optax 0.1, this run has jax {now['jax']}, optax {now['optax']}: " in complaint
+    differs = f"was made with jax 0.9.9, optax 0.1, this run has jax {now['jax']}, optax {now['optax']}: "
+    assert f"checkpoint {step} in {run / CHECKPOINTS} {differs}install what made it" in complaint
     assert everything_in(run) == before
     status, said, complaint = finish(start(*asked, "--other-versions", "True"))
     assert (status, complaint) == (0, "")
     assert f"going on after step {step} of" in said
-    assert "what follows may differ in last digits" in said
+    assert said.replace("\n", " ").count("what follows may differ in last digits") == 2
+    assert outcome_of(run) == whole
+    assert json.loads((run / "config.json").read_text())["config"]["other_versions"] is False
+    status, said, complaint = finish(start(*asked))
+    assert (status, complaint) == (0, "")
+    assert said.replace("\n", " ").count("what follows may differ in last digits") == 1  # of the teacher
     assert outcome_of(run) == whole
     tried("other versions, then the command", "refused, by name; gone on with where that is asked for")
 

@@ -7,10 +7,11 @@ import subprocess
 
 import pytest
 from children import SMALL, STEPS, environment, fault, finish, outcome_of, start, steps_saved, wait_until
+from counts import tries
 
 pytestmark = pytest.mark.slow
 
-TRIES = int(os.environ.get("PCJAX_FAULTS", "0"))
+TRIES = tries(50, otherwise=0)
 # Calls 0 to 18 make a checkpoint's folders and files, the last is its mark; the next ones remove an older checkpoint.
 # With a number of files: while arrays are written, which is not seen as calls.
 PHASES = {

@@ -15,10 +15,11 @@ import time
 import children
 import pytest
 from children import LOST, SMALL, STEPS, arrays_of, environment, finish, outcome_of, start, start_two, wait_until
+from counts import tries
 
 pytestmark = pytest.mark.slow
 
-ROUNDS = int(os.environ.get("PCJAX_FAULTS", "1"))
+ROUNDS, KILLS = tries(4), tries(10)  # rounds of every phase, and pairs of kills
 LONGEST = 15  # seconds from a death to the other one's end
 RESTORED = pathlib.Path(__file__).parent / "restored.py"
 
@@ -222,7 +223,7 @@ def test_the_disk_stays_broken(whole, tmp_path, tried):
 def test_one_is_killed(whole, tmp_path, tried):
     random_, slowest = random.Random(1), 0.0  # noqa: S311
     folders, sittings = 0, 0
-    for place in range(2 * ROUNDS):
+    for place in range(2 * KILLS):
         run = tmp_path / f"run{folders}"
         phase, before = random_.choice([*PHASES]), newest(run)
         processes, who = start_two("distill", *SMALL, "--workdir", run), place % 2
@@ -245,7 +246,7 @@ def test_one_is_killed(whole, tmp_path, tried):
             assert "Traceback" not in complaint, complaint
             tried("kill -9 of one of two", f"the other one ended within {LONGEST} s, status 1")
         sittings += 1
-        if sittings == 4 or newest(run) == STEPS or place == 2 * ROUNDS - 1:
+        if sittings == 4 or newest(run) == STEPS or place == 2 * KILLS - 1:
             folders, sittings = folders + 1, 0
             both(start_two("distill", *SMALL, "--workdir", run))
             assert outcome_of(run) == whole

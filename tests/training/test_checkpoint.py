@@ -194,15 +194,27 @@ def test_other_versions_are_refused_or_said(opened, said):
     checkpoints = opened(about={"versions": {"jax": "0.10.2", "numpy": "2.4"}})
     checkpoints.save(1, state(), {"at": 1})
     checkpoints.wait()
-    newer = {"about": {"versions": {"jax": "0.12.0", "numpy": "2.4", "more": "1"}}}
+    newer = {"about": {"versions": {"jax": "0.12.0", "numpy": "2.4"}}}
     differs = r"checkpoint 1 in .* was made with jax 0\.10\.2, this run has jax 0\.12\.0: "
     with pytest.raises(RequestError, match=differs + "install what made it, or go on with --other-versions True"):
         opened(**newer).restore(state())
     assert (checkpoints.folder / "1").exists()
     assert said == []
+    with pytest.raises(RequestError, match=r"made with more None, this run has more 1: "):
+        opened(about={"versions": {"jax": "0.10.2", "more": "1"}}).restore(state())
+    # Where it is asked for, and where the training has ended there.
     assert opened(**newer, other_versions=True).restore(state())[2] == 1
-    assert len(said) == 1
-    assert re.fullmatch(differs + "what follows may differ in last digits", said[0])
+    assert opened(**newer).restore(state(), last=1)[2] == 1
+    assert len(said) == 2
+    assert all(re.fullmatch(differs + "what follows may differ in last digits", one) for one in said)
+
+
+@pytest.mark.parametrize("versions", [None, [], "0.10.2", 3, {}])
+def test_versions_of_another_form_are_other_versions(versions, opened, said):
+    opened(about={"versions": versions}).save(1, state(), {"at": 1})
+    with pytest.raises(RequestError, match=r"was made with jax None, this run has jax 0\.10\.2: "):
+        opened(about={"versions": {"jax": "0.10.2"}}).restore(state())
+    assert said == []
 
 
 def test_the_last_one_that_is_unsound_is_said_to_be_the_last(opened, said):
