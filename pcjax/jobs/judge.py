@@ -119,5 +119,5 @@ def versions() -> dict[str, str]:
     """Of what a number may depend on."""
     return {
         name: importlib.metadata.version(name)
-        for name in ("pcjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+        for name in ("pcjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
     }

@@ -17,7 +17,7 @@ MANIFEST = {"role": "student", "seed": 0, "batch": 32, "data": "aa", "optimiser"
 SCORES = {1: 0.9, 2: 0.2, 3: 0.5}
 
 
-VERSIONS = dict.fromkeys(("pcjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"), "1.2")
+VERSIONS = dict.fromkeys(("pcjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"), "1.2")
 
 
 def state(step=0):
