@@ -403,7 +403,7 @@ class Checkpoints:
         return manifest
 
     def _arrays(self, step: int, manifest: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        wanted = {name: np.empty(shape, dtype) for name, (dtype, shape, _) in manifest["arrays"].items()}
+        wanted = {name: np.zeros(shape, dtype) for name, (dtype, shape, _) in manifest["arrays"].items()}
         items = ocp.args.Composite(state=ocp.args.StandardRestore(wanted), data=ocp.args.JsonRestore())
         restored = self._manager.restore(step, args=items)
         arrays = {name: np.asarray(restored["state"][name]) for name in wanted}

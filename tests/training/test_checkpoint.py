@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import warnings
 
 import jax
 import numpy as np
@@ -215,6 +216,21 @@ def test_versions_of_another_form_are_other_versions(versions, opened, said):
     with pytest.raises(RequestError, match=r"was made with jax None, this run has jax 0\.10\.2: "):
         opened(about={"versions": {"jax": "0.10.2"}}).restore(state())
     assert said == []
+
+
+def test_no_library_warns_of_what_is_damaged(opened, said, monkeypatch):
+    """Orbax compares the arrays that it is to fill with others where a name is not found."""
+    checkpoints = opened()
+    holding(checkpoints, 1)
+    path = checkpoints.folder / "1" / "state" / "_METADATA"
+    path.write_bytes(path.read_bytes().replace(b"embed.kernel", b"embed.kernem"))
+    signalling = np.array([0x7FA00000], np.uint32).view(np.float32)
+    monkeypatch.setattr(np, "empty", lambda shape, *_, **__: np.resize(signalling, shape))  # it may hold anything
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        assert opened().restore(state()) is None
+    assert warned == []
+    assert "checkpoint 1 is unsound" in said[0]
 
 
 def test_the_last_one_that_is_unsound_is_said_to_be_the_last(opened, said):
