@@ -62,6 +62,7 @@ def command() -> None:
     A signal that comes when all is done, while the interpreter takes itself down, does not change the exit status.
     """
     _open_streams()
+    sys.unraisablehook = _told_of
     status: Any = None
 
     def over(number: int, _: object) -> None:
@@ -83,6 +84,12 @@ def command() -> None:
     if any(thread.is_alive() for thread in waiting) and isinstance(status, int):
         _leave(status)
     sys.exit(status)
+
+
+def _told_of(ignored: Any) -> None:
+    """What nobody can catch, but what other parts of a read that failed or was stopped say when they end later."""
+    if str(ignored.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(ignored)
 
 
 def _open_streams() -> None:
@@ -181,7 +188,7 @@ def _signals_stop() -> Iterator[None]:
     def once_more(ignored: Any) -> None:
         if isinstance(ignored.exc_value, _StoppedBySignal):
             threading.Timer(0.01, tell, [ignored.exc_value.number]).start()
-        elif str(ignored.exc_value) != "Event loop is closed":  # of a failed read's other parts, which end later
+        else:
             unraisable(ignored)
 
     def tell(number: int) -> None:

@@ -152,6 +152,18 @@ def test_told_to_stop_while_a_checkpoint_is_judged(processes, much_to_judge, tmp
     tried("SIGTERM while a checkpoint is judged", f"{processes}: saved at once, judged later")
 
 
+@pytest.mark.parametrize(("raised", "told"), [("Event loop is closed", False), ("something else", True)])
+def test_what_a_stopped_read_says_late_is_not_told(raised, told):
+    """It may end when the command has said its last line, and while the interpreter takes itself down."""
+    late = "import atexit, sys; from pcjax import cli\n"
+    late += f"class Late:\n    def __del__(self): raise RuntimeError({raised!r})\n"
+    late += "left = Late(); atexit.register(lambda: globals().pop('left'))\n"
+    late += "sys.argv = ['pcjax', '--version']; cli.command()\n"
+    status, _, complaint = children.finish(start(program=(sys.executable, "-c", late)))
+    assert status == 0
+    assert (raised in complaint) == told == bool(complaint)
+
+
 def test_the_same_command_twice_at_once(unstopped, tmp_path, tried):
     run = tmp_path / "run"
     first = start("distill", *SMALL, "--workdir", run)
