@@ -9,15 +9,14 @@ import pytest
 from children import change_manifest
 
 from pcjax._checks import RequestError
+from pcjax.jobs.judge import versions
 from pcjax.training.checkpoint import FORMAT, Checkpoints
 
 pytestmark = pytest.mark.slow
 
 MANIFEST = {"role": "student", "seed": 0, "batch": 32, "data": "aa", "optimiser": "sgd", "config": "bb"}
 SCORES = {1: 0.9, 2: 0.2, 3: 0.5}
-
-
-VERSIONS = dict.fromkeys(("pcjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"), "1.2")
+VERSIONS = dict.fromkeys(versions(), "1.2")
 
 
 def state(step=0):
@@ -203,6 +202,7 @@ def test_what_is_not_this_run_is_refused_by_name(saved, tmp_path, tried):
         assert not said
     assert len(cases) >= 60
     tried("another shape, dtype, tree, optimiser, seed, batch or data set", "refused by name", len(cases))
+    assert len(VERSIONS) >= 8
     for name in VERSIONS:
         said = []
         checkpoints = opened(folder, said, versions=VERSIONS | {name: "1.3"})

@@ -193,8 +193,7 @@ def test_what_cannot_be_read_for_now_stays_where_it_is(opened, said, monkeypatch
 
 def test_other_versions_are_refused_or_said(opened, said):
     checkpoints = opened(about={"versions": {"jax": "0.10.2", "numpy": "2.4"}})
-    checkpoints.save(1, state(), {"at": 1})
-    checkpoints.wait()
+    holding(checkpoints, 1)
     newer = {"about": {"versions": {"jax": "0.12.0", "numpy": "2.4"}}}
     differs = r"checkpoint 1 in .* was made with jax 0\.10\.2, this run has jax 0\.12\.0: "
     with pytest.raises(RequestError, match=differs + "install what made it, or go on with --other-versions True"):
