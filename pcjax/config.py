@@ -216,11 +216,12 @@ class Training:
     choose: Literal["best", "last"] = "best"
     """which checkpoint the trained model is taken from: the best on the validation examples, or the last one"""
     spike: float | None = 30.0
-    """a step whose gradient is so many times as long as was ever usual is not taken; None: every finite one is"""
+    """a step is not taken whose gradient is so many times as long as was ever usual, or whose examples are so many
+    times as large; None: every finite one is"""
     bad_steps: int = 20
     """so many steps in a row that are not taken (not finite, a spike, all examples alike) stop the training"""
     watchdog_seconds: float | None = None
-    """a step that takes longer ends the command; None: half an hour in a job of several processes, else no limit"""
+    """a step that takes longer ends the command; None: half an hour where there are several devices, else no limit"""
     tensorboard: bool = False
     """write metrics for TensorBoard too; needs `pip install "pcjax[tensorboard]"`"""
 

@@ -142,6 +142,11 @@ class TrainingBatches(Iterator[Batch]):
         """How many batches an epoch has."""
         return self._make.steps_per_epoch
 
+    @property
+    def size(self) -> float:
+        """What the root mean square of normalised images is at most: 1 but for the zeros that `crop` brings in."""
+        return self._make.size
+
     def __next__(self) -> Batch:
         batch = next(self._ahead)
         self._step += 1
@@ -190,6 +195,14 @@ class _Training:
     @property
     def steps_per_epoch(self) -> int:
         return len(self.examples) // self.batch
+
+    @property
+    def size(self) -> float:
+        inside = 1.0
+        for length in self.examples.shape[:2] if self.crop else ():
+            inside *= max(0.0, 1 - self.crop / length)
+        zeros = np.mean((self.normaliser.mean / self.normaliser.std) ** 2)
+        return float(np.sqrt(1 + (1 - inside) * zeros))
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:

@@ -259,7 +259,7 @@ def plan(
         neighbours=nearest(guide.features) if what.neighbours and guide.features is not None else None,
     )
     state = start(first.parameters, first.statistics, kept, optimiser, metric_names(what))
-    step = make_step(first.function, guide.output, what, optimiser, steps, training.spike)
+    step = make_step(first.function, guide.output, what, optimiser, steps, training.spike, batches.size)
     mapped = parallel.Mapped(step, devices, training.parallel)
     manifest = {
         "role": name,
@@ -303,7 +303,7 @@ def trained(chosen: Plan, first: Frozen, display: Display) -> Frozen:
         of = f"{chosen.name}: {skipped} of {chosen.steps} steps were not taken"
         if skipped > chosen.steps / 2:
             raise BadStepsError(
-                f"{of}, not being finite, far beyond those before, or of examples that are all alike: lower the "
+                f"{of}, not being finite, far beyond the others, or of examples that are all alike: lower the "
                 f"learning rate, or look at the examples that {chosen.folder / METRICS} names"
             )
         if skipped:

@@ -111,8 +111,8 @@ def _curves(who: str, records: list[dict[str, Any]]) -> list[Markup]:
         found.append(figure(drawn, f"{what.capitalize()} on validation examples, judged at every checkpoint."))
     skipped = [record["skipped"] for record in records if record.get("skipped")]
     if skipped:
-        why = "whose loss or gradient was not finite or far beyond those before, or whose examples were all alike"
-        found.append(tag("p", f"The {who} skipped {skipped[-1]} steps {why}."))
+        why = "were not finite, or had a gradient or examples far beyond the others', or examples that are all alike"
+        found.append(tag("p", f"The {who} skipped {skipped[-1]} steps that {why}."))
     return found
 
 

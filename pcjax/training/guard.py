@@ -36,7 +36,7 @@ class Guard:
 
     def note(self, step: int, said: Mapping[str, Any], index: np.ndarray) -> bool:
         """Keeps what a step said of itself; true when it is time to look."""
-        self._pending.append((step, {name: said[name] for name in ("taken", "finite", "alike", "row")}, index))
+        self._pending.append((step, {name: said[name] for name in ("taken", "finite", "alike", "large", "row")}, index))
         return len(self._pending) >= MOST
 
     def look(self) -> list[Skipped]:
@@ -56,6 +56,8 @@ def _why(outcome: Mapping[str, Any]) -> str:
         return "was not finite"
     if outcome["alike"]:
         return "had examples that are all alike"
+    if outcome["large"]:
+        return "had examples far larger than the others (training.spike)"
     return "had a gradient far beyond those before (training.spike)"
 
 

@@ -21,7 +21,7 @@ from pcjax.training.guard import BadStepsError, Guard, Skipped
 from pcjax.training.parallel import Mapped, wait_for_all
 from pcjax.training.records import METRICS, lines_of
 from pcjax.training.state import State
-from pcjax.training.stopping import StoppedError, StopSignals, Watchdog, agreed, agreed_now
+from pcjax.training.stopping import Agreement, StoppedError, StopSignals, Watchdog, agreed_now
 
 VALIDATION = "validation_"  # before the names of what the validation examples say
 TRIED_AGAIN_AFTER = (1.0, 4.0, 10.0)  # seconds, before the last save is given up
@@ -69,12 +69,13 @@ def train(plan: Plan, display: Display) -> int:
             score = _judged(plan, stop, at, state, metrics, progress)
             plan.checkpoints.save(at, state, plan.batches.get_state(), score)
             watchdog.beat(at)
+        agreement = Agreement(at)
         for step in range(at + 1, plan.steps + 1):
             batch = next(plan.batches)
             state, said = plan.mapped(plan.frozen, state, plan.mapped.split(batch))
             progress.show(step)
             last = step == plan.steps
-            number = agreed(stop.number, step, last)
+            number = agreement.at(stop.number, step, last)
             logged, saved = (last or step % every == 0 for every in (plan.training.log_every, plan.training.save_every))
             if guard.note(step, said, batch["index"]) or logged or saved or number is not None:
                 for skipped in guard.look():
@@ -112,8 +113,8 @@ def _too_many(plan: Plan, step: int) -> BadStepsError:
     return BadStepsError(
         f"{plan.name}: {plan.training.bad_steps} steps in a row (training.bad_steps) were not taken, and step {step} "
         "is saved with the last good parameters: their loss or gradient was not finite, or their gradient far beyond "
-        f"those before, or their examples all alike; look at the examples that {plan.folder / METRICS} names, or in "
-        "another --workdir lower the learning rate, or raise training.spike"
+        "those before, or their examples far larger than the others, or all alike; look at the examples that "
+        f"{plan.folder / METRICS} names, or in another --workdir lower the learning rate, or raise training.spike"
     )
 
 

@@ -10,6 +10,7 @@ import optax
 from jax import lax
 from jaxtyping import Array
 
+from pcjax.data.batches import NEIGHBOUR
 from pcjax.models import Output
 from pcjax.terms import key_of
 from pcjax.training.beside import look
@@ -38,13 +39,16 @@ def make_step(
     optimiser: optax.GradientTransformation,
     steps: int,
     spike: float | None = None,
+    size: float = 1.0,
 ) -> Step:
     """(fixed, state, batch) -> (state, metrics), the teacher being a function of what is fixed and the batch.
 
     A step whose loss, gradient or outcome is not finite is not taken: the state stays as it is, and `skipped` counts.
     Nor is one whose gradient is more than `spike` times as long as was ever usual, once that is known: where a model
     has learnt nearly all, the few examples that it has not have gradients far beyond the others. Nor is one whose
-    examples are all alike, which would teach batch normalisations that nothing varies.
+    examples' root mean square is more than `spike` times `size`, that of all of them, from the first step on: of their
+    batches fewer than one in `spike` squared can be such. Nor is one whose examples are all alike, which would teach
+    batch normalisations that nothing varies.
     """
 
     def step(fixed: Fixed, state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
@@ -80,9 +84,11 @@ def make_step(
         )
         finite = jnp.isfinite(loss) & jnp.isfinite(norm) & _all_finite(taken)
         alike = _all_alike(batch["image"])
-        good = finite & ~alike
+        good, large = finite & ~alike, jnp.zeros((), bool)
         if spike is not None:
-            good &= (state.gradients < KNOWN_AFTER) | (jnp.log(norm) <= jnp.log(spike) + state.most)
+            images = [batch[name] for name in ("image", f"{NEIGHBOUR}image") if name in batch]
+            large = jnp.any(jnp.stack([_root_mean_square(x) for x in images]) > spike * size)
+            good &= ~large & ((state.gradients < KNOWN_AFTER) | (jnp.log(norm) <= jnp.log(spike) + state.most))
         # A mean of logarithms: one gradient adds little to it, however long it is. One of 0 says nothing.
         counts = norm > 0
         share = jnp.maximum(1 / (state.gradients + 1), 1 / REMEMBERED)
@@ -93,7 +99,7 @@ def make_step(
         taken = jax.tree.map(lambda new, old: jnp.where(good, new, old), taken, state)
         metrics = {"loss": loss, **parts, "gradient_norm": norm, "count": jnp.ones(()), "taken": good}
         row = jnp.where(good, 0, state.row + 1)
-        metrics |= {"finite": finite, "alike": alike, "row": row}
+        metrics |= {"finite": finite, "alike": alike, "large": large, "row": row}
         # Of what is finite the sum must be so too.
         summed = {name: jnp.clip(metrics[name], -LARGEST, LARGEST) for name in state.sums}
         sums = {name: total + jnp.where(good, summed[name], 0) for name, total in state.sums.items()}
@@ -114,6 +120,11 @@ def _all_alike(images: Array) -> Array:
     """Whether all examples of all devices are the same."""
     here, first = jnp.all(images == images[:1]), images[0].astype(jnp.float32)
     return (lax.pmin(here.astype(jnp.int32), AXIS) == 1) & jnp.all(lax.pmax(first, AXIS) == lax.pmin(first, AXIS))
+
+
+def _root_mean_square(images: Array) -> Array:
+    """Of all numbers of all devices."""
+    return jnp.sqrt(lax.pmean(jnp.mean(jnp.square(images.astype(jnp.float32))), AXIS))
 
 
 def metric_names(objective: Objective) -> list[str]:

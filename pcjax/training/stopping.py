@@ -1,6 +1,7 @@
 """How a training ends before its end: signals that all processes agree on, and a watchdog for steps that never end."""
 
 import faulthandler
+import itertools
 import os
 import signal
 import sys
@@ -14,8 +15,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-HANGS_AFTER = 1800.0  # seconds without a step, in a job of several processes
-ASKED_EVERY = 8  # steps: asking all processes waits for their devices
+HANGS_AFTER = 1800.0  # seconds without a step, where there are several devices
+ASKED_EVERY, OR_SECONDS = 8, 2.0  # steps, and what they may take: asking all processes waits for their devices
 
 
 class StoppedError(Exception):
@@ -53,15 +54,34 @@ class StopSignals:
             signal.signal(number, handler)
 
 
-def agreed(number: int | None, step: int, last: bool) -> int | None:
-    """The signal that any process was given: all must stop after the same step, or they would wait for each other."""
-    if jax.process_count() == 1:
-        return number
-    if multihost_utils.reached_preemption_sync_point(step):
-        number = signal.SIGTERM
-    elif step % ASKED_EVERY and not last:
-        return None
-    return agreed_now(number)
+_all_steps = itertools.count(1)  # of all trainings: a notice waits for a number that must not have passed
+
+
+class Agreement:
+    """The signal that any process was given: all must stop after the same step, or they would wait for each other.
+
+    They are asked every eight steps; where those take long, as often as some two seconds have gone by, for a machine
+    that is taken away leaves half a minute. When to ask next they agree on too.
+    """
+
+    def __init__(self, step: int):
+        self._asked, self._next = step, step + 1
+        self._since, self._each = time.monotonic(), OR_SECONDS  # that each of the last steps took
+
+    def at(self, number: int | None, step: int, last: bool) -> int | None:
+        """What is agreed on after this step; None too where nobody was asked."""
+        if jax.process_count() == 1:
+            return number
+        if multihost_utils.reached_preemption_sync_point(next(_all_steps)):
+            number = signal.SIGTERM
+        elif step < self._next and not last:
+            return None
+        given = multihost_utils.process_allgather(np.array([number or 0, self._each], np.float32))
+        highest, slowest = np.max(given, axis=0)
+        now = time.monotonic()  # only now have the steps been done
+        self._each, self._since = (now - self._since) / (step - self._asked), now
+        self._asked, self._next = step, step + int(np.clip(OR_SECONDS / max(slowest, 1e-3), 1, ASKED_EVERY))
+        return int(highest) or None
 
 
 def agreed_now(number: int | None) -> int | None:
@@ -78,16 +98,17 @@ class Watchdog:
     Args:
       what: the training's name, or what else is done.
       seconds: how long a step may take, with its metrics, its validation and the start of its save; None is half an
-        hour in a job of several processes, where one that has died can leave the others waiting, and no limit in one.
+        hour where there are several devices, of this or of other processes, one of which can leave the others waiting,
+        and no limit where there is only one.
       each: what a step is called; None where all is one.
       setting: the field of the config that says how long.
     """
 
     def __init__(self, what: str, seconds: float | None = None, each: str | None = None, setting: str = ""):
-        alone = jax.process_count() == 1
+        alone = jax.device_count() == 1
         self._what, self._seconds = what, HANGS_AFTER if seconds is None and not alone else seconds
         self._each, self._setting = each, f" ({setting})" if setting else ""
-        self._step, self._since = 0, time.monotonic()
+        self._step, self._beats = 0, 0
         self._ended = threading.Event()
 
     def __enter__(self) -> "Watchdog":
@@ -105,11 +126,15 @@ class Watchdog:
 
     def beat(self, step: int) -> None:
         """A step has ended."""
-        self._step, self._since = step, time.monotonic()
+        self._step, self._beats = step, self._beats + 1
 
     def _watch(self, seconds: float) -> None:
-        while not self._ended.wait(min(seconds / 4, 5.0)):
-            if time.monotonic() - self._since > seconds:
+        # Its own waits are counted: the clock goes on while a process is suspended.
+        wait, waits, beats = min(seconds / 4, 5.0), 0, self._beats
+        while not self._ended.wait(wait):
+            before, beats = beats, self._beats
+            waits = waits + 1 if beats == before else 0
+            if waits * wait > seconds:
                 faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
                 place = "" if self._each is None else f": {self._each} {self._step + 1}"
                 line = (

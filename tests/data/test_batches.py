@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_augment import looped_crop
 
-from pcjax.data import evaluation_batches, training_batches
+from pcjax.data import evaluation_batches, statistics, training_batches
 from pcjax.data.examples import Arrays, Examples, whole
 
 N, BATCH, STEPS = 23, 4, 5  # 23 examples are 5 batches of 4, and 3 that sit an epoch out
@@ -99,6 +99,20 @@ def test_without_statistics_bytes_are_scaled_and_floats_are_left():
     batch = next(training_batches(floats, **PLAIN))
     assert np.array_equal(batch["image"], RAW[batch["index"]].astype(np.float32) * 3)
     assert np.array_equal(batch["label"], [-1] * BATCH)
+
+
+@pytest.mark.parametrize("crop", [0, 1, 3, 9])
+def test_how_large_images_are_with_the_zeros_around_them(crop):
+    """Beside images of 300 a zero is a hundred deviations away."""
+    images = whole(Arrays(np.random.default_rng(7).normal(300, 3, (64, 6, 8, 3)), None), None)
+    batches = training_batches(images, batch=64, seed=0, crop=crop, normalise=statistics(images))
+    found = [np.sqrt(np.mean(np.square(next(batches)["image"]))) for _ in range(20)]
+    batches.close()
+    if crop == 0:
+        assert batches.size == 1
+        assert np.allclose(found, 1, rtol=1e-3)
+    else:
+        assert batches.size / 2 < max(found) < batches.size
 
 
 def test_two_runs_are_equal_and_another_seed_is_another_run():

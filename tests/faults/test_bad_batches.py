@@ -1,12 +1,13 @@
 """Batches that are no numbers, spikes, or all alike: the step is left out or finite, and the run goes on."""
 
 import json
+import sys
 from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
-from children import pcjax
+from children import SMALL, pcjax
 from flax import nnx
 
 from pcjax import data, models
@@ -81,8 +82,11 @@ def times(factor, rows=slice(None)):
     return change
 
 
-def with_nan_last(image, rng):
-    image[-1] = np.nan
+def with_last(value):
+    def change(image, rng):
+        image[-1] = value
+
+    return change
 
 
 def all_like(value):
@@ -102,10 +106,11 @@ def noise(scale):
 # How the images of a batch are changed, and whether the step must be left out.
 BAD = {
     **{f"{n} times {value}": (with_some(value, n), True) for n in (1, 50, 1024) for value in (np.nan, np.inf, -np.inf)},
-    **{f"{factor:g} times as large": (times(factor), None) for factor in (-100.0, 100.0, 1e4, 1e8, 1e18, 1e30, 1e38)},
-    **{f"one example {factor:g} times": (times(factor, 0), None) for factor in (100.0, 1e4, 1e8, 1e18, 1e30, 1e38)},
+    **{f"{factor:g} times as large": (times(factor), True) for factor in (-100.0, 100.0, 1e4, 1e8, 1e18, 1e30, 1e38)},
+    # Of 16 examples: one of 100 times adds to their root mean square as if all were 25 times as large.
+    **{f"one example {n:g} times": (times(n, 0), n > 100) for n in (100.0, 1e4, 1e8, 1e18, 1e30, 1e38)},
     **{f"all {value}": (all_like(value), True) for value in (None, 0.0, 1.0, -1e4, 1e-30, 1e-42)},
-    **{f"noise of {scale:g}": (noise(scale), None) for scale in (1e-38, 1e-8, 100.0, 1e20)},
+    **{f"noise of {scale:g}": (noise(scale), scale > 1) for scale in (1e-38, 1e-8, 100.0, 1e20)},
 }
 
 
@@ -143,33 +148,40 @@ def test_the_step_is_left_out_or_finite_and_the_run_goes_on(name, problem, tried
     for part in (state.student, state.statistics, state.heads, state.memories, state.optimiser, state.sums):
         for leaf in jax.tree.leaves(jax.device_get(part)):
             assert np.all(np.isfinite(leaf)), name
-    if left_out is not None:
-        assert skipped[-1] == int(left_out)
-    tried("a bad batch", "left out, the run went on" if skipped[-1] else "a finite step, the run went on")
+    assert skipped[-1] == int(left_out)
+    tried("a bad batch", "left out, the run went on" if left_out else "a finite step, the run went on")
 
 
-@pytest.mark.parametrize("factor", [-1e3, 1e2, 1e4, 1e9])
+@pytest.mark.parametrize(
+    ("of", "factor"), [*(("examples", by) for by in (-1e3, 1e2, 1e4, 1e9)), ("teacher", 10.0), ("teacher", 1e3)]
+)
 @pytest.mark.parametrize("at", [1, 12])
-def test_a_spike_is_left_out_once_the_gradients_are_known(factor, at, unbounded, tried):
+def test_a_spike_is_left_out_of_the_gradients_once_they_are_known(of, factor, at, unbounded, tried):
     batches = batches_of_digits()
     state, taken, norms = unbounded.state, [], []
+    beyond = jax.tree.map(lambda weights: weights * np.float32(factor), unbounded.frozen)
     for step in range(16):
-        batch = next(batches)
-        batch["image"] = batch["image"] * np.float32(factor if step == at else 1)
+        batch, frozen = next(batches), unbounded.frozen
+        if step == at and of == "examples":
+            batch["image"] = batch["image"] * np.float32(factor)
+        elif step == at:
+            frozen = beyond
         before = jax.device_get((state.student, state.optimiser, state.usual))
-        state, metrics = unbounded.step(unbounded.frozen, state, unbounded.step.split(batch))
+        state, metrics = unbounded.step(frozen, state, unbounded.step.split(batch))
         taken.append(bool(metrics["taken"]))
         norms.append(float(metrics["gradient_norm"]))
         assert metrics["finite"]
         assert not metrics["alike"]
+        assert metrics["large"] == (step == at and of == "examples")
         after = jax.device_get((state.student, state.optimiser, state.usual))
         same = all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (before, after)), strict=True))
         assert same == (not taken[-1])
     batches.close()
+    left_out = of == "examples" or at == 12
     assert norms[at] > 30 * np.exp(np.mean(np.log(norms[:at])))
-    assert [step for step, good in enumerate(taken) if not good] == ([12] if at == 12 else [])
-    assert int(state.skipped) == (at == 12)
-    tried("a batch 100 times as large or more", "left out, the run went on" if at == 12 else "a finite step, too early")
+    assert [step for step, good in enumerate(taken) if not good] == ([at] if left_out else [])
+    assert int(state.skipped) == left_out
+    tried(f"a spike of the {of}", "left out, the run went on" if left_out else "a finite step, too early")
 
 
 def test_what_is_hard_is_no_spike(tmp_path):
@@ -182,6 +194,46 @@ def test_what_is_hard_is_no_spike(tmp_path):
     assert not any("skipped_examples" in line for line in metrics)
 
 
+# Three batches of otherwise sound data, under the command.
+ODD = """
+import numpy as np
+from pcjax.cli import command
+from pcjax.data import batches
+
+make = batches._Training.__call__
+
+def odd(self, step):
+    batch = make(self, step)
+    if step == 5:
+        batch["image"][3] = np.nan
+    elif step == 9:
+        batch["image"] *= 100
+    elif step == 30:
+        batch["image"][:] = batch["image"][:1]
+    if step in (5, 9, 30):
+        print(step + 1, batch["index"].tolist(), flush=True)
+    return batch
+
+batches._Training.__call__ = odd
+command()
+"""
+
+
+def test_the_command_leaves_them_out_and_names_their_examples(tmp_path, tried):
+    run = tmp_path / "run"
+    said = pcjax("distill", *SMALL, "--workdir", run, program=(sys.executable, "-c", ODD))
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found = {line["step"]: line["skipped_examples"] for line in lines if "skipped_examples" in line}
+    assert [*found] == [6, 10, 31]
+    for step, examples in found.items():
+        assert f"{step} {examples}" in said
+    for step, why in ((6, "was not finite"), (10, "had examples far larger"), (31, "had examples that are all alike")):
+        assert f"step {step} {why}" in said
+    assert "student: 3 of 60 steps were not taken" in said
+    assert np.isfinite(json.loads((run / "result.json").read_text())["student"]["knn_accuracy"])
+    tried("an odd batch of three kinds under the command", "left out, its examples named, the run went on", 3)
+
+
 def alike_by_device(image, rng):
     for part in np.split(image, 4):
         part[:] = part[:1]
@@ -190,7 +242,8 @@ def alike_by_device(image, rng):
 # What happens to a batch that four devices share, and whether the step is taken.
 SHARED = {
     "nothing": (lambda image, rng: None, True),
-    "NaN on the last device": (with_nan_last, False),
+    "NaN on the last device": (with_last(np.nan), False),
+    "far beyond on the last device": (with_last(1e4), False),
     "all alike": (all_like(None), False),
     "alike on every device": (alike_by_device, True),
     "alike but on the first device": (lambda image, rng: all_like(None)(image[BATCH // 4 :], rng), True),

@@ -270,15 +270,40 @@ def test_a_step_that_never_ends(tmp_path, tried):
 
 
 def test_a_batch_that_never_ends_while_a_run_is_looked_at(unstopped, tmp_path, tried):
-    """In a job of several processes half an hour is waited; here less, and of one process."""
-    impatient = "from pcjax.training import stopping; was = stopping.Watchdog.__init__\n"
-    impatient += "stopping.Watchdog.__init__ = lambda self, what, seconds=None, **more: was(self, what, 0.01, **more)\n"
-    impatient += f"from pcjax import cli; cli.main(['embed', {str(unstopped[0])!r}])\n"
-    status, _, complaint = children.finish(start(program=(sys.executable, "-c", impatient)))
+    """Where there are several devices, half an hour is waited, and here less; where there is one, without end."""
+    impatient = "from pcjax import cli; from pcjax.training import stopping; stopping.HANGS_AFTER = 0.01\n"
+    impatient += f"cli.main(['embed', {str(unstopped[0])!r}])\n"
+    of_one, of_two = (
+        finish(start(program=(sys.executable, "-c", impatient), env=environment(JAX_NUM_CPU_DEVICES=devices)))
+        for devices in (1, 2)
+    )
+    assert of_one[0] == 0
+    status, _, complaint = of_two
     assert status == 1
     assert "Thread 0x" in complaint
     assert "what a model says: batch 1 has not ended for 0.01 s" in complaint
     tried("a batch that never ends while a run is embedded", "ended with the stacks of all threads")
+
+
+SUSPENDED = """
+import time
+from pcjax.training.stopping import Watchdog
+
+with Watchdog("work", 2.0):
+    print("begun", flush=True)
+    for _ in range(4):
+        time.sleep(0.2)
+"""
+
+
+def test_what_was_suspended_goes_on(tried):
+    process = start(program=(sys.executable, "-c", SUSPENDED))
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(3)
+    process.send_signal(signal.SIGCONT)
+    assert finish(process) == (0, "", "")
+    tried("a process suspended for longer than a step may take", "goes on")
 
 
 def test_a_signal_that_comes_within_c_code(monkeypatch, command, tried):

@@ -4,6 +4,7 @@ PCJAX_FAULTS says how often; one round of each unless it does.
 """
 
 import hashlib
+import json
 import os
 import pathlib
 import random
@@ -129,6 +130,63 @@ def test_one_that_is_late_is_told_to_stop_as_training_begins(tmp_path, tried):
     assert {status for status, *_ in ends} == {143}, ends
     assert len({complaint.split("after step ")[1].split(",")[0] for *_, complaint in ends}) == 1, ends
     tried("SIGTERM to one of two that is late", "both 143, same step saved")
+
+
+# A second for every step.
+SLOW = """
+import time
+from pcjax.cli import command
+from pcjax.training.parallel import Mapped
+
+step = Mapped.__call__
+
+def slow(*given):
+    time.sleep(1)
+    return step(*given)
+
+Mapped.__call__ = slow
+command()
+"""
+
+
+def test_where_steps_are_slow_fewer_are_waited_for(tmp_path, tried):
+    asked = ["--teacher.training.steps", "1000", "--teacher.training.log-every", "1", "--workdir", tmp_path]
+    processes = start_two("distill", *SMALL, *asked, program=(sys.executable, "-c", SLOW))
+    metrics = tmp_path / "teacher" / "metrics.jsonl"
+    assert wait_until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 8, processes[0])
+    told = json.loads(metrics.read_text().splitlines()[-1])["step"]
+    processes[1].send_signal(signal.SIGTERM)
+    ends = [finish(process, timeout=60) for process in processes]
+    assert {status for status, *_ in ends} == {143}, ends
+    (stopped,) = {int(complaint.split("after step ")[1].split(",")[0]) for *_, complaint in ends}
+    assert told < stopped <= told + 4
+    tried("SIGTERM to one of two of slow steps", "both 143, same step saved, at most four steps later")
+
+
+# SIGTERM stays what JAX makes of it where processes join: the notice that its preemption service passes on to all.
+NOTICED = """
+import signal
+from pcjax.cli import command
+
+own = signal.signal
+signal.signal = lambda number, handler: handler if number == signal.SIGTERM else own(number, handler)
+command()
+"""
+
+
+def test_the_preemption_service_gives_notice_to_one(tmp_path, tried):
+    asked = ["distill", *SMALL, "--teacher.training.steps", "100000", "--workdir", tmp_path]
+    processes = start_two(*asked, program=(sys.executable, "-c", NOTICED))
+    assert wait_until(lambda: newest(tmp_path / "teacher"), processes[0])
+    processes[1].send_signal(signal.SIGTERM)
+    ends = [finish(process, timeout=60) for process in processes]
+    assert {status for status, *_ in ends} == {143}, ends
+    assert "SIGTERM caught" in ends[1][2], "it was not JAX's notice"
+    assert "SIGTERM caught" not in ends[0][2]
+    stopped = {complaint.split("after step ")[1].split(",")[0] for *_, complaint in ends}
+    assert len(stopped) == 1, ends
+    assert (tmp_path / "teacher" / "checkpoints" / stopped.pop() / "commit_success.txt").exists()
+    tried("a notice of JAX's preemption service to one of two", "both 143, same step saved")
 
 
 def test_the_output_of_one_is_read_no_more(tmp_path, tried):
