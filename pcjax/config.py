@@ -217,7 +217,7 @@ class Training:
     """which checkpoint the trained model is taken from: the best on the validation examples, or the last one"""
     spike: float | None = 30.0
     """a step is not taken whose gradient is so many times as long as was ever usual, or whose examples are so many
-    times as large; None: every finite one is"""
+    times as large as all of them are; None: every finite one is"""
     bad_steps: int = 20
     """so many steps in a row that are not taken (not finite, a spike, all examples alike) stop the training"""
     watchdog_seconds: float | None = None

@@ -144,7 +144,10 @@ class TrainingBatches(Iterator[Batch]):
 
     @property
     def size(self) -> float:
-        """What the root mean square of normalised images is at most: 1 but for the zeros that `crop` brings in."""
+        """The root mean square of all images as they are seen, where `normalise` is of their statistics.
+
+        It is 1 but for the zeros that `crop` brings in, of which as many are counted as there can be.
+        """
         return self._make.size
 
     def __next__(self) -> Batch:

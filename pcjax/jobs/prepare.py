@@ -259,7 +259,7 @@ def plan(
         neighbours=nearest(guide.features) if what.neighbours and guide.features is not None else None,
     )
     state = start(first.parameters, first.statistics, kept, optimiser, metric_names(what))
-    step = make_step(first.function, guide.output, what, optimiser, steps, training.spike, batches.size)
+    step = make_step(first.function, guide.output, what, optimiser, steps, batches.size, training.spike)
     mapped = parallel.Mapped(step, devices, training.parallel)
     manifest = {
         "role": name,

@@ -66,7 +66,7 @@ def train(plan: Plan, display: Display) -> int:
         display.progress(plan.name, plan.steps, at) as progress,
     ):
         if unjudged:
-            score = _judged(plan, stop, at, state, metrics, progress)
+            score = _judged(plan, stop, watchdog, at, state, metrics, progress)
             plan.checkpoints.save(at, state, plan.batches.get_state(), score)
             watchdog.beat(at)
         agreement = Agreement(at)
@@ -89,16 +89,16 @@ def train(plan: Plan, display: Display) -> int:
                 plan.checkpoints.check()
             if saved and number is None:
                 try:
-                    score = _judged(plan, stop, step, state, metrics, progress)
+                    score = _judged(plan, stop, watchdog, step, state, metrics, progress)
                     plan.checkpoints.save(step, state, plan.batches.get_state(), score)
                 except StoppedError as stopped:
                     number = stopped.number
             if number is not None or guard.given_up:
                 judged = saved and number is None
                 _save_for_good(plan, watchdog, step, state, score if judged else None, judged=judged or not saved)
-                if guard.given_up or number is None:
-                    raise _too_many(plan, step)
-                raise StoppedError(number, step)
+                if number is not None:
+                    raise StoppedError(number, step)
+                raise _too_many(plan, step)
             watchdog.beat(step)
         # A run that has ended so does not begin to be a success when its command is given again.
         if int(jax.device_get(state.row)) >= plan.training.bad_steps:
@@ -125,11 +125,18 @@ def _begun(plan: Plan, at: int, unjudged: bool, display: Display) -> "_Metrics":
 
 
 def _judged(
-    plan: Plan, stop: StopSignals, step: int, state: State, metrics: "_Metrics", progress: ShownProgress
+    plan: Plan,
+    stop: StopSignals,
+    watchdog: Watchdog,
+    step: int,
+    state: State,
+    metrics: "_Metrics",
+    progress: ShownProgress,
 ) -> float:
     """The score, written down with all else that the validation examples say; a signal ends it."""
 
     def look() -> None:
+        watchdog.beat(step - 1)  # of this step's end, but not without end
         number = agreed_now(stop.number)
         if number is not None:
             raise StoppedError(number, step)

@@ -38,17 +38,17 @@ def make_step(
     objective: Objective,
     optimiser: optax.GradientTransformation,
     steps: int,
+    size: float,
     spike: float | None = None,
-    size: float = 1.0,
 ) -> Step:
     """(fixed, state, batch) -> (state, metrics), the teacher being a function of what is fixed and the batch.
 
     A step whose loss, gradient or outcome is not finite is not taken: the state stays as it is, and `skipped` counts.
     Nor is one whose gradient is more than `spike` times as long as was ever usual, once that is known: where a model
-    has learnt nearly all, the few examples that it has not have gradients far beyond the others. Nor is one whose
-    examples' root mean square is more than `spike` times `size`, that of all of them, from the first step on: of their
-    batches fewer than one in `spike` squared can be such. Nor is one whose examples are all alike, which would teach
-    batch normalisations that nothing varies.
+    has learnt nearly all, the few examples that it has not have gradients far beyond the others. Nor, from the first
+    step on, is one whose examples' root mean square is more than `spike` times `size`: where that is what it is over
+    all examples, at most one batch in `spike` squared can be such. Nor is one whose examples are all alike, which
+    would teach batch normalisations that nothing varies.
     """
 
     def step(fixed: Fixed, state: State, batch: Batch) -> tuple[State, dict[str, Array]]:

@@ -14,6 +14,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from pcjax.training.guard import BadStepsError
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 HANGS_AFTER = 1800.0  # seconds without a step, where there are several devices
 ASKED_EVERY, OR_SECONDS = 8, 2.0  # steps, and what they may take: asking all processes waits for their devices
@@ -45,7 +47,8 @@ class StopSignals:
 
     def __exit__(self, kind: object, *_: object) -> None:
         self._restore()
-        if kind is None and self.number is not None:  # came after the last look: whoever is outside obeys it
+        # One that came after the last look: whoever is outside obeys it, a comparison that would go on too.
+        if self.number is not None and kind in (None, BadStepsError):
             signal.raise_signal(self.number)
 
     def _restore(self) -> None:
@@ -60,8 +63,8 @@ _all_steps = itertools.count(1)  # of all trainings: a notice waits for a number
 class Agreement:
     """The signal that any process was given: all must stop after the same step, or they would wait for each other.
 
-    They are asked every eight steps; where those take long, as often as some two seconds have gone by, for a machine
-    that is taken away leaves half a minute. When to ask next they agree on too.
+    They are asked every eight steps; where those before took long, as often as some two seconds have gone by, for a
+    machine that is taken away leaves half a minute. When to ask next they agree on too.
     """
 
     def __init__(self, step: int):
@@ -80,7 +83,7 @@ class Agreement:
         highest, slowest = np.max(given, axis=0)
         now = time.monotonic()  # only now have the steps been done
         self._each, self._since = (now - self._since) / (step - self._asked), now
-        self._asked, self._next = step, step + int(np.clip(OR_SECONDS / max(slowest, 1e-3), 1, ASKED_EVERY))
+        self._asked, self._next = step, step + int(np.clip(OR_SECONDS / slowest, 1, ASKED_EVERY))
         return int(highest) or None
 
 

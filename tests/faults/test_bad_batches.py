@@ -51,9 +51,8 @@ def problem_of(losses, spike, devices=1, parallel_by="pmap"):
     kept = with_memories(kept, what, shapes, shapes, examples=0, labels=None)
     optimiser = make_optimiser(TRAINING, STEPS)
     state = start(parameters, statistics, kept, optimiser, metric_names(what))
-    mapped = parallel.Mapped(
-        make_step(student, looks, what, optimiser, STEPS, spike), jax.devices()[:devices], parallel_by
-    )
+    step = make_step(student, looks, what, optimiser, STEPS, 1.0, spike)
+    mapped = parallel.Mapped(step, jax.devices()[:devices], parallel_by)
     return Problem(mapped, mapped.place(state), mapped.place(Fixed(tuple(frozen))))
 
 
@@ -114,9 +113,9 @@ BAD = {
 }
 
 
-def batches_of_digits():
+def batches_of_digits(**given):
     examples = data.load("digits").train
-    return data.training_batches(examples, batch=BATCH, seed=1, normalise=data.statistics(examples))
+    return data.training_batches(examples, batch=BATCH, seed=1, normalise=data.statistics(examples), **given)
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -211,7 +210,7 @@ def odd(self, step):
     elif step == 30:
         batch["image"][:] = batch["image"][:1]
     if step in (5, 9, 30):
-        print(step + 1, batch["index"].tolist(), flush=True)
+        print(f"{step + 1} {batch['index'].tolist()}\\n", end="", flush=True)
     return batch
 
 batches._Training.__call__ = odd
@@ -232,6 +231,29 @@ def test_the_command_leaves_them_out_and_names_their_examples(tmp_path, tried):
     assert "student: 3 of 60 steps were not taken" in said
     assert np.isfinite(json.loads((run / "result.json").read_text())["student"]["knn_accuracy"])
     tried("an odd batch of three kinds under the command", "left out, its examples named, the run went on", 3)
+
+
+def test_images_with_edges_far_beyond_them_are_sound(tmp_path):
+    """Beside images of 300 a zero that comes in at an edge is a hundred deviations away."""
+    images = np.random.default_rng(0).normal(300, 3, (400, 8, 8, 1)).astype(np.float32)
+    np.savez(tmp_path / "warm.npz", images=images, labels=np.arange(400) % 3)
+    asked = ["--data.source", f"arrays:{tmp_path / 'warm.npz'}", "--data.crop", "3", "--workdir", tmp_path / "run"]
+    assert "not taken" not in pcjax("distill", *SMALL, *asked)
+
+
+def test_neighbours_far_beyond_the_others_are_left_out(tried):
+    problem = problem_of((Loss("bingo", head="mlp", bank=8),), TRAINING.spike)
+    near = np.roll(np.arange(len(data.load("digits").train)), 1)[:, None]
+    batches, state, large = batches_of_digits(neighbours=near), problem.state, []
+    for step in range(4):
+        batch = next(batches)
+        batch["neighbour_image"] = batch["neighbour_image"] * np.float32(100 if step == 2 else 1)
+        state, metrics = problem.step(problem.frozen, state, problem.step.split(batch))
+        assert metrics["large"] != metrics["taken"]
+        large.append(bool(metrics["large"]))
+    batches.close()
+    assert large == [False, False, True, False]
+    tried("neighbours 100 times as large", "left out, the run went on")
 
 
 def alike_by_device(image, rng):

@@ -292,7 +292,7 @@ from pcjax.training.stopping import Watchdog
 with Watchdog("work", 2.0):
     print("begun", flush=True)
     for _ in range(4):
-        time.sleep(0.2)
+        time.sleep(0.3)
 """
 
 
@@ -301,6 +301,7 @@ def test_what_was_suspended_goes_on(tried):
     assert process.stdout.readline() == "begun\n"
     process.send_signal(signal.SIGSTOP)
     time.sleep(3)
+    assert process.poll() is None
     process.send_signal(signal.SIGCONT)
     assert finish(process) == (0, "", "")
     tried("a process suspended for longer than a step may take", "goes on")

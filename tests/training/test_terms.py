@@ -104,7 +104,7 @@ def problem(group):
     optimiser = make_optimiser(TRAINING, STEPS)
     state = start(student.parameters, student.statistics, kept, optimiser, metric_names(what))
     fixed = Fixed((teacher.parameters, teacher.statistics), classifier_of(teacher))
-    return make_step(student.function, looks, what, optimiser, STEPS), state, fixed, what.names()
+    return make_step(student.function, looks, what, optimiser, STEPS, size=1.0), state, fixed, what.names()
 
 
 def run(mapped, state, fixed, given):

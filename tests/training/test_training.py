@@ -22,6 +22,7 @@ from pcjax.training.guard import BadStepsError
 from pcjax.training.objective import objective, with_memories
 from pcjax.training.state import make_optimiser, start
 from pcjax.training.step import AXIS, Fixed, make_step, metric_names
+from pcjax.training.stopping import StopSignals
 
 STEPS, BATCH, BANK = 20, 32, 12
 TRAINING = Training(optimiser="sgd", learning_rate=0.05, clip=1.0, batch=BATCH, log_every=3, save_every=7, warmup=0.1)
@@ -67,7 +68,7 @@ def problem():
     kept = with_memories(kept, what, shapes, shapes, examples=0, labels=None)
     optimiser = make_optimiser(TRAINING, STEPS)
     state = start(parameters, statistics, kept, optimiser, metric_names(what))
-    return Problem(make_step(student, looks, what, optimiser, STEPS), state, Fixed(tuple(frozen)))
+    return Problem(make_step(student, looks, what, optimiser, STEPS, size=1.0), state, Fixed(tuple(frozen)))
 
 
 def batches_of(examples):
@@ -326,3 +327,16 @@ def test_tensorboard_is_told_the_same(tmp_path):
 def test_devices_that_cannot_be_used_are_refused(count, batch, message):
     with pytest.raises(ValueError, match=message):
         parallel.choose_devices(count, batch)
+
+
+@pytest.mark.parametrize(("error", "obeyed"), [(None, True), (BadStepsError, True), (OSError, False)])
+def test_a_signal_after_the_last_look_is_obeyed_unless_there_is_more_to_say(error, obeyed):
+    def ends():
+        with StopSignals() as signals:
+            signal.raise_signal(signal.SIGINT)
+            assert signals.number == signal.SIGINT
+            if error is not None:
+                raise error
+
+    with pytest.raises(KeyboardInterrupt if obeyed else error):
+        ends()
