@@ -136,7 +136,7 @@ def _judged(
     """The score, written down with all else that the validation examples say; a signal ends it."""
 
     def look() -> None:
-        watchdog.beat(step - 1)  # of this step's end, but not without end
+        watchdog.beat(step - 1)  # each look is waited for anew; the step goes on
         number = agreed_now(stop.number)
         if number is not None:
             raise StoppedError(number, step)
