@@ -100,9 +100,9 @@ class Watchdog:
 
     Args:
       what: the training's name, or what else is done.
-      seconds: how long a step may take, with its metrics, its validation and the start of its save; None is half an
-        hour where there are several devices, of this or of other processes, one of which can leave the others waiting,
-        and no limit where there is only one.
+      seconds: how long a step may take, with its metrics and the start of its save, or a batch of its validation; None
+        is half an hour where there are several devices, of this or of other processes, one of which can leave the
+        others waiting, and no limit where there is only one.
       each: what a step is called; None where all is one.
       setting: the field of the config that says how long.
     """

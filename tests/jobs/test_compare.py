@@ -57,8 +57,8 @@ def test_no_run_that_has_ended_stays_held(command, tmp_path, monkeypatch):
 
     monkeypatch.setattr(disk, "hold", watched)
     for job, count in (("compare", "--seeds"), ("tune", "--trials")):
-        assert command(job, *SMALL, "--losses", "pkt,cka", count, 1, "--workdir", tmp_path / job)[0] == 0
-        assert len(held) == 4  # its own, the teacher's, and two runs'
+        assert command(job, *SMALL, "--losses", "pkt,cka", count, 2, "--workdir", tmp_path / job)[0] == 0
+        assert len(held) == 6  # its own, the teacher's, and four runs'
         assert max(held) == 2
         held.clear()
 
