@@ -19,7 +19,9 @@ class Built(NamedTuple):
     """A contender on given features, compiled."""
 
     step: Callable[[], Any]  # loss and gradient once, waited for
-    temporary_bytes: int | None  # what it needs beside its arguments and results; None where nobody knows
+    temporary_bytes: (
+        int | None
+    )  # what it needs beside its arguments and results; None where nobody knows
 
 
 Build = Callable[[np.ndarray, np.ndarray], Built]
@@ -32,7 +34,10 @@ def compiled(step: Callable[..., Any], *given: Any) -> Built:
     given = jax.device_put(given)
     run = jax.jit(step).lower(*given).compile()
     needs = run.memory_analysis()
-    return Built(lambda: jax.block_until_ready(run(*given)), None if needs is None else needs.temp_size_in_bytes)
+    return Built(
+        lambda: jax.block_until_ready(run(*given)),
+        None if needs is None else needs.temp_size_in_bytes,
+    )
 
 
 def _in_jax(loss: Callable[[Any, Any], Any], student: np.ndarray, teacher: np.ndarray) -> Built:
@@ -80,7 +85,11 @@ def _rkd_distance(student: np.ndarray, teacher: np.ndarray) -> Built:
     def loss(student: Any, teacher: Any) -> Any:
         d_student, d_teacher = (pcjax.dissimilarity.euclidean(x, x) for x in (student, teacher))
         pairs = len(student) * (len(student) - 1)
-        return jnp.mean(optax.huber_loss(d_student * pairs / d_student.sum(), d_teacher * pairs / d_teacher.sum()))
+        return jnp.mean(
+            optax.huber_loss(
+                d_student * pairs / d_student.sum(), d_teacher * pairs / d_teacher.sum()
+            )
+        )
 
     return _in_jax(loss, student, teacher)
 
@@ -88,7 +97,9 @@ def _rkd_distance(student: np.ndarray, teacher: np.ndarray) -> Built:
 def _softjax(student: np.ndarray, teacher: np.ndarray, method: str) -> Built:
     import softjax
 
-    rank = functools.partial(softjax.rank, axis=1, softness=TEMPERATURE, method=method, descending=False)
+    rank = functools.partial(
+        softjax.rank, axis=1, softness=TEMPERATURE, method=method, descending=False
+    )
     return _rank_operator(lambda d: rank(d, standardize=False) + 1, student, teacher)
 
 
@@ -101,7 +112,9 @@ def _rax(student: np.ndarray, teacher: np.ndarray) -> Built:
 def _ott(student: np.ndarray, teacher: np.ndarray) -> Built:
     from ott.tools import soft_sort
 
-    return _rank_operator(lambda d: soft_sort.ranks(d, axis=1, epsilon=TEMPERATURE**2) + 1, student, teacher)
+    return _rank_operator(
+        lambda d: soft_sort.ranks(d, axis=1, epsilon=TEMPERATURE**2) + 1, student, teacher
+    )
 
 
 def _torchsort(student: np.ndarray, teacher: np.ndarray) -> Built:
@@ -122,7 +135,9 @@ def _torchsort(student: np.ndarray, teacher: np.ndarray) -> Built:
         s.grad = None
         target = others(t).argsort(dim=1).argsort(dim=1) + 1
         d = others(s)
-        ranks = torchsort.soft_rank(d / d.std(dim=1, keepdim=True), regularization_strength=TEMPERATURE)
+        ranks = torchsort.soft_rank(
+            d / d.std(dim=1, keepdim=True), regularization_strength=TEMPERATURE
+        )
         loss = (ranks - target).abs().mean() / (n - 1)
         loss.backward()
         if device == "cuda":

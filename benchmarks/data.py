@@ -40,7 +40,10 @@ def config_of(name: str, data_dir: str | None, folder: pathlib.Path) -> Config:
     if data_dir is not None:
         return dataclasses.replace(config, data=dataclasses.replace(config.data, data_dir=data_dir))
     random = np.random.default_rng(0)
-    images, labels = random.integers(0, 256, (60_000, 28, 28, 1), np.uint8), random.integers(0, 10, 60_000)
+    images, labels = (
+        random.integers(0, 256, (60_000, 28, 28, 1), np.uint8),
+        random.integers(0, 10, 60_000),
+    )
     np.savez(folder / "random.npz", images=images, labels=labels)
     source = f"arrays:{folder / 'random.npz'}"
     return dataclasses.replace(config, data=dataclasses.replace(config.data, source=source))
@@ -56,12 +59,16 @@ def planned(config: Config, folder: pathlib.Path) -> Plan:
         for part, examples in loaded.examples.parts.items()
     }
     first = new_model(config.student, loaded, config.training, STUDENT_SEED)
-    return plan_student(config, folder, loaded, KnownTeacher(features, None, None), first, Display(), Clock())
+    return plan_student(
+        config, folder, loaded, KnownTeacher(features, None, None), first, Display(), Clock()
+    )
 
 
 def main() -> None:
     """Measures, prints and writes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--data-dir")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path())
@@ -81,20 +88,36 @@ def main() -> None:
                 at[0], said = plan.mapped(plan.frozen, at[0], plan.mapped.split(here))
                 jax.block_until_ready((at[0], said))
 
-            contenders[f"{name} batch"] = timed(lambda plan=plan: [next(plan.batches) for _ in range(BATCHES)])
+            contenders[f"{name} batch"] = timed(
+                lambda plan=plan: [next(plan.batches) for _ in range(BATCHES)]
+            )
             contenders[f"{name} step"] = timed(step)
         times = interleaved(contenders, args.seconds)
     rows = {}
-    print(f"{'':14} {'from':>7} {'batch':>6} {'ms a batch':>11} {'ms a step':>10} {'times as many':>14}")
+    print(
+        f"{'':14} {'from':>7} {'batch':>6} {'ms a batch':>11} {'ms a step':>10} {'times as many':>14}"
+    )
     for name in NAMES:
         delivered, *quartiles = (value / BATCHES for value in spread(times[f"{name} batch"]))
         used, *quartiles_of_step = spread(times[f"{name} step"])
-        rows[name] = {"from": origin[name], "batch": batch[name], "ms": delivered, "quartiles": quartiles}
-        rows[name] |= {"step_ms": used, "step_quartiles": quartiles_of_step, "times": used / delivered}
+        rows[name] = {
+            "from": origin[name],
+            "batch": batch[name],
+            "ms": delivered,
+            "quartiles": quartiles,
+        }
+        rows[name] |= {
+            "step_ms": used,
+            "step_quartiles": quartiles_of_step,
+            "times": used / delivered,
+        }
         enough = "" if used / delivered >= LEAST else "  TOO SLOW"
         line = f"{name:14} {origin[name]:>7} {batch[name]:6} {delivered:11.2f} {used:10.2f} {used / delivered:14.1f}"
         print(line + enough)
-    record = {"environment": environment() | {name: version(name) for name in ("numpy", "grain")}, "rows": rows}
+    record = {
+        "environment": environment() | {name: version(name) for name in ("numpy", "grain")},
+        "rows": rows,
+    }
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "data.json").write_text(json.dumps(record, indent=1) + "\n")
 

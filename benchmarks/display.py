@@ -24,9 +24,16 @@ class Terminal(Display):
 
 def main() -> None:
     """Runs the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=20)
-    parser.add_argument("--rate", type=float, default=100, help="steps a second; the digits config takes about as many")
+    parser.add_argument(
+        "--rate",
+        type=float,
+        default=100,
+        help="steps a second; the digits config takes about as many",
+    )
     parser.add_argument("--log-every", type=int, default=50)
     arguments = parser.parse_args()
     steps = round(arguments.seconds * arguments.rate)
@@ -39,7 +46,9 @@ def main() -> None:
                 continue
             progress.show(step, {"loss": 1 / step, "coherence": 0.5, "gradient_norm": 1.0})
         busy, passed = time.process_time() - busy, time.perf_counter() - began
-    print(f"{1e3 * busy:.0f} ms of processor time in {passed:.1f} s: {100 * busy / passed:.2f} % of one core")
+    print(
+        f"{1e3 * busy:.0f} ms of processor time in {passed:.1f} s: {100 * busy / passed:.2f} % of one core"
+    )
 
 
 if __name__ == "__main__":

@@ -39,7 +39,9 @@ def contenders() -> dict[str, Any]:
     }
     loss = jax.jit(jax.value_and_grad(functools.partial(perception_coherence, temperature=0.1)))
     for student, teacher in DIMENSIONS:
-        features = [jnp.asarray(random.normal(size=(EXAMPLES, d)), jnp.float32) for d in (student, teacher)]
+        features = [
+            jnp.asarray(random.normal(size=(EXAMPLES, d)), jnp.float32) for d in (student, teacher)
+        ]
         parts[f"loss and gradient, {student} and {teacher} dimensions"] = functools.partial(
             lambda features: jax.block_until_ready(loss(*features)), features
         )
@@ -48,14 +50,22 @@ def contenders() -> dict[str, Any]:
 
 def main() -> None:
     """Prints medians and quartiles."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=30)
     seconds = parser.parse_args().seconds
-    times = interleaved({name: timed(part) for name, part in contenders().items()}, seconds, most=2000)
+    times = interleaved(
+        {name: timed(part) for name, part in contenders().items()}, seconds, most=2000
+    )
     stages = EXAMPLES.bit_length() * (EXAMPLES.bit_length() - 1) // 2
     for name, taken in times.items():
         middle, first, third = spread(taken)
-        more = f"; {stages} stages, {1e3 * middle / stages:.3g} microseconds each" if "network" in name else ""
+        more = (
+            f"; {stages} stages, {1e3 * middle / stages:.3g} microseconds each"
+            if "network" in name
+            else ""
+        )
         print(f"{name}: {middle:.3g} ms ({first:.3g}-{third:.3g}){more}")
 
 

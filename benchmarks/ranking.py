@@ -71,14 +71,20 @@ def measure(sizes: list[int], seconds: float, also: list[str]) -> dict[str, Any]
     """Times every contender that is there at every size it is asked for."""
     on_cpu = jax.default_backend() == "cpu"
     others = [Elsewhere(python, "benchmarks.ranking") for python in also]
-    results: dict[str, Any] = {"environment": environment(), "features": [STUDENT_FEATURES, TEACHER_FEATURES]}
+    results: dict[str, Any] = {
+        "environment": environment(),
+        "features": [STUDENT_FEATURES, TEACHER_FEATURES],
+    }
     results["milliseconds"], results["temporary_bytes"], missing = {}, {}, {}
     for n in sizes:
         ready: dict[str, Timed] = {}
         for name, (_, largest) in CONTENDERS.items():
             if (on_cpu and n > largest) or name in missing:
                 continue
-            for source in (prepare, *(functools.partial(_prepare_elsewhere, other) for other in others)):
+            for source in (
+                prepare,
+                *(functools.partial(_prepare_elsewhere, other) for other in others),
+            ):
                 try:
                     ready[name] = source(name, n)
                     break
@@ -95,7 +101,9 @@ def measure(sizes: list[int], seconds: float, also: list[str]) -> dict[str, Any]
         times = interleaved(
             {name: one.call for name, one in ready.items()},
             seconds / len(sizes),
-            failed=lambda name, error, n=n: print(f"{name} at n = {n}: {type(error).__name__}: {error}"),
+            failed=lambda name, error, n=n: print(
+                f"{name} at n = {n}: {type(error).__name__}: {error}"
+            ),
         )
         results["milliseconds"][n] = {name: spread(taken) for name, taken in times.items()}
         results["temporary_bytes"][n] = {name: one.temporary_bytes for name, one in ready.items()}
@@ -110,7 +118,9 @@ def table(results: dict[str, Any]) -> str:
     """Medians in milliseconds, quartiles, how many times the reference each takes, and megabytes of temporaries."""
     sizes = list(results["milliseconds"])
     lines = [
-        "| milliseconds, median (quartiles), times ours, temporaries | " + " | ".join(f"n = {n}" for n in sizes) + " |"
+        "| milliseconds, median (quartiles), times ours, temporaries | "
+        + " | ".join(f"n = {n}" for n in sizes)
+        + " |"
     ]
     lines.append("|---|" + "---|" * len(sizes))
     for name in CONTENDERS:
@@ -140,9 +150,16 @@ def plot(results: dict[str, Any], path: pathlib.Path) -> None:
 
     figure, axes = plt.subplots(figsize=(8, 6), layout="constrained")
     for name in CONTENDERS:
-        points = [(n, by_name[name][0]) for n, by_name in results["milliseconds"].items() if name in by_name]
+        points = [
+            (n, by_name[name][0])
+            for n, by_name in results["milliseconds"].items()
+            if name in by_name
+        ]
         if points:
-            style = {"lw": 2.5 if name == REFERENCE else 1, "ls": "-" if name.startswith("pcjax") else "--"}
+            style = {
+                "lw": 2.5 if name == REFERENCE else 1,
+                "ls": "-" if name.startswith("pcjax") else "--",
+            }
             axes.loglog(*zip(*points, strict=True), marker="o", label=name, **style)
     axes.set(xlabel="examples in the batch", ylabel="loss and gradient, milliseconds")
     axes.set_title(results["environment"]["device"])
@@ -153,9 +170,13 @@ def plot(results: dict[str, Any], path: pathlib.Path) -> None:
 
 def main() -> None:
     """Runs the benchmark, or serves it to another interpreter."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256, 512, 1024, 2048, 4096])
-    parser.add_argument("--seconds", type=float, default=120, help="for all sizes together, compilation not counted")
+    parser.add_argument(
+        "--seconds", type=float, default=120, help="for all sizes together, compilation not counted"
+    )
     parser.add_argument("--also", nargs="*", default=[], metavar="PYTHON")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmark-results"))
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)

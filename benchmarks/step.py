@@ -27,7 +27,9 @@ from pcjax import models
 
 LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "mean squared error": lambda student, teacher: jnp.mean((student - teacher) ** 2),
-    "pcjax laplace": lambda student, teacher: pcjax.losses.perception_coherence(student, teacher, temperature=0.1),
+    "pcjax laplace": lambda student, teacher: pcjax.losses.perception_coherence(
+        student, teacher, temperature=0.1
+    ),
 }
 REFERENCE = "mean squared error"
 
@@ -38,11 +40,15 @@ def prepare(name: str, batch: int) -> Timed:
     images = random.normal(size=(batch, 32, 32, 3)).astype(np.float32)
     teacher = random.normal(size=(batch, 64)).astype(np.float32)
     student = models.build("resnet20", shape=(32, 32, 3), classes=None, rngs=nnx.Rngs(0))
-    both, state = nnx.split((student, nnx.Optimizer(student, optax.sgd(1e-3, momentum=0.9), wrt=nnx.Param)))
+    both, state = nnx.split(
+        (student, nnx.Optimizer(student, optax.sgd(1e-3, momentum=0.9), wrt=nnx.Param))
+    )
 
     def step(state: Any, images: jax.Array, teacher: jax.Array) -> Any:
         student, optimiser = nnx.merge(both, state)
-        loss, gradients = nnx.value_and_grad(lambda student: LOSSES[name](student(images).features, teacher))(student)
+        loss, gradients = nnx.value_and_grad(
+            lambda student: LOSSES[name](student(images).features, teacher)
+        )(student)
         optimiser.update(student, gradients)
         return loss, nnx.state((student, optimiser))
 
@@ -58,7 +64,9 @@ def measure(batch: int, seconds: float) -> dict[str, Any]:
     return {
         name: {
             "milliseconds": spread(taken),
-            "ratio": np.percentile(np.divide(taken[:turns], times[REFERENCE][:turns]), [50, 25, 75]).tolist(),
+            "ratio": np.percentile(
+                np.divide(taken[:turns], times[REFERENCE][:turns]), [50, 25, 75]
+            ).tolist(),
             "temporary_bytes": ready[name].temporary_bytes,
         }
         for name, taken in times.items()
@@ -67,23 +75,31 @@ def measure(batch: int, seconds: float) -> dict[str, Any]:
 
 def main() -> None:
     """Runs the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--batch", type=int, nargs="+", default=[256])
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmark-results"))
     arguments = parser.parse_args()
     results: dict[str, Any] = {"environment": environment(), "batches": {}}
-    print("| step with | batch | milliseconds, median (quartiles) | times the mean squared error's | temporaries |")
+    print(
+        "| step with | batch | milliseconds, median (quartiles) | times the mean squared error's | temporaries |"
+    )
     print("|---|---|---|---|---|")
     for batch in arguments.batch:
         try:
-            found = results["batches"][batch] = measure(batch, arguments.seconds / len(arguments.batch))
+            found = results["batches"][batch] = measure(
+                batch, arguments.seconds / len(arguments.batch)
+            )
         except Exception as error:  # what a backend raises where memory does not suffice
             print(f"batch {batch}: {type(error).__name__}: {error}".splitlines()[0])
             continue
         for name, one in found.items():
             (middle, low, high), (ratio, least, most) = one["milliseconds"], one["ratio"]
-            room = "" if one["temporary_bytes"] is None else f"{one['temporary_bytes'] / 1e6:.3g} MB"
+            room = (
+                "" if one["temporary_bytes"] is None else f"{one['temporary_bytes'] / 1e6:.3g} MB"
+            )
             times = f"{middle:.4g} ({low:.4g}-{high:.4g}) | {ratio:.3f} ({least:.3f}-{most:.3f})"
             print(f"| {name} | {batch} | {times} | {room} |", flush=True)
     arguments.out.mkdir(parents=True, exist_ok=True)

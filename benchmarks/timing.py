@@ -71,7 +71,10 @@ class Elsewhere:
 
     def __init__(self, python: str, module: str):
         self.process = subprocess.Popen(  # noqa: S603
-            [python, "-m", module, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [python, "-m", module, "--serve"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def ask(self, **request: Any) -> Any:

@@ -32,7 +32,12 @@ config = Config(
         Loss(
             "perception_coherence",
             head="linear",
-            arguments={"temperature": 0.1, "dissimilarity": "cosine", "frame": "teacher", "weighting": "neighbours"},
+            arguments={
+                "temperature": 0.1,
+                "dissimilarity": "cosine",
+                "frame": "teacher",
+                "weighting": "neighbours",
+            },
         ),
     ),
     training=Training(

@@ -22,7 +22,12 @@ config = Config(
         Loss(
             "perception_coherence",
             head="linear",
-            arguments={"temperature": 0.1, "dissimilarity": "cosine", "frame": "teacher", "weighting": "neighbours"},
+            arguments={
+                "temperature": 0.1,
+                "dissimilarity": "cosine",
+                "frame": "teacher",
+                "weighting": "neighbours",
+            },
         ),
     ),
     training=Training(epochs=5, batch=256, learning_rate=3e-3, log_every=50, save_every=200),

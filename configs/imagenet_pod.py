@@ -41,7 +41,13 @@ config = Config(
         ),
     ),
     training=Training(
-        epochs=100, batch=4096, learning_rate=4e-3, compute="bfloat16", parallel="shard_map", clip=1.0, save_every=1000
+        epochs=100,
+        batch=4096,
+        learning_rate=4e-3,
+        compute="bfloat16",
+        parallel="shard_map",
+        clip=1.0,
+        save_every=1000,
     ),
     evaluation=Evaluation(neighbours=20, batch=2048),
 )

@@ -39,7 +39,10 @@ def require_name(what: str, given: Any, known: Collection[str], alternative: str
 def require_features(what: str, x: Any) -> None:
     """Refuses anything but a (rows, features) array of real numbers."""
     shape = np.shape(x)
-    require(len(shape) == 2, f"got {what} of shape {shape}: expected (rows, features), one row per example")
+    require(
+        len(shape) == 2,
+        f"got {what} of shape {shape}: expected (rows, features), one row per example",
+    )
     require(shape[1] > 0, f"got {what} of shape {shape}: expected at least one feature")
     require_real(what, x)
 
@@ -55,7 +58,9 @@ def require_positive(what: str, value: Any, optional: bool = False) -> None:
     """Refuses zero, negative, infinite and NaN values wherever the value is known while tracing."""
     if optional and value is None:
         return
-    expected = f"got {what} {value!r}: expected a positive, finite number" + (" or None" if optional else "")
+    expected = f"got {what} {value!r}: expected a positive, finite number" + (
+        " or None" if optional else ""
+    )
     require(not isinstance(value, (str, bytes, bool)) and value is not None, expected)
     dtype = _dtype_of(value)
     require(jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer), expected)
@@ -76,7 +81,9 @@ def require_share(what: str, value: Any) -> None:
     require(values.dtype.kind in "uif" and bool(np.all((values >= 0) & (values <= 1))), expected)
 
 
-def require_whole(what: str, value: Any, least: int, most: int | None = None, context: str = "") -> None:
+def require_whole(
+    what: str, value: Any, least: int, most: int | None = None, context: str = ""
+) -> None:
     """Refuses anything but an integer from `least` to `most`."""
     bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
@@ -87,13 +94,19 @@ def require_whole(what: str, value: Any, least: int, most: int | None = None, co
 def require_mask(given: Any) -> None:
     """Refuses masks that are not of booleans: indices, above all."""
     dtype = _dtype_of(given)
-    require(dtype.kind == "b", f"got where of dtype {dtype}: expected booleans, True for what counts")
+    require(
+        dtype.kind == "b", f"got where of dtype {dtype}: expected booleans, True for what counts"
+    )
 
 
 def at_least_float32(x: Any) -> jax.Array:
     """The array in float32, or in float64 if that is what it is: ranks of half-precision numbers are mostly ties."""
     x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.float32)
+    return x.astype(
+        jnp.promote_types(x.dtype, jnp.float32)
+        if jnp.issubdtype(x.dtype, jnp.floating)
+        else jnp.float32
+    )
 
 
 def printable(text: str) -> str:

@@ -79,13 +79,19 @@ def _is_default(field: dataclasses.Field, given: Any) -> bool:
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object in which no name stands twice."""
     found = dict(pairs)
-    _checks.require(len(found) == len(pairs), "a name stands twice in one object: leave one of them")
+    _checks.require(
+        len(found) == len(pairs), "a name stands twice in one object: leave one of them"
+    )
     return found
 
 
 def choices(cls: type) -> dict[str, tuple[str, ...]]:
     """The fields of which only some names are possible."""
-    return {name: typing.get_args(hint) for name, hint in _hints(cls).items() if typing.get_origin(hint) is Literal}
+    return {
+        name: typing.get_args(hint)
+        for name, hint in _hints(cls).items()
+        if typing.get_origin(hint) is Literal
+    }
 
 
 def decode(hint: Any, value: Any, where: str) -> Any:
@@ -102,12 +108,16 @@ def decode(hint: Any, value: Any, where: str) -> Any:
         hints = _hints(hint)
         for name in value:
             _checks.require_name("field", f"{where}{name}", [f"{where}{known}" for known in hints])
-        fields = {name: decode(hints[name], item, f"{where}{name}.") for name, item in value.items()}
+        fields = {
+            name: decode(hints[name], item, f"{where}{name}.") for name, item in value.items()
+        }
         place = where.rstrip(".")
         try:
             return hint(**fields)  # pyright: ignore[reportCallIssue]
         except TypeError as error:
-            raise RequestError(f"{place}: {str(error).partition('__init__() ')[2] or error}") from error
+            raise RequestError(
+                f"{place}: {str(error).partition('__init__() ')[2] or error}"
+            ) from error
         except RequestError as error:
             if place in str(error):
                 raise
@@ -115,14 +125,20 @@ def decode(hint: Any, value: Any, where: str) -> Any:
     elif origin is Literal and value in arguments:
         return value
     elif origin is tuple and isinstance(value, list):
-        return tuple(decode(arguments[0], item, f"{where}{place}.") for place, item in enumerate(value))
+        return tuple(
+            decode(arguments[0], item, f"{where}{place}.") for place, item in enumerate(value)
+        )
     elif origin is dict and isinstance(value, dict):
         return {name: decode(arguments[1], item, f"{where}{name}.") for name, item in value.items()}
     elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value) if _fits(value) else _refuse(hint, value, where)
     elif isinstance(value, str) and "\0" in value:
         _refuse(hint, value, where)
-    elif isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+    elif (
+        isinstance(hint, type)
+        and isinstance(value, hint)
+        and (hint is bool or not isinstance(value, bool))
+    ):
         return value
     return _refuse(hint, value, where)
 

@@ -38,7 +38,9 @@ def ordered_bits(x: Num[Array, "..."]) -> Int[Array, "..."]:
 def floats_of(bits: Int[Array, "..."]) -> Float[Array, "..."]:
     """The inverse of `ordered_bits`."""
     floating = jnp.float64 if bits.dtype.itemsize == 8 else jnp.float32
-    return lax.bitcast_convert_type(jnp.where(bits < 0, bits ^ jnp.iinfo(bits.dtype).max, bits), floating)
+    return lax.bitcast_convert_type(
+        jnp.where(bits < 0, bits ^ jnp.iinfo(bits.dtype).max, bits), floating
+    )
 
 
 def _exchange_neighbours(
@@ -98,7 +100,9 @@ def _sort_by_network(bits: Int[Array, "n r"]) -> tuple[Int[Array, "n r"], Int[Ar
     last_digit = jnp.asarray((1 << room) - 1, unsigned)
     excluded = bits >= jnp.iinfo(bits.dtype).max - 1
     least = jnp.min(bits, axis=0)
-    span = lax.bitcast_convert_type(jnp.max(jnp.where(excluded, least, bits), axis=0) - least, unsigned)
+    span = lax.bitcast_convert_type(
+        jnp.max(jnp.where(excluded, least, bits), axis=0) - least, unsigned
+    )
     shift = jnp.maximum(length - lax.clz(span).astype(jnp.int32) - room, 0).astype(unsigned)
     shift = jnp.where(span >> shift == last_digit, shift + 1, shift)
     # What is excluded has the first leading digits that no number has. (Only whole numbers can fill all digits.)
@@ -112,7 +116,9 @@ def _sort_by_network(bits: Int[Array, "n r"]) -> tuple[Int[Array, "n r"], Int[Ar
         packed = (digits << index_bits) | lax.broadcasted_iota(unsigned, excess.shape, 0)
         padding = ((0, (1 << index_bits) - n), (0, 0))
         packed = jnp.pad(packed, padding, constant_values=jnp.iinfo(bits.dtype).max)
-        packed = lax.bitcast_convert_type(_network(lax.bitcast_convert_type(packed, bits.dtype))[:n], unsigned)
+        packed = lax.bitcast_convert_type(
+            _network(lax.bitcast_convert_type(packed, bits.dtype))[:n], unsigned
+        )
         return packed >> index_bits, (packed & ((1 << index_bits) - 1)).astype(jnp.int32)
 
     def unsorted(excess: Array) -> Array:
@@ -132,10 +138,14 @@ def _sort_by_network(bits: Int[Array, "n r"]) -> tuple[Int[Array, "n r"], Int[Ar
         # Zeros of the keys carry their device axes, which under shard_map all that a loop carries must share.
         none = excess[0, 0] & 0
         few = lax.while_loop(
-            lambda now: (now[2] < EXCHANGES) & unsorted(now[0]), exchange, (excess, order, none.astype(jnp.int32))
+            lambda now: (now[2] < EXCHANGES) & unsorted(now[0]),
+            exchange,
+            (excess, order, none.astype(jnp.int32)),
         )
         every_digit = lax.while_loop(
-            lambda now: (now[2] < length) & unsorted(now[0]), sort_next_digits, (few[0], few[1], none)
+            lambda now: (now[2] < length) & unsorted(now[0]),
+            sort_next_digits,
+            (few[0], few[1], none),
         )
         return every_digit[:2]
 
@@ -144,13 +154,17 @@ def _sort_by_network(bits: Int[Array, "n r"]) -> tuple[Int[Array, "n r"], Int[Ar
         return lax.cond(unsorted(found[0]), put_right, lambda sorted_: sorted_, found)
 
     # Where no digit was left out, the leading ones are all there is to know.
-    excess, order = lax.cond(jnp.any(shift > 0), look_up, lambda sorted_: sorted_, by_digits(excess, shift))
+    excess, order = lax.cond(
+        jnp.any(shift > 0), look_up, lambda sorted_: sorted_, by_digits(excess, shift)
+    )
     number = lax.bitcast_convert_type(excess, bits.dtype) + least
     return jnp.where(excess == beyond, jnp.iinfo(bits.dtype).max - 1, number), order
 
 
 def _sort_by_library(keys: Int[Array, "n r"]) -> tuple[Int[Array, "n r"], Int[Array, "n r"]]:
-    keys, order = lax.sort((keys, lax.broadcasted_iota(jnp.int32, keys.shape, 0)), dimension=0, num_keys=1)
+    keys, order = lax.sort(
+        (keys, lax.broadcasted_iota(jnp.int32, keys.shape, 0)), dimension=0, num_keys=1
+    )
     return keys, order
 
 
@@ -165,7 +179,9 @@ def _line_by_line(
 
     def at_line(k: Array, given: tuple[Any, Array]) -> tuple[Any, Array]:
         carry, lines = given
-        k = jnp.uint32(n - 1) - k.astype(jnp.uint32) if reverse else k.astype(jnp.uint32)  # none is below 0 then
+        k = (
+            jnp.uint32(n - 1) - k.astype(jnp.uint32) if reverse else k.astype(jnp.uint32)
+        )  # none is below 0 then
         line, carry = step(rate[k], lines[k], carry)
         return carry, lax.dynamic_update_index_in_dim(lines, line, k, 0)
 
@@ -173,8 +189,12 @@ def _line_by_line(
     return lax.fori_loop(0, n, at_line, (start, value + jnp.zeros_like(rate)))[1]
 
 
-def _relax_sequentially(rate: Float[Array, "n r"], target: Float[Array, "n r"], reverse: bool) -> Float[Array, "n r"]:
-    def step(rate: Array, target: Array, carry: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
+def _relax_sequentially(
+    rate: Float[Array, "n r"], target: Float[Array, "n r"], reverse: bool
+) -> Float[Array, "n r"]:
+    def step(
+        rate: Array, target: Array, carry: tuple[Array, Array]
+    ) -> tuple[Array, tuple[Array, Array]]:
         y, lost = carry
         # Kahan: `lost` holds the low bits, without which n additions would cost sqrt(n) roundings.
         increment = rate * (target - y) + lost
@@ -185,7 +205,9 @@ def _relax_sequentially(rate: Float[Array, "n r"], target: Float[Array, "n r"], 
     return _line_by_line(step, rate, target, (zeros, zeros), reverse)
 
 
-def _recur_sequentially(decay: Float[Array, "n r"], value: Float[Array, "n r"], reverse: bool) -> Float[Array, "n r"]:
+def _recur_sequentially(
+    decay: Float[Array, "n r"], value: Float[Array, "n r"], reverse: bool
+) -> Float[Array, "n r"]:
     def step(decay: Array, value: Array, y: Array) -> tuple[Array, Array]:
         y = decay * y + value
         return y, y
@@ -193,14 +215,18 @@ def _recur_sequentially(decay: Float[Array, "n r"], value: Float[Array, "n r"], 
     return _line_by_line(step, decay, value, jnp.zeros_like(decay[0]), reverse)
 
 
-def _recur_in_parallel(decay: Float[Array, "n r"], value: Float[Array, "n r"], reverse: bool) -> Float[Array, "n r"]:
+def _recur_in_parallel(
+    decay: Float[Array, "n r"], value: Float[Array, "n r"], reverse: bool
+) -> Float[Array, "n r"]:
     def after(one: tuple[Array, Array], two: tuple[Array, Array]) -> tuple[Array, Array]:
         return one[0] * two[0], two[0] * one[1] + two[1]
 
     return lax.associative_scan(after, (decay, value), reverse=reverse, axis=0)[1]
 
 
-def _relax_in_parallel(rate: Float[Array, "n r"], target: Float[Array, "n r"], reverse: bool) -> Float[Array, "n r"]:
+def _relax_in_parallel(
+    rate: Float[Array, "n r"], target: Float[Array, "n r"], reverse: bool
+) -> Float[Array, "n r"]:
     def after(one: tuple[Array, Array], two: tuple[Array, Array]) -> tuple[Array, Array]:
         # In terms of the rates, not of 1 - rate: small rates keep their digits.
         return one[0] + (two[0] - one[0] * two[0]), one[1] + (two[1] - two[0] * one[1])
@@ -237,7 +263,11 @@ def primitives(length: int) -> Primitives:
 
 def cache_rows(length: int) -> int | None:
     """How many rows of this length are best ranked together: what a core's cache holds; None, all at once."""
-    return max(16, 2**17 // length, min(64, 2**18 // length)) if jax.default_backend() == "cpu" else None
+    return (
+        max(16, 2**17 // length, min(64, 2**18 // length))
+        if jax.default_backend() == "cpu"
+        else None
+    )
 
 
 class Sorted(NamedTuple):
@@ -249,7 +279,10 @@ class Sorted(NamedTuple):
 
 
 def sort_columns(
-    x: Num[Array, "n r"], valid: Bool[Array, "n r"] | None, using: Primitives, entries: Int[Array, "r"] | None = None
+    x: Num[Array, "n r"],
+    valid: Bool[Array, "n r"] | None,
+    using: Primitives,
+    entries: Int[Array, "r"] | None = None,
 ) -> Sorted:
     """Sorts every column, entries that are not `valid` to the end; who knows how many are, says it (`entries`)."""
     n, r = x.shape
@@ -262,14 +295,20 @@ def sort_columns(
 
 def entries_of(valid: Bool[Array, "n r"] | None, n: int, r: int) -> Int[Array, "r"]:
     """How many entries of each column take part."""
-    return jnp.full((r,), n, jnp.int32) if valid is None else jnp.sum(valid, axis=0, dtype=jnp.int32)
+    return (
+        jnp.full((r,), n, jnp.int32) if valid is None else jnp.sum(valid, axis=0, dtype=jnp.int32)
+    )
 
 
 def unsort(values: Num[Array, "n r"], order: Int[Array, "n r"]) -> Num[Array, "n r"]:
     """Brings sorted columns back into the order they came in."""
     if values.size >= 2**31:
         lanes = lax.broadcasted_iota(jnp.int32, order.shape, 1)
-        return jnp.zeros_like(values).at[order, lanes].set(values, unique_indices=True, mode="promise_in_bounds")
+        return (
+            jnp.zeros_like(values)
+            .at[order, lanes]
+            .set(values, unique_indices=True, mode="promise_in_bounds")
+        )
     flat = jnp.zeros_like(values).reshape(-1)
     flat = flat.at[_places(order)].set(values, unique_indices=True, mode="promise_in_bounds")
     return flat.reshape(values.shape)
@@ -287,7 +326,9 @@ def _places(order: Int[Array, "n r"]) -> Int[Array, "n r"]:
     return order * order.shape[1] + lax.broadcasted_iota(jnp.int32, order.shape, 1)
 
 
-def run_bounds(bits: Int[Array, "n r"], using: Primitives) -> tuple[Float[Array, "n r"], Float[Array, "n r"]]:
+def run_bounds(
+    bits: Int[Array, "n r"], using: Primitives
+) -> tuple[Float[Array, "n r"], Float[Array, "n r"]]:
     """First and last position, counted from 0, of the run of equal values that each sorted entry belongs to."""
     floating = jnp.float64 if bits.dtype.itemsize == 8 else jnp.float32
     position = lax.broadcasted_iota(jnp.int32, bits.shape, 0).astype(floating)
@@ -312,6 +353,8 @@ def average_ranks(
     ranks = (first + last) / 2 + 1
     if jnp.issubdtype(x.dtype, jnp.floating):
         ending = jnp.maximum(columns.entries - 1, 0)[None]
-        largest = floats_of(jnp.take_along_axis(columns.bits, ending, axis=0, mode="promise_in_bounds"))
+        largest = floats_of(
+            jnp.take_along_axis(columns.bits, ending, axis=0, mode="promise_in_bounds")
+        )
         ranks = jnp.where((columns.entries > 0) & jnp.isnan(largest), jnp.nan, ranks)
     return unsort(ranks, columns.order)

@@ -50,9 +50,25 @@ TRAINED = ("distill", "teach", "compare", "tune")
 LOOKED_AT = ("evaluate", "embed", "export", "report")
 LONGEST_LINE = 2000
 _BROKEN = re.compile("gloo|connection|socket|peer|heartbeat|coordination|barrier", re.IGNORECASE)
-NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EINVAL, errno.EOPNOTSUPP)
+NO_PATH = (
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.EINVAL,
+    errno.EOPNOTSUPP,
+)
 CLOSED = (errno.EACCES, errno.EPERM)
-FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.ESTALE, errno.ETIMEDOUT)
+FULL_OR_BROKEN = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EIO,
+    errno.EROFS,
+    errno.EFBIG,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+)
 SHORT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
@@ -117,14 +133,19 @@ def _with_output(status: Any) -> Any:
         unsaid.append(error)
     if status == 0 and unsaid:
         with contextlib.suppress(OSError):
-            print(f"pcjax: all is done, but could not all be told: {unsaid[0].strerror}", file=sys.stderr)  # noqa: T201
+            print(
+                f"pcjax: all is done, but could not all be told: {unsaid[0].strerror}",
+                file=sys.stderr,
+            )  # noqa: T201
         return 1
     return status
 
 
 def _leave(status: int) -> None:
     """Ends the process without waiting for anything."""
-    with contextlib.suppress(RuntimeError, OSError):  # it may just be writing, or nobody may read it any more
+    with contextlib.suppress(
+        RuntimeError, OSError
+    ):  # it may just be writing, or nobody may read it any more
         sys.stdout.flush()
         sys.stderr.flush()
     together = _together()
@@ -158,11 +179,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _fail(f"{error.filename}: {error.strerror}: expected a path that can be, give another")
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
         if error.errno in CLOSED:
-            _fail(f"{what}: expected what this user may read, and a --workdir to write in; see to that, or give others")
+            _fail(
+                f"{what}: expected what this user may read, and a --workdir to write in; see to that, or give others"
+            )
         if error.errno not in (*FULL_OR_BROKEN, *SHORT_OF):
             _unforeseen(error)
             raise
-        short_of = "the machine's memory" if error.errno == errno.ENOMEM else "how many files may be open (ulimit -n)"
+        short_of = (
+            "the machine's memory"
+            if error.errno == errno.ENOMEM
+            else "how many files may be open (ulimit -n)"
+        )
         see_to = "the disk" if error.errno in FULL_OR_BROKEN else short_of
         _fail(f"{what}: see to {see_to}; what was saved stays; to go on: {again}", 1)
     except Exception as error:
@@ -219,7 +246,11 @@ def _signals_stop() -> Iterator[None]:
 def _fail(message: str, status: int = 2, agreed: bool = False) -> None:
     line = printable(" ".join(message.split()))
     # What was given may be of any length; what was expected stands at the end.
-    line = line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
+    line = (
+        line
+        if len(line) <= LONGEST_LINE
+        else f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
+    )
     with contextlib.suppress(OSError):  # it may lie on the disk that is full
         print(f"pcjax: {line}", file=sys.stderr)  # noqa: T201
     _end(status, agreed)
@@ -252,7 +283,7 @@ def _unforeseen(error: Exception) -> None:
 
 def _together() -> Any:
     """The module of jobs of several processes, if this may be one."""
-    return sys.modules.get("pcjax.training.together")
+    return sys.modules.get("pcjax.training.multihost_exit")
 
 
 def _run(job: str, given: list[str]) -> None:
@@ -262,27 +293,37 @@ def _run(job: str, given: list[str]) -> None:
         print(__version__)  # noqa: T201
         return
     if job not in (*TRAINED, *LOOKED_AT):
-        raise RequestError(f"unknown job {job!r}: expected one of {', '.join((*TRAINED, *LOOKED_AT))}")
+        raise RequestError(
+            f"unknown job {job!r}: expected one of {', '.join((*TRAINED, *LOOKED_AT))}"
+        )
     if job in LOOKED_AT:
         if given in (["-h"], ["--help"]):
             print(USAGE)  # noqa: T201
             return
-        many = [one for one in given[1:2] if not one.startswith("-")] if job == "evaluate" else given[1:]
+        many = (
+            [one for one in given[1:2] if not one.startswith("-")]
+            if job == "evaluate"
+            else given[1:]
+        )
         if not given or given[0].startswith("-") or many:
-            raise RequestError(f"got {' '.join(given) or 'nothing'} for {job}: expected the folder of one run")
+            raise RequestError(
+                f"got {' '.join(given) or 'nothing'} for {job}: expected the folder of one run"
+            )
         from pcjax.training.parallel import join_processes
 
         join_processes()
         from pcjax.jobs import evaluate
         from pcjax.jobs.export import export
-        from pcjax.report import report
+        from pcjax.jobs.report import report
         from pcjax.training.display import Display
 
         if job == "evaluate":
             asked = _parsed(evaluate.Asked, evaluate.Asked(), "pcjax evaluate RUN", given[1:])
             evaluate.evaluate(pathlib.Path(given[0]), Display(), asked)
         else:
-            {"embed": evaluate.embed, "export": export, "report": report}[job](pathlib.Path(given[0]), Display())
+            {"embed": evaluate.embed, "export": export, "report": report}[job](
+                pathlib.Path(given[0]), Display()
+            )
         return
     _train(job, given)
 
@@ -293,7 +334,7 @@ def _train(job: str, given: list[str]) -> None:
 
     join_processes()
     from pcjax.config import Config, read
-    from pcjax.jobs.folder import from_the_root
+    from pcjax.run import from_the_root
     from pcjax.training.checkpoint import UnsavedError
     from pcjax.training.disk import let_go
     from pcjax.training.display import Display
@@ -334,7 +375,9 @@ def _compared(config: "Config", given: list[str]) -> "Config":
         raise RequestError(str(error)) from error
     there = config.comparison
     if asked.losses is not None:
-        there = dataclasses.replace(there, contenders=contenders(asked.losses.split(","), there.contenders))
+        there = dataclasses.replace(
+            there, contenders=contenders(asked.losses.split(","), there.contenders)
+        )
     numbers = {name: n for name in ("seeds", "trials") if (n := getattr(asked, name)) is not None}
     return dataclasses.replace(config, comparison=dataclasses.replace(there, **numbers))
 
@@ -389,7 +432,9 @@ def _value(text: str) -> bool | int | float | str:
     return text
 
 
-def _overridden(job: str, config: "Config", path: str | None, given: list[str]) -> tuple["Config", pathlib.Path]:
+def _overridden(
+    job: str, config: "Config", path: str | None, given: list[str]
+) -> tuple["Config", pathlib.Path]:
     """The config with what the command line says instead, and the folder."""
     import tyro
 
@@ -407,7 +452,9 @@ def _overridden(job: str, config: "Config", path: str | None, given: list[str]) 
         workdir: pathlib.Path = pathlib.Path("runs") / name
         """folder of the run; a new one, or one to go on in"""
 
-    asked = _parsed(Asked, Asked(_narrowed(config)), f"pcjax {job} [CONFIG]", given, tyro.conf.FlagConversionOff)
+    asked = _parsed(
+        Asked, Asked(_narrowed(config)), f"pcjax {job} [CONFIG]", given, tyro.conf.FlagConversionOff
+    )
     return asked.config, asked.workdir
 
 

@@ -16,8 +16,8 @@ from typing import Any, Literal
 from pcjax import _checks, _fields
 from pcjax._checks import RequestError
 from pcjax.data import CORRUPTIONS
+from pcjax.loss_registry import TERMS, UNNAMED, needs_labels
 from pcjax.models import OPTIONS, require_known
-from pcjax.terms import TERMS, UNNAMED, needs_labels
 
 JOBS = ("distill", "teach", "compare", "tune")
 # Steps are counted in int32, seeds become keys of 32 bits.
@@ -45,10 +45,16 @@ class Ramp:
 
     def __post_init__(self):
         _fields.require_types(self)
-        _checks.require(0 < self.until <= 1, f"got until {self.until!r}: expected a share of the steps, in (0, 1]")
+        _checks.require(
+            0 < self.until <= 1,
+            f"got until {self.until!r}: expected a share of the steps, in (0, 1]",
+        )
         _checks.require_name("shape", self.shape, ("linear", "cosine", "geometric"))
         geometric = self.shape != "geometric" or (self.start > 0 and self.end > 0)
-        _checks.require(geometric, f"got a geometric ramp from {self.start} to {self.end}: expected positive numbers")
+        _checks.require(
+            geometric,
+            f"got a geometric ramp from {self.start} to {self.end}: expected positive numbers",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,14 +82,21 @@ class Data:
         _fields.require_types(self, "data")
         _checks.require_whole("data.crop", self.crop, 0, LARGEST_SIDE)
         some = self.unseen != 1
-        _checks.require(some, "got data.unseen 1: expected 0 or at least 2, within one class all neighbours are right")
+        _checks.require(
+            some,
+            "got data.unseen 1: expected 0 or at least 2, within one class all neighbours are right",
+        )
         _checks.require_whole("data.unseen", self.unseen, 0, MOST)
         if self.image_size is not None:
             _checks.require_whole("data.image_size", self.image_size, 1, LARGEST_SIDE)
         some = 0 < self.part <= 1
-        _checks.require(some, f"got data.part {self.part!r}: expected a share, above 0 and at most 1")
+        _checks.require(
+            some, f"got data.part {self.part!r}: expected a share, above 0 and at most 1"
+        )
         share = 0 < self.validation < 1
-        _checks.require(share, f"got data.validation {self.validation!r}: expected a share between 0 and 1")
+        _checks.require(
+            share, f"got data.validation {self.validation!r}: expected a share between 0 and 1"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +117,10 @@ class Model:
         known = OPTIONS.get(self.name, ())
         for option in self.options():
             expected = " or ".join(known) or "none, all of it is in its name"
-            _checks.require(option in known, f"got {option} for the model {self.name!r}: its options are {expected}")
+            _checks.require(
+                option in known,
+                f"got {option} for the model {self.name!r}: its options are {expected}",
+            )
         if self.features is not None:
             _checks.require_whole("features", self.features, 1, WIDEST)
         for width in self.widths or ():
@@ -139,26 +155,42 @@ class Loss:
         _checks.require_name("loss", self.name, TERMS)
         _checks.require_name("head", self.head, _fields.choices(Loss)["head"])
         _checks.require_whole("bank", self.bank, 0, LARGEST_BANK)
-        for number in (self.weight.start, self.weight.end) if isinstance(self.weight, Ramp) else (self.weight,):
+        for number in (
+            (self.weight.start, self.weight.end)
+            if isinstance(self.weight, Ramp)
+            else (self.weight,)
+        ):
             _require_at_least("weight", number, 0)
         term = TERMS[self.name]
         sized = term.memory is not None and term.memory.sized
         if self.bank:
-            _checks.require(sized, f"got bank {self.bank} for the loss {self.name}: it has none, leave it out")
+            _checks.require(
+                sized, f"got bank {self.bank} for the loss {self.name}: it has none, leave it out"
+            )
         elif term.memory is not None and sized:
-            missing = f"the loss {self.name} compares with past examples: give a bank, of 1024 or more"
+            missing = (
+                f"the loss {self.name} compares with past examples: give a bank, of 1024 or more"
+            )
             _checks.require(not term.memory.required, missing)
         if self.maps is not None:
             got = f"got maps {self.maps!r} for the loss {self.name}"
-            _checks.require("maps" in term.kinds, f"{got}: it compares {term.kinds[0]}, leave them out")
-            _checks.require(len(self.maps) == 2, f"{got}: expected two names, the student's and the teacher's")
+            _checks.require(
+                "maps" in term.kinds, f"{got}: it compares {term.kinds[0]}, leave them out"
+            )
+            _checks.require(
+                len(self.maps) == 2, f"{got}: expected two names, the student's and the teacher's"
+            )
         self._check_head()
         for name, value in self.arguments.items():
             _checks.require_name(f"argument of {self.name}", name, term.arguments)
             flag = name not in term.flags or isinstance(value, bool)
-            _checks.require(flag, f"got {name} {value!r} for the loss {self.name}: expected True or False")
+            _checks.require(
+                flag, f"got {name} {value!r} for the loss {self.name}: expected True or False"
+            )
             fits = not isinstance(value, int) or abs(value) <= MOST
-            _checks.require(fits, f"got {name} {value} for the loss {self.name}: expected at most {MOST}")
+            _checks.require(
+                fits, f"got {name} {value} for the loss {self.name}: expected at most {MOST}"
+            )
         for name in term.required:
             given = f"got no {name} among the arguments of {self.name}"
             _checks.require(name in self.arguments, f"{given}: it has no default, give one")
@@ -173,13 +205,23 @@ class Loss:
         if wanted is not None:
             _checks.require(self.head == wanted, f"{got}: it needs the head {wanted!r}")
             return
-        possible = {"features": ("none", "linear", "mlp", "orthogonal"), "maps": ("none", "linear", "mlp", "conv")}
+        possible = {
+            "features": ("none", "linear", "mlp", "orthogonal"),
+            "maps": ("none", "linear", "mlp", "conv"),
+        }
         listed = possible.get(self.kind, ("none",))
         expected = " or ".join(map(repr, listed))
-        _checks.require(self.head in listed, f"{got}, which compares {self.kind}: expected {expected}")
+        _checks.require(
+            self.head in listed, f"{got}, which compares {self.kind}: expected {expected}"
+        )
 
 
-MEANS = ("devices", "keep", "watchdog_seconds", "tensorboard")  # of a training: nothing that is learnt depends on them
+MEANS = (
+    "devices",
+    "keep",
+    "watchdog_seconds",
+    "tensorboard",
+)  # of a training: nothing that is learnt depends on them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,7 +276,10 @@ class Training:
                 _checks.require_whole(f"training.{what}", getattr(self, what), 1, MOST)
         _checks.require_whole("training.seed", self.seed, 0, MOST)
         enough = self.batch >= 3
-        _checks.require(enough, f"got training.batch {self.batch}: expected at least 3, one neighbour has no order")
+        _checks.require(
+            enough,
+            f"got training.batch {self.batch}: expected at least 3, one neighbour has no order",
+        )
         _checks.require_positive("training.learning_rate", self.learning_rate)
         _checks.require_positive("training.clip", self.clip, optional=True)
         if self.spike is not None:
@@ -248,14 +293,18 @@ class Training:
             _checks.require_name(f"training.{what}", getattr(self, what), names)
         for what in ("warmup", "momentum"):
             share = 0 <= getattr(self, what) < 1
-            _checks.require(share, f"got training.{what} {getattr(self, what)!r}: expected a number in [0, 1)")
+            _checks.require(
+                share, f"got training.{what} {getattr(self, what)!r}: expected a number in [0, 1)"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
     """The model whose representation is transferred, and where it comes from."""
 
-    model: Model = dataclasses.field(default_factory=lambda: Model("mlp", features=64, widths=(512, 512)))
+    model: Model = dataclasses.field(
+        default_factory=lambda: Model("mlp", features=64, widths=(512, 512))
+    )
     run: str | None = None
     """folder of a `pcjax teach` run; None: it is trained first, with labels, inside the run's own folder"""
     features: str | None = None
@@ -267,11 +316,16 @@ class Teacher:
     def __post_init__(self):
         _fields.require_types(self, "teacher")
         for what in ("run", "features"):
-            _checks.require(getattr(self, what) != "", f"got an empty teacher.{what}: expected a path, or leave it out")
+            _checks.require(
+                getattr(self, what) != "",
+                f"got an empty teacher.{what}: expected a path, or leave it out",
+            )
         one = self.run is None or self.features is None
         _checks.require(one, "got both teacher.run and teacher.features: expected one of them")
         possible = not (self.live and self.features is not None)
-        _checks.require(possible, "got teacher.live with teacher.features: a live teacher needs a model")
+        _checks.require(
+            possible, "got teacher.live with teacher.features: a live teacher needs a model"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,7 +347,10 @@ class Evaluation:
         _checks.require_whole("evaluation.neighbours", self.neighbours, 1, MOST)
         _checks.require_whole("evaluation.batch", self.batch, 1, LARGEST_BATCH)
         placed = self.other_dir is None or self.other is not None
-        _checks.require(placed, f"got evaluation.other_dir {self.other_dir!r} without evaluation.other: give it too")
+        _checks.require(
+            placed,
+            f"got evaluation.other_dir {self.other_dir!r} without evaluation.other: give it too",
+        )
         for name in self.corruptions:
             _checks.require_name("corruption", name, (*CORRUPTIONS, "all"))
 
@@ -302,14 +359,20 @@ def check_losses(losses: tuple[Loss, ...], teacher: Teacher) -> None:
     """Refuses losses that cannot be summed up, or not with that teacher."""
     logits = [loss.name for loss in losses if loss.kind == "logits" or TERMS[loss.name].classifier]
     possible = teacher.features is None or not logits
-    _checks.require(possible, f"got teacher.features with {', '.join(logits)}: class scores need a model")
+    _checks.require(
+        possible, f"got teacher.features with {', '.join(logits)}: class scores need a model"
+    )
     for loss in losses:
-        seen = f"the loss {loss.name} compares maps, which only a teacher that sees every image gives"
+        seen = (
+            f"the loss {loss.name} compares maps, which only a teacher that sees every image gives"
+        )
         _checks.require(teacher.live or loss.kind != "maps", f"{seen}: set teacher.live")
     if losses and not any(TERMS[loss.name].alone for loss in losses):
         names = " and ".join(sorted({loss.name for loss in losses}))
         why = "a student that maps everything to one point has none to pay"
-        remedy = "add one that keeps examples apart, such as kd, cross_entropy or perception_coherence"
+        remedy = (
+            "add one that keeps examples apart, such as kd, cross_entropy or perception_coherence"
+        )
         raise RequestError(f"got {names} as the only loss, and {why}: {remedy}")
 
 
@@ -324,8 +387,13 @@ class Contender:
         _fields.require_types(self)
         plain = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", self.name) is not None
         expected = "expected letters, digits and _ . + -, it names a folder"
-        _checks.require(plain and len(self.name) <= 80, f"got a contender named {self.name!r}: {expected}")
-        _checks.require(len(self.losses) > 0, f"got no losses for the contender {self.name}: expected at least one")
+        _checks.require(
+            plain and len(self.name) <= 80, f"got a contender named {self.name!r}: {expected}"
+        )
+        _checks.require(
+            len(self.losses) > 0,
+            f"got no losses for the contender {self.name}: expected at least one",
+        )
 
     def labelled(self) -> bool:
         """Whether it sees the labels of its examples."""
@@ -349,7 +417,9 @@ class Comparison:
         _checks.require_whole("comparison.trials", self.trials, 1, MOST_RUNS)
         names = [contender.name for contender in self.contenders]
         twice = sorted({name for name in names if names.count(name) > 1})
-        _checks.require(not twice, f"got two contenders named {', '.join(twice)}: expected every name once")
+        _checks.require(
+            not twice, f"got two contenders named {', '.join(twice)}: expected every name once"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -358,11 +428,15 @@ class Config:
 
     data: Data = dataclasses.field(default_factory=Data)
     teacher: Teacher = dataclasses.field(default_factory=Teacher)
-    student: Model = dataclasses.field(default_factory=lambda: Model("mlp", features=16, widths=(64,)))
+    student: Model = dataclasses.field(
+        default_factory=lambda: Model("mlp", features=16, widths=(64,))
+    )
     losses: tuple[Loss, ...] = dataclasses.field(
         default_factory=lambda: (Loss("perception_coherence", arguments={"temperature": 0.1}),)
     )
-    training: Training = dataclasses.field(default_factory=lambda: Training(epochs=100, save_every=100))
+    training: Training = dataclasses.field(
+        default_factory=lambda: Training(epochs=100, save_every=100)
+    )
     evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
     comparison: Comparison = dataclasses.field(default_factory=Comparison)
     other_versions: bool = False
@@ -387,8 +461,14 @@ class Config:
 
     def essence(self) -> "Config":
         """Without what may be another when a run goes on: on how many devices, with which versions, and the like."""
-        usual = {name: field.default for name, field in Training.__dataclass_fields__.items() if name in MEANS}
-        taught = dataclasses.replace(self.teacher, training=dataclasses.replace(self.teacher.training, **usual))
+        usual = {
+            name: field.default
+            for name, field in Training.__dataclass_fields__.items()
+            if name in MEANS
+        }
+        taught = dataclasses.replace(
+            self.teacher, training=dataclasses.replace(self.teacher.training, **usual)
+        )
         own = dataclasses.replace(self.training, **usual)
         return dataclasses.replace(self, teacher=taught, training=own, other_versions=False)
 
@@ -400,18 +480,27 @@ class Config:
 def read(path: str | pathlib.Path) -> Config:
     """The config of a .py file, which is run, or of a stored .json."""
     path = pathlib.Path(path)
-    _checks.require(path.is_file(), f"no config {path}: expected a .py file that sets `config`, or a run's config.json")
+    _checks.require(
+        path.is_file(),
+        f"no config {path}: expected a .py file that sets `config`, or a run's config.json",
+    )
     if path.suffix == ".json":
         return read_stored(path)[1]
     # runpy also runs what hides in archives and compiled files.
-    _checks.require(path.suffix == ".py", f"{path} is no config: expected a .py file, which is run, or a config.json")
+    _checks.require(
+        path.suffix == ".py",
+        f"{path} is no config: expected a .py file, which is run, or a config.json",
+    )
     try:
         found = runpy.run_path(str(path)).get("config")
     except RequestError as error:
         raise RequestError(f"{path}: {error}") from error
     except (Exception, SystemExit) as error:  # whatever the code of a config raises
         raise RequestError(f"{path}: {type(error).__name__}: {error}") from error
-    _checks.require(isinstance(found, Config), f"{path} sets no `config`: expected config = pcjax.config.Config(...)")
+    _checks.require(
+        isinstance(found, Config),
+        f"{path} sets no `config`: expected config = pcjax.config.Config(...)",
+    )
     return typing.cast(Config, found)
 
 

@@ -168,11 +168,15 @@ def resolve(dissimilarity: str | Dissimilarity) -> Dissimilarity:
     """The function that a name stands for; a function, with its result's shape checked, stands for itself."""
     if callable(dissimilarity):
         return _Checked(dissimilarity)
-    _checks.require_name("dissimilarity", dissimilarity, DISSIMILARITIES, " or a function (n, d), (m, d) -> (n, m)")
+    _checks.require_name(
+        "dissimilarity", dissimilarity, DISSIMILARITIES, " or a function (n, d), (m, d) -> (n, m)"
+    )
     return DISSIMILARITIES[dissimilarity]
 
 
-def in_columns(dissimilarity: Dissimilarity, x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "m n"]:
+def in_columns(
+    dissimilarity: Dissimilarity, x: Float[Array, "n d"], y: Float[Array, "m d"]
+) -> Float[Array, "m n"]:
     """What `resolve` gave, of x and y, transposed; ours do not depend on which comes first."""
     return dissimilarity(x, y).T if isinstance(dissimilarity, _Checked) else dissimilarity(y, x)
 
@@ -203,7 +207,9 @@ def _features(x: ArrayLike, y: ArrayLike) -> tuple[Float[Array, "n d"], Float[Ar
     return x.astype(dtype), y.astype(dtype)
 
 
-def _squared_distances(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> tuple[Float[Array, "n m"], Float[Array, ""]]:
+def _squared_distances(
+    x: Float[Array, "n d"], y: Float[Array, "m d"]
+) -> tuple[Float[Array, "n m"], Float[Array, ""]]:
     """Squared distances in a unit of length that neither overflows nor underflows, and that unit, a power of two."""
     # Distances do not move with the centre, so neither does the gradient. In a loop over blocks of one of the two, it
     # is the other one's: all that concerns that alone is computed once.
@@ -215,7 +221,9 @@ def _squared_distances(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> tuple[
     unit = jnp.maximum(x_unit, y_unit)
     x, y, x_scale, y_scale = x / x_unit, y / y_unit, x_unit / unit, y_unit / unit
     product = jnp.matmul(x, y.T, precision=lax.Precision.HIGHEST) * (x_scale * y_scale)
-    norms = (jnp.sum(x * x, axis=1) * (x_scale * x_scale))[:, None] + jnp.sum(y * y, axis=1) * (y_scale * y_scale)
+    norms = (jnp.sum(x * x, axis=1) * (x_scale * x_scale))[:, None] + jnp.sum(y * y, axis=1) * (
+        y_scale * y_scale
+    )
     squared = norms - 2 * product
     # The expansion leaves up to some 10 eps |x|^2 between equal rows, so these are recognised by their bits; what is
     # below one eps for other reasons is 0 as well, or its square root would have a wild gradient.
@@ -239,7 +247,9 @@ def _in_full(x: Float[Array, "n m"], unit: Float[Array, ""]) -> Float[Array, "n 
 def _fingerprints(x: Float[Array, "n d"]) -> UInt32[Array, "n"]:
     """A 32-bit hash of every row's numbers (+0 and -0 alike): equal rows have equal ones."""
     n, words = x.shape[0], x.shape[1] * x.dtype.itemsize // 4
-    bits = lax.bitcast_convert_type(jnp.where(x == 0, 0, lax.stop_gradient(x)), jnp.uint32).reshape(n, words)
+    bits = lax.bitcast_convert_type(jnp.where(x == 0, 0, lax.stop_gradient(x)), jnp.uint32).reshape(
+        n, words
+    )
     bits ^= lax.broadcasted_iota(jnp.uint32, bits.shape, 1) * jnp.uint32(0x9E3779B9)
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):  # MurmurHash3's finaliser
         bits = (bits ^ (bits >> shift)) * jnp.uint32(factor)

@@ -18,7 +18,9 @@ from pcjax import _checks, _sorting
 from pcjax._sorting import Primitives
 
 
-def hard_rank(x: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> Float[Array, "..."]:
+def hard_rank(
+    x: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None
+) -> Float[Array, "..."]:
     """Ranks 1 ... n along an axis; ties share the average of the ranks they span.
 
     r_i = 1 + #{j : x_j < x_i} + 1/2 #{j != i : x_j = x_i}, as `scipy.stats.rankdata(x, "average", axis)`; a row with
@@ -96,7 +98,9 @@ def soft_rank(
     if width.ndim == len(shape) and width.shape[axis] == 1:
         width = jnp.squeeze(width, axis)
     got = f"got temperature of shape {np.shape(temperature)} for x of shape {shape}"
-    _checks.require(_broadcasts(width.shape, rows), f"{got}: expected one number, or one per row, {rows}")
+    _checks.require(
+        _broadcasts(width.shape, rows), f"{got}: expected one number, or one per row, {rows}"
+    )
     # Zeros of the others carry their device axes, which under shard_map all that a custom gradient meets must share.
     width = jnp.broadcast_to(width, rows).reshape(-1) + jnp.zeros_like(columns[0])
     columns = columns + jnp.zeros_like(width)
@@ -113,9 +117,13 @@ def _as_columns(
     """Brings the ranked axis to the front and the others side by side behind it; `restore` undoes it."""
     shape = np.shape(x)
     _checks.require_real("x", x)
-    _checks.require(len(shape) > 0, f"got x of shape {shape}: expected at least one axis to rank along")
+    _checks.require(
+        len(shape) > 0, f"got x of shape {shape}: expected at least one axis to rank along"
+    )
     _checks.require_whole("axis", axis, -len(shape), len(shape) - 1, f" for x of shape {shape}")
-    _checks.require(shape[axis] > 0, f"got x of shape {shape}: expected at least one entry along axis {axis}")
+    _checks.require(
+        shape[axis] > 0, f"got x of shape {shape}: expected at least one entry along axis {axis}"
+    )
     front = jnp.moveaxis(jnp.asarray(x), axis, 0)
     valid = None
     if where is not None:
@@ -123,7 +131,9 @@ def _as_columns(
         got = f"got where of shape {given} for x of shape {shape}"
         _checks.require_mask(where)
         _checks.require(_broadcasts(given, shape), f"{got}: expected a shape that broadcasts to it")
-        valid = jnp.moveaxis(jnp.broadcast_to(jnp.asarray(where, bool), shape), axis, 0).reshape(shape[axis], -1)
+        valid = jnp.moveaxis(jnp.broadcast_to(jnp.asarray(where, bool), shape), axis, 0).reshape(
+            shape[axis], -1
+        )
 
     def restore(ranks: Array) -> Array:
         return jnp.moveaxis(ranks.reshape(front.shape), 0, axis)
@@ -153,7 +163,11 @@ class _Method(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("method", "using"))
 def soft_rank_columns(
-    x: Float[Array, "n r"], width: Float[Array, "r"], valid: Bool[Array, "n r"] | None, method: str, using: Primitives
+    x: Float[Array, "n r"],
+    width: Float[Array, "r"],
+    valid: Bool[Array, "n r"] | None,
+    method: str,
+    using: Primitives,
 ) -> Float[Array, "n r"]:
     """`soft_rank` of every column, without its checks; entries that are not valid get no meaningful rank."""
     ranks, order = ranks_as_they_come(x, width, valid, method, using)
@@ -231,7 +245,9 @@ def _of_the_width(
         before = jnp.roll(x, 1, axis=0)
         gap = jnp.where(x == before, 0, x - before)
         near = (k > 0) & (k < entries) & (jnp.abs(gap) < reach * width)
-        return jnp.sum(using.recur(near.astype(x.dtype), jnp.where(near, gap, 0), False) * dx(), axis=0)
+        return jnp.sum(
+            using.recur(near.astype(x.dtype), jnp.where(near, gap, 0), False) * dx(), axis=0
+        )
 
     from_the_middle = jnp.sum(jnp.where(k < entries, x - at(entries // 2), 0) * dx(), axis=0)
     extent = jnp.where(entries > 1, jnp.abs(at(jnp.maximum(entries - 1, 0)) - x[0]), 0)
@@ -283,9 +299,13 @@ def _logistic_forward(
     x: Array, width: Array, valid: Array | None, entries: Array, using: Primitives
 ) -> tuple[Array, Array | None, Any]:
     largest = jnp.finfo(x.dtype).max
-    x = jnp.clip(x if valid is None else jnp.where(valid, x, 0), -largest, largest)  # infinities tie too
+    x = jnp.clip(
+        x if valid is None else jnp.where(valid, x, 0), -largest, largest
+    )  # infinities tie too
     counts = jnp.ones_like(x) if valid is None else valid.astype(x.dtype)
-    ranks = _over_entries(lambda one: jnp.sum(jax.nn.sigmoid((one - x) / width) * counts, axis=0) + 0.5, x)
+    ranks = _over_entries(
+        lambda one: jnp.sum(jax.nn.sigmoid((one - x) / width) * counts, axis=0) + 0.5, x
+    )
     return ranks, None, (x, width, counts)
 
 
@@ -303,7 +323,9 @@ def _logistic_backward(saved: Any, g: Array, using: Primitives) -> tuple[Array, 
         return -g_one * jnp.sum(u * slopes(u), axis=0)
 
     # One after the other: of both at once XLA would store every pair's slope.
-    return _over_entries(pulls, x, g) / width, jnp.sum(_over_entries(pulls_on_the_width, x, g), axis=0) / width
+    return _over_entries(pulls, x, g) / width, jnp.sum(
+        _over_entries(pulls_on_the_width, x, g), axis=0
+    ) / width
 
 
 def _permutahedron_forward(
@@ -314,7 +336,9 @@ def _permutahedron_forward(
     z, m = -_sorting.floats_of(columns.bits), columns.entries
     k = lax.broadcasted_iota(jnp.int32, x.shape, 0)
     tied = columns.bits == jnp.roll(columns.bits, -1, axis=0)  # infinities too
-    gap = jnp.where(tied, 0, jnp.clip(z - jnp.roll(z, -1, axis=0), 0, jnp.finfo(x.dtype).max)) / width
+    gap = (
+        jnp.where(tied, 0, jnp.clip(z - jnp.roll(z, -1, axis=0), 0, jnp.finfo(x.dtype).max)) / width
+    )
     # y_k = s_k - w_k falls by gap - 1 from one entry to the next, and where entries lie far apart outgrows its digits.
     rise = jnp.where(k < m - 1, 1 - jnp.minimum(gap, n), 0)
     # But no block pools over a place where the least y before it exceeds the largest after it. How far y_k lies above
@@ -361,12 +385,17 @@ def _pool_halves(v: Float[Array, "pairs 2 half r"]) -> Float[Array, "pairs 2 hal
 
     def step(_: Array, m: Array) -> Array:
         above, below = upper <= m[:, None], lower >= m[:, None]
-        excess = jnp.sum(jnp.where(above, upper - m[:, None], 0) + jnp.where(below, lower - m[:, None], 0), axis=1)
+        excess = jnp.sum(
+            jnp.where(above, upper - m[:, None], 0) + jnp.where(below, lower - m[:, None], 0),
+            axis=1,
+        )
         count = jnp.sum(above, axis=1) + jnp.sum(below, axis=1)
         return jnp.clip(m + excess / jnp.maximum(count, 1), floor, ceiling)
 
     steps = 8 if half > 1 else 2
-    m = lax.fori_loop(0, steps if v.dtype == jnp.float32 else 2 * steps, step, (floor + ceiling) / 2)
+    m = lax.fori_loop(
+        0, steps if v.dtype == jnp.float32 else 2 * steps, step, (floor + ceiling) / 2
+    )
     # Halves that are in order stay as they are: none of the upper one lies below its last, none of the lower one above.
     m = jnp.where(violated, m, floor)[:, None]
     return jnp.stack([jnp.maximum(upper, m), jnp.minimum(lower, m)], axis=1)

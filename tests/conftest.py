@@ -18,7 +18,9 @@ def pytest_configure(config):
     forgets it), by each worker for itself: JAX does not write such files atomically.
     """
     if "PCJAX_TESTS_OPTIMISED" not in os.environ:
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {compiling.WITHOUT_OPTIMISATIONS}"
+        os.environ["XLA_FLAGS"] = (
+            f"{os.environ.get('XLA_FLAGS', '')} {compiling.WITHOUT_OPTIMISATIONS}"
+        )
     if "PYTEST_XDIST_WORKER" not in os.environ:
         config.pluginmanager.register(ToldAtOnce(config))
     if hasattr(config, "cache"):
@@ -37,7 +39,9 @@ class ToldAtOnce:
     def pytest_runtest_logreport(self, report):
         if report.failed:
             why = getattr(report.longrepr, "reprcrash", None) or str(report.longrepr)[-500:]
-            self._config.pluginmanager.get_plugin("terminalreporter").write_line(f"\n{report.nodeid}: {why}")
+            self._config.pluginmanager.get_plugin("terminalreporter").write_line(
+                f"\n{report.nodeid}: {why}"
+            )
 
 
 @pytest.fixture

@@ -60,7 +60,9 @@ def perception_coherence(
     n = len(student)
     anchors = n if anchors is None else anchors
     d_teacher = dissimilarity(dissimilarity_name, teacher[:anchors], teacher)
-    d_student = dissimilarity(dissimilarity_name, student[:anchors], student if frame == "own" else teacher)
+    d_student = dissimilarity(
+        dissimilarity_name, student[:anchors], student if frame == "own" else teacher
+    )
     keep = np.ones((anchors, n), bool)
     if frame == "own":
         keep[np.arange(anchors), np.arange(anchors)] = False
@@ -69,11 +71,16 @@ def perception_coherence(
         row = d[i, keep[i]]
         if temperature is None:
             return scipy.stats.rankdata(row)
-        return soft_rank(row, temperature * (row.std() if scale == "row" else d[keep].mean()), ranking)
+        return soft_rank(
+            row, temperature * (row.std() if scale == "row" else d[keep].mean()), ranking
+        )
 
     losses = []
     for i in range(anchors):
-        of_teacher, of_student = ranks_of(d_teacher, i, teacher_temperature), ranks_of(d_student, i, temperature)
+        of_teacher, of_student = (
+            ranks_of(d_teacher, i, teacher_temperature),
+            ranks_of(d_student, i, temperature),
+        )
         difference = np.abs(of_student - of_teacher) / keep[i].sum()
         losses.append(np.mean((1 if weights is None else weights(of_teacher)) * difference**power))
     return np.array(losses)
@@ -89,4 +96,7 @@ def central_differences(function, x, step=1e-6):
 def assert_gradients_agree(found, expected, relative=1e-6):
     """By the largest entry: a gradient's small entries are differences of large ones."""
     size = np.abs(expected).max()
-    assert np.abs(np.asarray(found) - expected).max() <= relative * max(size, 1e-300), (found, expected)
+    assert np.abs(np.asarray(found) - expected).max() <= relative * max(size, 1e-300), (
+        found,
+        expected,
+    )

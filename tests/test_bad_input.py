@@ -31,7 +31,11 @@ def hard(x=X, **given):
 
 CASES = [
     # features
-    (loss, {"student": X[:7]}, "got student (7, 4) and teacher (8, 6): both need one row per example"),
+    (
+        loss,
+        {"student": X[:7]},
+        "got student (7, 4) and teacher (8, 6): both need one row per example",
+    ),
     (loss, {"student": X[0]}, "got student of shape (4,): expected (rows, features)"),
     (loss, {"teacher": Y[None]}, "got teacher of shape (1, 8, 6): expected (rows, features)"),
     (loss, {"student": X[:, :0]}, "got student of shape (8, 0): expected at least one feature"),
@@ -44,13 +48,25 @@ CASES = [
     # numbers
     (loss, {"temperature": 0.0}, "got temperature 0.0: expected a positive, finite number"),
     (loss, {"temperature": -0.1}, "got temperature -0.1: expected a positive, finite number"),
-    (loss, {"temperature": float("nan")}, "got temperature nan: expected a positive, finite number"),
-    (loss, {"temperature": float("inf")}, "got temperature inf: expected a positive, finite number"),
+    (
+        loss,
+        {"temperature": float("nan")},
+        "got temperature nan: expected a positive, finite number",
+    ),
+    (
+        loss,
+        {"temperature": float("inf")},
+        "got temperature inf: expected a positive, finite number",
+    ),
     (loss, {"temperature": None}, "got temperature None: expected a positive, finite number"),
     (loss, {"temperature": "warm"}, "got temperature 'warm': expected a positive, finite number"),
     (loss, {"temperature": True}, "got temperature True: expected a positive, finite number"),
     (loss, {"temperature": np.ones(8)}, "got temperature of shape (8,): expected one number"),
-    (loss, {"teacher_temperature": 0}, "got teacher_temperature 0: expected a positive, finite number or None"),
+    (
+        loss,
+        {"teacher_temperature": 0},
+        "got teacher_temperature 0: expected a positive, finite number or None",
+    ),
     (loss, {"power": 0.5}, "got power 0.5: expected a finite number, at least 1"),
     (loss, {"power": float("nan")}, "got power nan: expected a finite number, at least 1"),
     (loss, {"power": "2"}, "got power '2': expected a finite number, at least 1"),
@@ -58,38 +74,90 @@ CASES = [
     (loss, {"chunk_size": 2.5}, "got chunk_size 2.5: expected an integer of at least 1"),
     (loss, {"chunk_size": True}, "got chunk_size True: expected an integer of at least 1"),
     # names
-    (loss, {"dissimilarity": "euclidian"}, "unknown dissimilarity 'euclidian': expected one of 'euclidean'"),
+    (
+        loss,
+        {"dissimilarity": "euclidian"},
+        "unknown dissimilarity 'euclidian': expected one of 'euclidean'",
+    ),
     (loss, {"teacher_dissimilarity": "l2"}, "unknown dissimilarity 'l2'"),
     (loss, {"dissimilarity": None}, "unknown dissimilarity None"),
     (loss, {"ranking": "softsort"}, "unknown ranking 'softsort': expected one of 'laplace'"),
     (loss, {"ranking": ["laplace"]}, "unknown ranking ['laplace']"),
     (loss, {"scale": "global"}, "unknown scale 'global': expected one of 'row', 'batch'"),
     (loss, {"frame": "student"}, "unknown frame 'student': expected one of 'own', 'teacher'"),
-    (loss, {"weighting": "nearest"}, "unknown weighting 'nearest': expected one of 'uniform', 'neighbours'"),
+    (
+        loss,
+        {"weighting": "nearest"},
+        "unknown weighting 'nearest': expected one of 'uniform', 'neighbours'",
+    ),
     (loss, {"weighting": 2.0}, "unknown weighting 2.0"),
     (loss, {"reduce_fn": "mean"}, "got reduce_fn 'mean': expected a function or None"),
     # functions of the wrong shape
-    (loss, {"dissimilarity": lambda x, y: x @ x.T[:, :3]}, "the dissimilarity <lambda> gave shape (8, 3) for features"),
-    (loss, {"weighting": lambda ranks: ranks[0]}, "the weighting gave shape (8,) for teacher's ranks of shape (8, 8)"),
+    (
+        loss,
+        {"dissimilarity": lambda x, y: x @ x.T[:, :3]},
+        "the dissimilarity <lambda> gave shape (8, 3) for features",
+    ),
+    (
+        loss,
+        {"weighting": lambda ranks: ranks[0]},
+        "the weighting gave shape (8,) for teacher's ranks of shape (8, 8)",
+    ),
     # masks, references, axes
     (loss, {"where": np.ones(7, bool)}, "got where of shape (7,) for 8 examples: expected (8,)"),
     (loss, {"where": np.arange(8)}, "got where of dtype int64: expected booleans"),
-    (loss, {"dissimilarity": lambda x, y: (x @ y.T) * 1j}, "the dissimilarity <lambda>'s result of dtype complex64"),
+    (
+        loss,
+        {"dissimilarity": lambda x, y: (x @ y.T) * 1j},
+        "the dissimilarity <lambda>'s result of dtype complex64",
+    ),
     (loss, {"axis_name": ()}, "got axis_name (): expected a name or a tuple of names"),
-    (loss, {"axis_name": ["batch"]}, "got axis_name ['batch']: expected a name or a tuple of names"),
+    (
+        loss,
+        {"axis_name": ["batch"]},
+        "got axis_name ['batch']: expected a name or a tuple of names",
+    ),
     (coherence, {"seed": "a"}, "got seed 'a': expected an integer of at least 0"),
-    (loss, {"where": np.ones((8, 8), bool)}, "got where of shape (8, 8) for 8 examples: expected (8,)"),
+    (
+        loss,
+        {"where": np.ones((8, 8), bool)},
+        "got where of shape (8, 8) for 8 examples: expected (8,)",
+    ),
     (loss, {"references": X}, "got references ndarray: expected (student points, teacher points)"),
     (loss, {"references": (X,)}, "expected (student points, teacher points)"),
-    (loss, {"references": (Y, Y)}, "got references (8, 6) for the student (8, 4): expected as many features"),
-    (loss, {"references": (X, X)}, "got references (8, 4) for the teacher (8, 6): expected as many features"),
-    (loss, {"references": (X, Y[:5])}, "got 8 references for the student and 5 for the teacher: expected the same"),
-    (loss, {"references": (X[0], Y[0])}, "got the student's references of shape (4,): expected (rows, features)"),
+    (
+        loss,
+        {"references": (Y, Y)},
+        "got references (8, 6) for the student (8, 4): expected as many features",
+    ),
+    (
+        loss,
+        {"references": (X, X)},
+        "got references (8, 4) for the teacher (8, 6): expected as many features",
+    ),
+    (
+        loss,
+        {"references": (X, Y[:5])},
+        "got 8 references for the student and 5 for the teacher: expected the same",
+    ),
+    (
+        loss,
+        {"references": (X[0], Y[0])},
+        "got the student's references of shape (4,): expected (rows, features)",
+    ),
     (loss, {"axis_name": "batch"}, "got axis_name 'batch', which is not bound here"),
     (loss, {"axis_name": ("a", "b")}, "got axis_name ('a', 'b'), which is not bound here"),
     # dissimilarities on their own
-    (pcjax.dissimilarity.cosine, {"x": X, "y": Y}, "got x (8, 4) and y (8, 6): expected as many features in both"),
-    (pcjax.dissimilarity.manhattan, {"x": X[0], "y": X}, "got x of shape (4,): expected (rows, features)"),
+    (
+        pcjax.dissimilarity.cosine,
+        {"x": X, "y": Y},
+        "got x (8, 4) and y (8, 6): expected as many features in both",
+    ),
+    (
+        pcjax.dissimilarity.manhattan,
+        {"x": X[0], "y": X},
+        "got x of shape (4,): expected (rows, features)",
+    ),
     # ranks on their own
     (soft, {"method": "sort"}, "unknown ranking method 'sort': expected one of 'laplace'"),
     (soft, {"temperature": -1}, "got temperature -1: expected a positive, finite number"),
@@ -113,7 +181,11 @@ CASES = [
     (soft, {"temperature": 1 + 1j}, "got temperature (1+1j): expected a positive, finite number"),
     (hard, {"axis": -3}, "got axis -3 for x of shape (8, 4): expected an integer from -2 to 1"),
     # the metric
-    (coherence, {"student": X[:5]}, "got student (5, 4) and teacher (8, 6): both need one row per example"),
+    (
+        coherence,
+        {"student": X[:5]},
+        "got student (5, 4) and teacher (8, 6): both need one row per example",
+    ),
     (coherence, {"student": X[:3], "teacher": Y[:3]}, "expected at least 4 examples"),
     (coherence, {"k": 0}, "got k 0 for 8 examples: expected an integer from 1 to 6"),
     (coherence, {"k": 7}, "got k 7 for 8 examples: expected an integer from 1 to 6"),
@@ -123,7 +195,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("function", "given", "message"), CASES, ids=[case[2][:60] for case in CASES])
+@pytest.mark.parametrize(
+    ("function", "given", "message"), CASES, ids=[case[2][:60] for case in CASES]
+)
 def test_refused_with_the_value_and_the_expectation(function, given, message):
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         function(**given)

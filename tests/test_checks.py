@@ -6,7 +6,7 @@ import pytest
 
 from pcjax._checks import RequestError, behind, interruption
 from pcjax.config import Config
-from pcjax.jobs.folder import check_folder
+from pcjax.run import check_folder
 from pcjax.training.parallel import join_processes
 
 
@@ -30,12 +30,15 @@ def test_a_signal_is_found_behind_errors():
 
 
 @pytest.mark.parametrize(
-    "address", ["", "foo", "foo:", ":1", "a b:1", "foo:x", "foo:0", "foo:65536", "http://foo:1", "foo:\u0661"]
+    "address",
+    ["", "foo", "foo:", ":1", "a b:1", "foo:x", "foo:0", "foo:65536", "http://foo:1", "foo:\u0661"],
 )
 def test_an_address_that_is_none_is_refused(address, monkeypatch):
     for name, value in (("COORDINATOR", address), ("PROCESSES", "2"), ("PROCESS", "0")):
         monkeypatch.setenv(f"PCJAX_{name}", value)
-    with pytest.raises(RequestError, match=r"got PCJAX_COORDINATOR='.*': expected the first one's HOST:PORT"):
+    with pytest.raises(
+        RequestError, match=r"got PCJAX_COORDINATOR='.*': expected the first one's HOST:PORT"
+    ):
         join_processes()
 
 
@@ -46,7 +49,10 @@ def test_a_refusal_within_a_stored_config_ends_the_command(command, tmp_path):
     path.write_text(json.dumps(stored))
     status, _, complaint = command("distill", path)
     assert status == 2
-    assert complaint == f"pcjax: {path}: got an empty teacher.features: expected a path, or leave it out\n"
+    assert (
+        complaint
+        == f"pcjax: {path}: got an empty teacher.features: expected a path, or leave it out\n"
+    )
 
 
 def test_a_config_that_was_never_whole_is_no_run(tmp_path):

@@ -8,8 +8,8 @@ import pytest
 
 from pcjax._checks import RequestError
 from pcjax.config import Config, Data, Evaluation, Loss, Model, Ramp, Teacher, Training, read
-from pcjax.jobs.folder import from_the_root
-from pcjax.terms import TERMS
+from pcjax.loss_registry import TERMS
+from pcjax.run import from_the_root
 
 CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
 
@@ -72,7 +72,9 @@ def without(stored, path):
     ],
 )
 def test_a_config_stored_before_there_was_a_field_is_the_same_config(path, tmp_path):
-    config = Config(training=Training(seed=3), losses=(Loss(arguments={"temperature": Ramp(0.3, 0.1)}),))
+    config = Config(
+        training=Training(seed=3), losses=(Loss(arguments={"temperature": Ramp(0.3, 0.1)}),)
+    )
     stored = json.loads(config.to_json())
     without(stored, path)
     (tmp_path / "config.json").write_text(json.dumps({"job": "distill", "config": stored}))
@@ -84,10 +86,21 @@ def test_a_config_stored_before_there_was_a_field_is_the_same_config(path, tmp_p
 def test_every_field_that_is_not_as_by_default_counts():
     base = json.loads(Config().to_json())
     digests = {Config().digest()}
-    changes = [("training", "epochs", 30), ("training", "save_every", 500), ("student", "features", None)]
-    changes += [("student", "widths", None), ("teacher", "live", True), ("data", "flip", True), ("data", "crop", 1)]
+    changes = [
+        ("training", "epochs", 30),
+        ("training", "save_every", 500),
+        ("student", "features", None),
+    ]
+    changes += [
+        ("student", "widths", None),
+        ("teacher", "live", True),
+        ("data", "flip", True),
+        ("data", "crop", 1),
+    ]
     for section, field, value in changes:
-        digests.add(Config.from_json(json.dumps(base | {section: base[section] | {field: value}})).digest())
+        digests.add(
+            Config.from_json(json.dumps(base | {section: base[section] | {field: value}})).digest()
+        )
     digests.add(Config(training=Training()).digest())
     digests.add(Config(student=Model()).digest())
     digests.add(Config(losses=(Loss(arguments={"temperature": 0.1}), Loss("pkt"))).digest())
@@ -97,11 +110,17 @@ def test_every_field_that_is_not_as_by_default_counts():
 def test_the_order_of_arguments_does_not_count():
     given = {"temperature": 0.1, "dissimilarity": "cosine"}
     turned = dict(reversed(given.items()))
-    assert Config(losses=(Loss(arguments=given),)).digest() == Config(losses=(Loss(arguments=turned),)).digest()
+    assert (
+        Config(losses=(Loss(arguments=given),)).digest()
+        == Config(losses=(Loss(arguments=turned),)).digest()
+    )
 
 
 def test_ramps_and_tuples_come_back_as_what_they_were():
-    loss = Loss(weight=Ramp(1.0, 0.0), arguments={"temperature": Ramp(0.5, 0.1, shape="geometric"), "power": 2})
+    loss = Loss(
+        weight=Ramp(1.0, 0.0),
+        arguments={"temperature": Ramp(0.5, 0.1, shape="geometric"), "power": 2},
+    )
     config = Config(losses=(loss,), student=Model("mlp", widths=(8, 4)))
     assert Config.from_json(config.to_json()) == config
 
@@ -116,15 +135,24 @@ def test_ramps_and_tuples_come_back_as_what_they_were():
         (lambda: Training(warmup="a"), "got training.warmup 'a': expected float"),
         (lambda: Training(batch=True), "got training.batch True: expected int"),
         (lambda: Loss(weight="x"), "got weight 'x': expected float | pcjax.config.Ramp"),
-        (lambda: Loss(arguments={"temperature": [1]}), "got arguments.temperature [1]: expected bool | int | float"),
+        (
+            lambda: Loss(arguments={"temperature": [1]}),
+            "got arguments.temperature [1]: expected bool | int | float",
+        ),
         (lambda: Ramp("a", 1.0), "got start 'a': expected float"),
         (lambda: Config(losses=("pkt",)), "got losses.0 'pkt': expected Loss"),
         (lambda: Config(training={"batch": 3}), "got training {'batch': 3}: expected Training"),
-        (lambda: Evaluation(corruptions=3), "got evaluation.corruptions 3: expected tuple[str, ...]"),
+        (
+            lambda: Evaluation(corruptions=3),
+            "got evaluation.corruptions 3: expected tuple[str, ...]",
+        ),
         (lambda: Training(batch=2), "got training.batch 2: expected at least 3"),
         (lambda: Training(epochs=0), "got training.epochs 0"),
         (lambda: Training(learning_rate=-1.0), "got training.learning_rate -1.0"),
-        (lambda: Training(optimiser="adam"), "unknown training.optimiser 'adam': expected one of 'adamw', 'sgd'"),
+        (
+            lambda: Training(optimiser="adam"),
+            "unknown training.optimiser 'adam': expected one of 'adamw', 'sgd'",
+        ),
         (lambda: Training(parallel="pjit"), "unknown training.parallel 'pjit'"),
         (lambda: Training(compute="float16"), "unknown training.compute 'float16'"),
         (lambda: Training(warmup=1.0), "got training.warmup 1.0"),
@@ -134,14 +162,29 @@ def test_ramps_and_tuples_come_back_as_what_they_were():
         (lambda: Data(part=0.0), "got data.part 0.0: expected a share, above 0 and at most 1"),
         (lambda: Data(crop=-1), "got data.crop -1"),
         (lambda: Model("resnet21"), "unknown model 'resnet21': expected one of 'mlp'"),
-        (lambda: Model("resnet20", features=8), "got features for the model 'resnet20': its options are none"),
-        (lambda: Loss("perception"), "unknown loss 'perception': expected one of 'perception_coherence'"),
-        (lambda: Loss("proto2proto"), "proto2proto cannot be asked for: it compares networks of prototypes"),
-        (lambda: Loss(arguments={"temprature": 0.1}), "unknown argument of perception_coherence 'temprature'"),
+        (
+            lambda: Model("resnet20", features=8),
+            "got features for the model 'resnet20': its options are none",
+        ),
+        (
+            lambda: Loss("perception"),
+            "unknown loss 'perception': expected one of 'perception_coherence'",
+        ),
+        (
+            lambda: Loss("proto2proto"),
+            "proto2proto cannot be asked for: it compares networks of prototypes",
+        ),
+        (
+            lambda: Loss(arguments={"temprature": 0.1}),
+            "unknown argument of perception_coherence 'temprature'",
+        ),
         (lambda: Loss(), "got no temperature among the arguments of perception_coherence"),
         (lambda: Loss("kd", bank=5), "got bank 5 for the loss kd: it has none"),
         (lambda: Loss("crd", bank=5), "got bank 5 for the loss crd: it has none"),
-        (lambda: Loss("similarity_kl"), "the loss similarity_kl compares with past examples: give a bank"),
+        (
+            lambda: Loss("similarity_kl"),
+            "the loss similarity_kl compares with past examples: give a bank",
+        ),
         (
             lambda: Loss("kd", head="linear"),
             "got head 'linear' for the loss kd, which compares logits",
@@ -151,13 +194,28 @@ def test_ramps_and_tuples_come_back_as_what_they_were():
             lambda: Loss("pkt", head="conv"),
             "got head 'conv' for the loss pkt, which compares features",
         ),
-        (lambda: Loss("hint", head="conv"), "got head 'conv' for the loss hint, which compares features"),
+        (
+            lambda: Loss("hint", head="conv"),
+            "got head 'conv' for the loss hint, which compares features",
+        ),
         (lambda: Loss("pkt", head="variational"), "got head 'variational' for the loss pkt"),
         (lambda: Loss("variational_information"), "it needs the head 'variational'"),
-        (lambda: Loss("pkt", maps=("stage1", "stage1")), "for the loss pkt: it compares features, leave them out"),
-        (lambda: Loss("hint", maps=("stage1",)), "expected two names, the student's and the teacher's"),
-        (lambda: Config(losses=(Loss("attention_transfer"),)), "compares maps, which only a teacher that sees every"),
-        (lambda: Config(losses=(Loss("locality_preserving"),)), "got locality_preserving as the only loss"),
+        (
+            lambda: Loss("pkt", maps=("stage1", "stage1")),
+            "for the loss pkt: it compares features, leave them out",
+        ),
+        (
+            lambda: Loss("hint", maps=("stage1",)),
+            "expected two names, the student's and the teacher's",
+        ),
+        (
+            lambda: Config(losses=(Loss("attention_transfer"),)),
+            "compares maps, which only a teacher that sees every",
+        ),
+        (
+            lambda: Config(losses=(Loss("locality_preserving"),)),
+            "got locality_preserving as the only loss",
+        ),
         (
             lambda: Config(losses=(Loss("shared_classifier"),), teacher=Teacher(features="b")),
             "class scores need a model",
@@ -169,10 +227,19 @@ def test_ramps_and_tuples_come_back_as_what_they_were():
         (lambda: Data(unseen=1), "got data.unseen 1: expected 0 or at least 2"),
         (lambda: Data(unseen=-2), "got data.unseen -2"),
         (lambda: Evaluation(neighbours=0), "got evaluation.neighbours 0"),
-        (lambda: Evaluation(other_dir="x"), "got evaluation.other_dir 'x' without evaluation.other"),
-        (lambda: Evaluation(corruptions=("fog",)), "unknown corruption 'fog': expected one of 'gaussian_noise'"),
+        (
+            lambda: Evaluation(other_dir="x"),
+            "got evaluation.other_dir 'x' without evaluation.other",
+        ),
+        (
+            lambda: Evaluation(corruptions=("fog",)),
+            "unknown corruption 'fog': expected one of 'gaussian_noise'",
+        ),
         (lambda: Config(losses=()), "got no losses"),
-        (lambda: Config(losses=(Loss("kd"),), teacher=Teacher(features="b")), "class scores need a model"),
+        (
+            lambda: Config(losses=(Loss("kd"),), teacher=Teacher(features="b")),
+            "class scores need a model",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_when_built(build, message):
@@ -184,10 +251,16 @@ def test_what_cannot_be_is_refused_when_built(build, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c["training"].update(bach=3), "unknown field 'training.bach': expected one of 'training.epochs'"),
+        (
+            lambda c: c["training"].update(bach=3),
+            "unknown field 'training.bach': expected one of 'training.epochs'",
+        ),
         (lambda c: c["training"].update(batch="many"), "got training.batch 'many': expected int"),
         (lambda c: c["training"].update(batch=True), "got training.batch True: expected int"),
-        (lambda c: c["training"].update(learning_rate=[]), "got training.learning_rate []: expected float"),
+        (
+            lambda c: c["training"].update(learning_rate=[]),
+            "got training.learning_rate []: expected float",
+        ),
         (lambda c: c["data"].update(flip=1), "got data.flip 1: expected bool"),
         (lambda c: c["training"].update(parallel="pjit"), "got training.parallel 'pjit'"),
         (lambda c: c["student"].update(widths=[8, "x"]), "got student.widths"),
@@ -212,7 +285,9 @@ def test_a_file_that_is_no_config_is_refused(text, tmp_path):
         read(path)
 
 
-@pytest.mark.parametrize("line", ["def f(", "1 / 0", "from pcjax.config import Training; Training(bach=3)"])
+@pytest.mark.parametrize(
+    "line", ["def f(", "1 / 0", "from pcjax.config import Training; Training(bach=3)"]
+)
 def test_a_python_file_that_fails_is_refused_in_a_line(line, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(line)
@@ -231,4 +306,6 @@ def test_a_python_file_must_set_config(tmp_path):
 
 def test_every_term_names_its_arguments():
     for name, term in TERMS.items():
-        assert not {"student", "teacher", "where", "axis_name", "reduce_fn"} & set(term.arguments), name
+        assert not {"student", "teacher", "where", "axis_name", "reduce_fn"} & set(
+            term.arguments
+        ), name

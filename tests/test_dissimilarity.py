@@ -18,18 +18,32 @@ def features(rng, n=12, d=7, dtype=np.float64):
 
 
 def assert_close(found, expected, tolerance):
-    assert np.abs(np.asarray(found) - np.asarray(expected)).max() <= tolerance * np.abs(expected).max()
+    assert (
+        np.abs(np.asarray(found) - np.asarray(expected)).max() <= tolerance * np.abs(expected).max()
+    )
 
 
 def test_the_six_names():
-    assert set(DISSIMILARITIES) == {"euclidean", "squared_euclidean", "cosine", "angular", "manhattan", "correlation"}
-    assert all(getattr(pcjax.dissimilarity, name) is function for name, function in DISSIMILARITIES.items())
+    assert set(DISSIMILARITIES) == {
+        "euclidean",
+        "squared_euclidean",
+        "cosine",
+        "angular",
+        "manhattan",
+        "correlation",
+    }
+    assert all(
+        getattr(pcjax.dissimilarity, name) is function for name, function in DISSIMILARITIES.items()
+    )
 
 
 @names
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32, jnp.float16, jnp.bfloat16, jnp.int32])
 def test_equals_scipy(name, dtype, rng, x64):
-    x, y = jnp.asarray(3 * features(rng)).astype(dtype), jnp.asarray(3 * features(rng, n=9)).astype(dtype)
+    x, y = (
+        jnp.asarray(3 * features(rng)).astype(dtype),
+        jnp.asarray(3 * features(rng, n=9)).astype(dtype),
+    )
     found = DISSIMILARITIES[name](x, y)
     assert found.dtype == (jnp.float64 if dtype == jnp.float64 else jnp.float32)
     tolerance = 1e-12 if dtype == jnp.float64 else 1e-6
@@ -73,7 +87,10 @@ def test_gradient_equals_differences(name, rng, x64):
     x, y, weights = features(rng, 5, 4), features(rng, 6, 4), rng.normal(size=(5, 6))
     function = jax.jit(lambda x, y: jnp.vdot(weights, DISSIMILARITIES[name](x, y)))
     dx, dy = jax.jit(jax.grad(function, argnums=(0, 1)))(x, y)
-    over = jax.jit(jax.vmap(function, in_axes=(0, None))), jax.jit(jax.vmap(function, in_axes=(None, 0)))
+    over = (
+        jax.jit(jax.vmap(function, in_axes=(0, None))),
+        jax.jit(jax.vmap(function, in_axes=(None, 0))),
+    )
     oracles.assert_gradients_agree(dx, oracles.central_differences(lambda v: over[0](v, y), x))
     oracles.assert_gradients_agree(dy, oracles.central_differences(lambda v: over[1](x, v), y))
 
@@ -83,8 +100,23 @@ def test_gradient_equals_differences(name, rng, x64):
 @pytest.mark.parametrize("outlier", [1.0, 1e6, 1e18, 1e30])
 def test_gradients_are_finite_where_the_definition_has_kinks(name, dtype, outlier, rng):
     x = jnp.asarray(features(rng), dtype)
-    x = x.at[1].set(x[0]).at[2].set(0).at[3].set(0).at[4].set(1.5).at[5].set(-x[6]).at[7].multiply(outlier)
-    value, gradient = jax.value_and_grad(lambda x: jnp.sum(jnp.sqrt(DISSIMILARITIES[name](x, x) + 1)))(x)
+    x = (
+        x.at[1]
+        .set(x[0])
+        .at[2]
+        .set(0)
+        .at[3]
+        .set(0)
+        .at[4]
+        .set(1.5)
+        .at[5]
+        .set(-x[6])
+        .at[7]
+        .multiply(outlier)
+    )
+    value, gradient = jax.value_and_grad(
+        lambda x: jnp.sum(jnp.sqrt(DISSIMILARITIES[name](x, x) + 1))
+    )(x)
     assert jnp.isfinite(value)
     assert jnp.isfinite(gradient).all()
 
@@ -101,7 +133,11 @@ def test_invariances_hold_where_stated_and_only_there(name, rng, x64):
     x = features(rng)
     rotation = np.linalg.qr(rng.normal(size=(7, 7)))[0]
     d = DISSIMILARITIES[name](x, x)
-    for stated, moved in ((TRANSLATED, x + rng.normal(size=7)), (ROTATED, x @ rotation), (UNSCALED, 3 * x)):
+    for stated, moved in (
+        (TRANSLATED, x + rng.normal(size=7)),
+        (ROTATED, x @ rotation),
+        (UNSCALED, 3 * x),
+    ):
         difference = jnp.abs(DISSIMILARITIES[name](moved, moved) - d).max()
         assert (difference < 1e-12) == (name in stated), stated
 
@@ -122,7 +158,9 @@ def test_zero_vectors_have_no_direction():
 def test_close_directions_keep_their_digits(x64):
     # 1 - cos(angle) = angle^2 / 2; computed as 1 - cos in float32 it would be 0.
     x = np.array([[1.0, 0.0], [np.cos(1e-4), np.sin(1e-4)]])
-    assert_close(pcjax.dissimilarity.cosine(x.astype(np.float32), x.astype(np.float32))[0, 1], 5e-9, 1e-3)
+    assert_close(
+        pcjax.dissimilarity.cosine(x.astype(np.float32), x.astype(np.float32))[0, 1], 5e-9, 1e-3
+    )
     assert_close(pcjax.dissimilarity.angular(x, x)[0, 1] * np.pi, 1e-4, 1e-9)
 
 
@@ -137,8 +175,14 @@ def test_what_is_not_a_number_stays_none(name, broken, rng):
 def test_matrix_products_ask_for_the_highest_precision():
     # On a CPU nothing else can tell: TPUs multiply in bfloat16 unless asked not to.
     for name in DISSIMILARITIES:
-        program = str(jax.make_jaxpr(jax.grad(lambda x: jnp.sum(DISSIMILARITIES[name](x, x))))(jnp.ones((3, 2))))
-        assert program.count("dot_general") == program.count("precision=(Precision.HIGHEST, Precision.HIGHEST)"), name
+        program = str(
+            jax.make_jaxpr(jax.grad(lambda x: jnp.sum(DISSIMILARITIES[name](x, x))))(
+                jnp.ones((3, 2))
+            )
+        )
+        assert program.count("dot_general") == program.count(
+            "precision=(Precision.HIGHEST, Precision.HIGHEST)"
+        ), name
         assert ("dot_general" in program) == (name != "manhattan")
 
 

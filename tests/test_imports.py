@@ -20,7 +20,9 @@ HEAVY = (
 
 
 def run(code):
-    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120).stdout
+    return subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120
+    ).stdout
 
 
 def test_importing_the_library_loads_nothing_heavy():

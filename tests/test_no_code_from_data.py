@@ -61,14 +61,28 @@ def suspicious(tree):
         elif isinstance(node, ast.Call):
             called = node.func
             name = called.id if isinstance(called, ast.Name) else getattr(called, "attr", "")
-            plain = isinstance(called, ast.Name) or getattr(getattr(called, "value", None), "id", "") == "builtins"
+            plain = (
+                isinstance(called, ast.Name)
+                or getattr(getattr(called, "value", None), "id", "") == "builtins"
+            )
             known = bool(node.args) and isinstance(node.args[0], ast.Constant)
-            if (name in RUNNERS and plain) or name == "extractall" or (name == "import_module" and not known):
+            if (
+                (name in RUNNERS and plain)
+                or name == "extractall"
+                or (name == "import_module" and not known)
+            ):
                 yield name, node.lineno
             given = {keyword.arg: keyword.value for keyword in node.keywords}
-            if "allow_pickle" in given and getattr(given["allow_pickle"], "value", True) is not False:
+            if (
+                "allow_pickle" in given
+                and getattr(given["allow_pickle"], "value", True) is not False
+            ):
                 yield "allow_pickle", node.lineno
-            if name in ("load", "read_array") and "allow_pickle" not in given and ast.unparse(called).startswith("np."):
+            if (
+                name in ("load", "read_array")
+                and "allow_pickle" not in given
+                and ast.unparse(called).startswith("np.")
+            ):
                 yield "allow_pickle left to its default", node.lineno
             if name in ("system", "popen") or getattr(given.get("shell"), "value", False):
                 yield name, node.lineno
@@ -81,8 +95,19 @@ def test_no_source_loads_or_runs_what_a_file_holds():
 
 
 def test_the_search_finds_what_it_looks_for():
-    bad = ["import pickle", "from marshal import loads", "import torch.serialization", "eval('1')", "np.load(p)"]
-    bad += ["np.load(p, allow_pickle=True)", "np.load(p, allow_pickle=x)", "os.system('x')", "builtins.exec('1')"]
+    bad = [
+        "import pickle",
+        "from marshal import loads",
+        "import torch.serialization",
+        "eval('1')",
+        "np.load(p)",
+    ]
+    bad += [
+        "np.load(p, allow_pickle=True)",
+        "np.load(p, allow_pickle=x)",
+        "os.system('x')",
+        "builtins.exec('1')",
+    ]
     bad += [
         "f(shell=True)",
         "import runpy",
@@ -91,14 +116,21 @@ def test_the_search_finds_what_it_looks_for():
         "np.lib.format.read_array(f)",
     ]
     assert [line for line in bad if not list(suspicious(ast.parse(line)))] == []
-    good = ["np.load(p, allow_pickle=False)", "re.compile('x')", "jitted.lower().compile()", "json.loads(x)"]
+    good = [
+        "np.load(p, allow_pickle=False)",
+        "re.compile('x')",
+        "jitted.lower().compile()",
+        "json.loads(x)",
+    ]
     good += ["manager.load(x)", "importlib.import_module('tensorboardX')"]
     assert [line for line in good if list(suspicious(ast.parse(line)))] == []
 
 
 def test_no_loaded_module_holds_a_loader():
     script = f"LOADERS = {LOADERS!r}\n{LOADED}"
-    out = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=300).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=300
+    ).stdout
     count, found = json.loads(out.splitlines()[-1])
     assert count == len(SOURCES) - len(list(FOLDER.rglob("__main__.py")))
     assert found == []

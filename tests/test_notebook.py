@@ -28,7 +28,11 @@ def words(book):
         yield source(cell)
         for output in cell.get("outputs", []):
             yield "".join(output.get("text", []))
-            yield from ("".join(text) for kind, text in output.get("data", {}).items() if kind.startswith("text/"))
+            yield from (
+                "".join(text)
+                for kind, text in output.get("data", {}).items()
+                if kind.startswith("text/")
+            )
     yield json.dumps(book["metadata"])
 
 
@@ -67,7 +71,9 @@ def test_a_cell_that_ends_in_an_expression_shows_it(cell):
 
 @pytest.mark.slow
 def test_it_runs_from_top_to_bottom_and_the_student_comes_to_see_as_the_teacher_does(monkeypatch):
-    monkeypatch.delenv("XLA_FLAGS", raising=False)  # as everyone runs it, with the compiler's optimisations
+    monkeypatch.delenv(
+        "XLA_FLAGS", raising=False
+    )  # as everyone runs it, with the compiler's optimisations
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
     pytest.importorskip("matplotlib")

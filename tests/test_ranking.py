@@ -12,7 +12,9 @@ from pcjax import _sorting
 from pcjax.ranking import METHODS, hard_rank, soft_rank, soft_rank_columns
 
 methods = pytest.mark.parametrize("method", METHODS)
-machines = pytest.mark.parametrize("machine", [_sorting.CPU, _sorting.ACCELERATOR], ids=["cpu", "accelerator"])
+machines = pytest.mark.parametrize(
+    "machine", [_sorting.CPU, _sorting.ACCELERATOR], ids=["cpu", "accelerator"]
+)
 cpu_quickly = pytest.mark.parametrize(
     "machine",
     [_sorting.CPU, pytest.param(_sorting.ACCELERATOR, marks=pytest.mark.slow)],
@@ -65,7 +67,9 @@ def test_hard_rank_equals_scipy(machine, dtype, rng, x64, monkeypatch):
     on(machine, monkeypatch)
     for name, x in rows_with_ties(rng).items():
         x = x.astype(dtype)
-        assert np.array_equal(hard_rank(x), scipy.stats.rankdata(x, "average", axis=-1), equal_nan=True), name
+        assert np.array_equal(
+            hard_rank(x), scipy.stats.rankdata(x, "average", axis=-1), equal_nan=True
+        ), name
 
 
 def test_hard_rank_on_any_axis_and_dtype(rng):
@@ -78,7 +82,11 @@ def test_hard_rank_on_any_axis_and_dtype(rng):
 
 
 def test_hard_rank_of_large_integers_under_x64(x64):
-    for x in ([2.0**53, 2.0**53 - 1, 2.0**52], [2**62 + 1, 2**62, 5], np.array([2**63 + 1, 2**63, 5], np.uint64)):
+    for x in (
+        [2.0**53, 2.0**53 - 1, 2.0**52],
+        [2**62 + 1, 2**62, 5],
+        np.array([2**63 + 1, 2**63, 5], np.uint64),
+    ):
         assert np.array_equal(hard_rank(np.asarray(x)), [3, 2, 1])
 
 
@@ -108,7 +116,11 @@ def test_equals_brute_force(method, machine, rng, x64, monkeypatch):
 @functools.cache
 def long_rows(temperature, method):
     rng = np.random.default_rng(0)
-    rows = rng.normal(size=4096), rng.standard_cauchy(size=4096), np.round(rng.normal(size=4096), 2) + 1000
+    rows = (
+        rng.normal(size=4096),
+        rng.standard_cauchy(size=4096),
+        np.round(rng.normal(size=4096), 2) + 1000,
+    )
     rows = np.stack(rows).astype(np.float32)
     width = np.float64(np.float32(temperature))
     return rows, np.stack([oracles.soft_rank(row, width, method) for row in rows])
@@ -117,7 +129,9 @@ def long_rows(temperature, method):
 @methods
 @machines
 @pytest.mark.parametrize("temperature", [1e-4, 1e-2, 0.5, 3.0, 30.0])
-def test_float32_is_within_a_thousandth_of_a_rank_at_4096(method, machine, temperature, monkeypatch):
+def test_float32_is_within_a_thousandth_of_a_rank_at_4096(
+    method, machine, temperature, monkeypatch
+):
     on(machine, monkeypatch)
     rows, expected = long_rows(temperature, method)
     found = np.asarray(soft_rank(rows, temperature=temperature, method=method))
@@ -138,7 +152,9 @@ def test_ranks_sum_to_the_same_at_every_temperature(method, dtype, rng, x64):
 def test_becomes_the_hard_rank_as_the_temperature_goes_to_0(method, rng, x64):
     for name, x in rows_with_ties(rng).items():
         if name != "not a number" and (name != "infinities" or method == "laplace"):
-            found = soft_rank(x, temperature=1e-300 if name == "huge and tiny" else 1e-9, method=method)
+            found = soft_rank(
+                x, temperature=1e-300 if name == "huge and tiny" else 1e-9, method=method
+            )
             assert np.abs(found - scipy.stats.rankdata(x, axis=-1)).max() < 1e-6, name
 
 
@@ -148,7 +164,10 @@ def test_half_precision_is_ranked_in_float32(method, rng):
     x = jnp.asarray(rng.normal(size=200), jnp.bfloat16)
     found = soft_rank(x, temperature=0.1, method=method)
     assert jnp.array_equal(found, soft_rank(x.astype(jnp.float32), temperature=0.1, method=method))
-    assert jax.grad(lambda x: jnp.sum(soft_rank(x, temperature=0.1, method=method) ** 2))(x).dtype == jnp.bfloat16
+    assert (
+        jax.grad(lambda x: jnp.sum(soft_rank(x, temperature=0.1, method=method) ** 2))(x).dtype
+        == jnp.bfloat16
+    )
 
 
 @methods
@@ -167,7 +186,9 @@ def test_gradients_equal_differences(method, machine, rng, x64, monkeypatch):
         x, g = rng.normal(size=n), rng.normal(size=n)
         temperature = np.exp(rng.uniform(-2, 1)) * (0.3 if method == "permutahedron" else 1)
         dx, dt = gradients(x, temperature, g)
-        oracles.assert_gradients_agree(dx, oracles.central_differences(lambda v: over_x(v, temperature, g), x))
+        oracles.assert_gradients_agree(
+            dx, oracles.central_differences(lambda v: over_x(v, temperature, g), x)
+        )
         numeric = oracles.central_differences(lambda v: over_temperature(x, v, g), temperature)
         assert abs(dt - numeric) <= 1e-6 * max(np.abs(dx).max(), abs(numeric), 1e-3)
 
@@ -178,7 +199,9 @@ def test_gradient_of_the_temperature_far_from_the_origin(method, rng):
     x, g = rng.normal(size=50), rng.normal(size=50)
 
     def gradient(x):
-        f = lambda t: jnp.vdot(jnp.asarray(g, jnp.float32), soft_rank(x, temperature=t, method=method))
+        f = lambda t: jnp.vdot(
+            jnp.asarray(g, jnp.float32), soft_rank(x, temperature=t, method=method)
+        )
         return jax.grad(f)(jnp.float32(0.5))
 
     steps = np.round(x * 64) / 64  # exact at both places
@@ -188,7 +211,11 @@ def test_gradient_of_the_temperature_far_from_the_origin(method, rng):
 
 def gradient_of_the_temperature(x, g, method):
     x, g = jnp.asarray(x, jnp.float32), jnp.asarray(g, jnp.float32)
-    return float(jax.grad(lambda t: jnp.vdot(g, soft_rank(x, temperature=t, method=method)))(jnp.float32(0.05)))
+    return float(
+        jax.grad(lambda t: jnp.vdot(g, soft_rank(x, temperature=t, method=method)))(
+            jnp.float32(0.05)
+        )
+    )
 
 
 @methods
@@ -206,8 +233,12 @@ def test_gradient_of_the_temperature_beside_outliers(method, outlier, count, rng
 
 GROUPS = {
     "two far apart": lambda rng: np.concatenate([rng.normal(size=20), 300 + rng.normal(size=20)]),
-    "many low outliers": lambda rng: np.concatenate([rng.normal(size=200), -np.geomspace(1e2, 1e9, 50)]),
-    "many high outliers": lambda rng: np.concatenate([rng.normal(size=200), np.geomspace(1e2, 1e9, 50)]),
+    "many low outliers": lambda rng: np.concatenate(
+        [rng.normal(size=200), -np.geomspace(1e2, 1e9, 50)]
+    ),
+    "many high outliers": lambda rng: np.concatenate(
+        [rng.normal(size=200), np.geomspace(1e2, 1e9, 50)]
+    ),
 }
 
 
@@ -220,7 +251,10 @@ def test_gradient_of_the_temperature_across_far_gaps(rows, method, machine, rng,
     g = rng.normal(size=len(x)).astype(np.float32)
     found = gradient_of_the_temperature(x, g, method)
     with jax.enable_x64(True):
-        high, low = (np.vdot(g, soft_rank(x.astype(float), temperature=0.05 + t, method=method)) for t in (1e-6, -1e-6))
+        high, low = (
+            np.vdot(g, soft_rank(x.astype(float), temperature=0.05 + t, method=method))
+            for t in (1e-6, -1e-6)
+        )
     assert abs(found - (high - low) / 2e-6) <= 2e-3 * np.abs(g).sum()
 
 
@@ -246,9 +280,14 @@ def test_gradients_are_finite_on_degenerate_rows(method, machine, rng, monkeypat
                     ranks = soft_rank(x, temperature=t, method=method)
                     return jnp.vdot(jnp.arange(1.0, len(ranks) + 1), ranks)
 
-                value, gradients = jax.value_and_grad(total, argnums=(0, 1))(jnp.asarray(row, dtype), temperature)
+                value, gradients = jax.value_and_grad(total, argnums=(0, 1))(
+                    jnp.asarray(row, dtype), temperature
+                )
                 assert np.isfinite(value), name
-                assert all(np.isfinite(np.asarray(g, np.float32)).all() for g in gradients), (name, temperature)
+                assert all(np.isfinite(np.asarray(g, np.float32)).all() for g in gradients), (
+                    name,
+                    temperature,
+                )
 
 
 @methods
@@ -256,7 +295,9 @@ def test_permutation_translation_and_reversal(method, rng, x64):
     x = rng.normal(size=(2, 30))
     ranks = soft_rank(x, temperature=0.3, method=method)
     order = rng.permutation(30)
-    assert np.allclose(soft_rank(x[:, order], temperature=0.3, method=method), ranks[:, order], atol=1e-9)
+    assert np.allclose(
+        soft_rank(x[:, order], temperature=0.3, method=method), ranks[:, order], atol=1e-9
+    )
     assert np.allclose(soft_rank(x + 5, temperature=0.3, method=method), ranks, atol=1e-9)
     assert np.allclose(soft_rank(7 * x, temperature=2.1, method=method), ranks, atol=1e-9)
     assert np.allclose(soft_rank(-x, temperature=0.3, method=method), 31 - ranks, atol=1e-9)
@@ -279,7 +320,9 @@ def test_masked_equals_subset(method, machine, rng, x64, monkeypatch):
     assert np.allclose(gradient[:, where], expected_gradient)
     assert (gradient[:, ~where] == 0).all()
     assert (soft_rank(x, temperature=0.4, method=method, where=where)[:, ~where] == 0).all()
-    assert np.array_equal(hard_rank(x, where=where)[:, where], scipy.stats.rankdata(x[:, where], axis=1))
+    assert np.array_equal(
+        hard_rank(x, where=where)[:, where], scipy.stats.rankdata(x[:, where], axis=1)
+    )
     assert (hard_rank(x, where=where)[:, ~where] == 0).all()
     assert (hard_rank(x, where=np.zeros(20, bool)) == 0).all()
 
@@ -287,12 +330,21 @@ def test_masked_equals_subset(method, machine, rng, x64, monkeypatch):
 @methods
 def test_axes_batches_and_temperatures_per_row(method, rng, x64):
     x, temperature = rng.normal(size=(2, 3, 10)), np.exp(rng.normal(size=(2, 3)))
-    expected = np.array([[oracles.soft_rank(x[i, j], temperature[i, j], method) for j in range(3)] for i in range(2)])
+    expected = np.array(
+        [
+            [oracles.soft_rank(x[i, j], temperature[i, j], method) for j in range(3)]
+            for i in range(2)
+        ]
+    )
     assert np.allclose(soft_rank(x, temperature=temperature, method=method), expected, atol=1e-8)
-    assert np.allclose(soft_rank(x, temperature=temperature[..., None], method=method), expected, atol=1e-8)
+    assert np.allclose(
+        soft_rank(x, temperature=temperature[..., None], method=method), expected, atol=1e-8
+    )
     moved = soft_rank(np.moveaxis(x, -1, 0), temperature=temperature, method=method, axis=0)
     assert np.allclose(np.moveaxis(moved, 0, -1), expected, atol=1e-8)
-    one_by_one = jax.vmap(jax.vmap(lambda x, t: soft_rank(x, temperature=t, method=method)))(x, temperature)
+    one_by_one = jax.vmap(jax.vmap(lambda x, t: soft_rank(x, temperature=t, method=method)))(
+        x, temperature
+    )
     assert np.allclose(one_by_one, expected, atol=1e-8)
 
 
@@ -303,7 +355,9 @@ def test_memory_is_linear_in_the_row(method):
     x = jax.ShapeDtypeStruct((n, 1), jnp.float32)
 
     def gradient(x):
-        return jax.grad(lambda x: jnp.sum(soft_rank_columns(x, jnp.ones(1), None, method, _sorting.CPU) ** 2))(x)
+        return jax.grad(
+            lambda x: jnp.sum(soft_rank_columns(x, jnp.ones(1), None, method, _sorting.CPU) ** 2)
+        )(x)
 
     temporary = jax.jit(gradient).lower(x).compile().memory_analysis().temp_size_in_bytes
     assert temporary <= 40 * n * 4
@@ -344,7 +398,9 @@ def test_adversarial_rows_equal_brute_force_in_float32(method, machine, rng, mon
     for temperature in (1e-3, 0.1, 10.0):
         width = np.float64(np.float32(temperature))
         expected = np.array([oracles.soft_rank(row, width, method) for row in rows])
-        worst = np.abs(soft_rank(rows, temperature=temperature, method=method) - expected).max(axis=1)
+        worst = np.abs(soft_rank(rows, temperature=temperature, method=method) - expected).max(
+            axis=1
+        )
         assert worst.max() <= 1e-3, dict(zip(ADVERSARIAL, worst, strict=True))
     if method == "laplace":
         assert np.array_equal(hard_rank(rows), scipy.stats.rankdata(rows, axis=1))
@@ -358,6 +414,10 @@ def test_extreme_temperatures(method):
             lambda x, t: jnp.vdot(x, soft_rank(x, temperature=t, method=method)), argnums=(0, 1)
         )(x, jnp.float32(temperature))
         assert np.isfinite(ranks)
-        assert all(np.isfinite(g).all() for g in gradients) or temperature < 1e-30  # a slope of ties has no bound
+        assert (
+            all(np.isfinite(g).all() for g in gradients) or temperature < 1e-30
+        )  # a slope of ties has no bound
         if temperature <= 1e-30:
-            assert np.allclose(soft_rank(x, temperature=temperature, method=method), [4, 1, 2.5, 2.5])
+            assert np.allclose(
+                soft_rank(x, temperature=temperature, method=method), [4, 1, 2.5, 2.5]
+            )

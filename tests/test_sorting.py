@@ -19,7 +19,13 @@ def columns(kind, rng):
     dense = (1 + rng.random((N, COLUMNS)) * 1e-4).astype(np.float32)
     dense[0], dense[1] = 1e30, -1e30
     strange = far.copy()
-    strange[7], strange[8], strange[9], strange[10], strange[11] = np.nan, np.inf, -np.inf, 0.0, -0.0
+    strange[7], strange[8], strange[9], strange[10], strange[11] = (
+        np.nan,
+        np.inf,
+        -np.inf,
+        0.0,
+        -0.0,
+    )
     return {
         "normal": normal,
         "narrow": 1 + rng.random((N, COLUMNS)).astype(np.float32) / 4,
@@ -50,7 +56,9 @@ def assert_sorted(x, valid):
     bits = np.asarray(jnp.where(valid, bits, jnp.iinfo(bits.dtype).max - 1))
     found = compiled()(x, valid)
     assert (np.asarray(found.bits) == np.sort(bits, axis=0)).all()
-    assert (np.take_along_axis(bits, np.asarray(found.order), axis=0) == np.asarray(found.bits)).all()
+    assert (
+        np.take_along_axis(bits, np.asarray(found.order), axis=0) == np.asarray(found.bits)
+    ).all()
     assert (np.sort(found.order, axis=0) == np.arange(N)[:, None]).all()
 
 

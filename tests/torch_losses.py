@@ -66,7 +66,11 @@ def variational_information(s, t, variance):
 
 
 def embed_distill(s, t, distance="euclidean"):
-    return F.pairwise_distance(s, t, eps=0).mean() if distance == "euclidean" else 1 - F.cosine_similarity(s, t).mean()
+    return (
+        F.pairwise_distance(s, t, eps=0).mean()
+        if distance == "euclidean"
+        else 1 - F.cosine_similarity(s, t).mean()
+    )
 
 
 def orthogonal_projection(s, t):
@@ -80,7 +84,9 @@ def procrustes(s, t):
 
 
 def locality_preserving(s, t, neighbours=5, width=None):
-    near, nearest = distances(t, t).square().fill_diagonal_(math.inf).topk(neighbours, largest=False)
+    near, nearest = (
+        distances(t, t).square().fill_diagonal_(math.inf).topk(neighbours, largest=False)
+    )
     weights = torch.exp(-near / (near.mean() if width is None else width))
     return (weights * (s[:, None] - s[nearest]).square().sum(2)).sum(1).mean() / 2
 
@@ -113,7 +119,9 @@ def proto2proto(
     active="teacher",
 ):
     s, t = s.flatten(1, 2), t.flatten(1, 2)
-    patches, prototypes = (t, teacher_prototypes) if active == "teacher" else (s, student_prototypes)
+    patches, prototypes = (
+        (t, teacher_prototypes) if active == "teacher" else (s, student_prototypes)
+    )
     found = set()
     for i, prototype in itertools.product(range(len(s)), prototypes):
         squared = (patches[i] - prototype).square().sum(1)
@@ -142,7 +150,9 @@ DISSIMILARITIES = {
     "cosine": lambda x, y: 1 - cosines(x, y),
     "angular": lambda x, y: torch.acos(cosines(x, y)) / math.pi,
     "manhattan": lambda x, y: distances(x, y, p=1.0),
-    "correlation": lambda x, y: 1 - cosines(x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)),
+    "correlation": lambda x, y: (
+        1 - cosines(x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True))
+    ),
 }
 
 
@@ -168,7 +178,9 @@ def pkt(s, t):
 
 def correlation_congruence(s, t, gamma=0.4, order=2):
     def kernel(x):
-        powers = ((2 * gamma) ** p / math.factorial(p) * cosines(x, x) ** p for p in range(order + 1))
+        powers = (
+            (2 * gamma) ** p / math.factorial(p) * cosines(x, x) ** p for p in range(order + 1)
+        )
         return math.exp(-2 * gamma) * sum(powers)
 
     return F.mse_loss(kernel(s), kernel(t))
@@ -205,11 +217,17 @@ def darkrank_soft(s, t, alpha=3.0, beta=3.0, list_length=4):
 
 def pairwise_ranking(s, t, penalty="hinge", margin=0.0, sharpness=1.0, dissimilarity="euclidean"):
     one, other = torch.triu_indices(len(s), len(s), 1)
-    s, t = (DISSIMILARITIES[dissimilarity](x, x)[one, other] for x in (F.normalize(s), F.normalize(t)))
+    s, t = (
+        DISSIMILARITIES[dissimilarity](x, x)[one, other] for x in (F.normalize(s), F.normalize(t))
+    )
     farther, nearer = torch.nonzero(t[:, None] > t, as_tuple=True)
     named = {"difference": t[farther] - t[nearer], "deviation": t.std(correction=0)}
     v = sharpness * (named.get(margin, margin) - (s[farther] - s[nearer]))
-    costs = {"hinge": F.relu(v), "exponential": F.relu(v.exp() - 1), "logistic": F.softplus(v, threshold=1e9)}
+    costs = {
+        "hinge": F.relu(v),
+        "exponential": F.relu(v.exp() - 1),
+        "logistic": F.softplus(v, threshold=1e9),
+    }
     return costs[penalty].mean()
 
 
@@ -227,7 +245,9 @@ def soft_ranks(d, width, ranking):
         mean = lambda i, j: y[i : j + 1].mean()
         # The least, over where its block may begin, of the greatest mean of all blocks that end at k or later.
         fit = [
-            torch.stack([torch.stack([mean(i, j) for j in range(k, n)]).max() for i in range(k + 1)]).min()
+            torch.stack(
+                [torch.stack([mean(i, j) for j in range(k, n)]).max() for i in range(k + 1)]
+            ).min()
             for k in range(n)
         ]
         return (down - torch.stack(fit))[order.argsort()]
@@ -239,7 +259,9 @@ def soft_ranks(d, width, ranking):
 def rows_of_others(x, points, measure, skip):
     """What each example sees of the points, itself left out where it is among them."""
     kept = [torch.arange(len(points)) != (i if skip else -1) for i in range(len(x))]
-    return torch.stack([DISSIMILARITIES[measure](x[i : i + 1], points[kept[i]])[0] for i in range(len(x))])
+    return torch.stack(
+        [DISSIMILARITIES[measure](x[i : i + 1], points[kept[i]])[0] for i in range(len(x))]
+    )
 
 
 def perception_coherence(
@@ -261,7 +283,11 @@ def perception_coherence(
     every_s, every_t = (torch.cat(pair) for pair in zip((s, t), more, strict=True))
     d_s = rows_of_others(s, every_s if own else every_t, dissimilarity, own)
     d_t = rows_of_others(t, every_t, teacher_dissimilarity or dissimilarity, own)
-    width = (lambda d: d.std(1, correction=0)) if scale == "row" else (lambda d: d.mean().expand(len(d)))
+    width = (
+        (lambda d: d.std(1, correction=0))
+        if scale == "row"
+        else (lambda d: d.mean().expand(len(d)))
+    )
     values = []
     for row_s, row_t, width_s, width_t in zip(d_s, d_t, width(d_s), width(d_t), strict=True):
         ranks = soft_ranks(row_s, temperature * width_s, ranking)
@@ -269,15 +295,21 @@ def perception_coherence(
         if teacher_temperature is not None:
             targets = soft_ranks(row_t, teacher_temperature * width_t, ranking)
         weights = torch.ones_like(targets) if weighting == "uniform" else 1 / (8 + targets)
-        values.append((weights / weights.mean() * ((ranks - targets) / len(ranks)).abs() ** power).mean())
+        values.append(
+            (weights / weights.mean() * ((ranks - targets) / len(ranks)).abs() ** power).mean()
+        )
     return torch.stack(values).mean()
 
 
-def spearman(s, t, temperature, dissimilarity="euclidean", teacher_dissimilarity=None, ranking="laplace"):
+def spearman(
+    s, t, temperature, dissimilarity="euclidean", teacher_dissimilarity=None, ranking="laplace"
+):
     d_s = rows_of_others(s, s, dissimilarity, True)
     d_t = rows_of_others(t, t, teacher_dissimilarity or dissimilarity, True)
     ranks = [
-        torch.stack([soft_ranks(row_s, temperature * row_s.std(correction=0), ranking), hard_ranks(row_t)])
+        torch.stack(
+            [soft_ranks(row_s, temperature * row_s.std(correction=0), ranking), hard_ranks(row_t)]
+        )
         for row_s, row_t in zip(d_s, d_t, strict=True)
     ]
     return 1 - torch.stack([torch.corrcoef(pair)[0, 1] for pair in ranks]).mean()
@@ -287,7 +319,9 @@ def spearman(s, t, temperature, dissimilarity="euclidean", teacher_dissimilarity
 
 
 def stored(queue, which=None):
-    points = torch.tensor(np.asarray(queue.points if which is None else queue.points[which], np.float64))
+    points = torch.tensor(
+        np.asarray(queue.points if which is None else queue.points[which], np.float64)
+    )
     return F.normalize(points[: int(queue.filled)])
 
 
@@ -299,7 +333,9 @@ def info_nce(s, t, temperature=0.07, queue=None, symmetric=True, teacher_gradien
         match = torch.exp(u[i] @ v[i] / temperature)
         value = -torch.log(match / sum(torch.exp(u[i] @ key / temperature) for key in keys))
         if symmetric:
-            value = (value - torch.log(match / sum(torch.exp(v[i] @ one / temperature) for one in u))) / 2
+            value = (
+                value - torch.log(match / sum(torch.exp(v[i] @ one / temperature) for one in u))
+            ) / 2
         total = total + value
     return total / len(u)
 
@@ -316,7 +352,9 @@ def relational_representation(s, t, queue, temperature=0.1, teacher_temperature=
 
 def similarity_kl(s, t, queue, temperature=0.04):
     u, v, pair = F.normalize(s), F.normalize(t), isinstance(queue.points, tuple)
-    keys_s, keys_t = (stored(queue, 0), stored(queue, 1)) if pair else (stored(queue), stored(queue))
+    keys_s, keys_t = (
+        (stored(queue, 0), stored(queue, 1)) if pair else (stored(queue), stored(queue))
+    )
     values = []
     for i in range(len(u)):
         log_p = torch.stack([v[i] @ key / temperature for key in keys_t]).log_softmax(0)
@@ -325,33 +363,62 @@ def similarity_kl(s, t, queue, temperature=0.04):
     return torch.stack(values).mean()
 
 
-def bingo(s, t, student_neighbours, teacher_neighbours, student_mixtures, share, queue, temperature=0.2, own=0.5):
+def bingo(
+    s,
+    t,
+    student_neighbours,
+    teacher_neighbours,
+    student_mixtures,
+    share,
+    queue,
+    temperature=0.2,
+    own=0.5,
+):
     def draw(query, key):
         query, key = F.normalize(query, dim=0), F.normalize(key, dim=0)
         match = torch.exp(query @ key / temperature)
-        return -torch.log(match / (match + sum(torch.exp(query @ n / temperature) for n in stored(queue))))
+        return -torch.log(
+            match / (match + sum(torch.exp(query @ n / temperature) for n in stored(queue)))
+        )
 
     total = 0.0
     for i, part in enumerate(torch.as_tensor(share, dtype=s.dtype).expand(len(s))):
         (a, key_a), (p, key_p) = (s[i], t[i]), (student_neighbours[i], teacher_neighbours[i])
         example = own * draw(a, key_a) + (1 - own) * draw(a, key_p)
         neighbour = own * draw(p, key_p) + (1 - own) * draw(p, key_a)
-        mixture = part * draw(student_mixtures[i], key_a) + (1 - part) * draw(student_mixtures[i], key_p)
+        mixture = part * draw(student_mixtures[i], key_a) + (1 - part) * draw(
+            student_mixtures[i], key_p
+        )
         total = total + (example + neighbour + mixture) / 3
     return total / len(s)
 
 
 def crd(s, t, memory, indices, key, negatives, temperature=0.07, teacher_gradient=False):
     examples = len(memory.student)
-    drawn = [np.asarray(_draw(memory, i, jax.random.fold_in(key, i), negatives)) for i in indices.numpy()]
+    drawn = [
+        np.asarray(_draw(memory, i, jax.random.fold_in(key, i), negatives)) for i in indices.numpy()
+    ]
     total = 0.0
     sides = (t, memory.student), (s, memory.teacher)
-    for (embeddings, points), log_normaliser in zip(sides, np.asarray(memory.log_normalisers), strict=True):
+    for (embeddings, points), log_normaliser in zip(
+        sides, np.asarray(memory.log_normalisers), strict=True
+    ):
         points = torch.tensor(np.asarray(points, np.float64))
         picked = [points[[int(i), *others]] for i, others in zip(indices, drawn, strict=True)]
-        odds = [torch.exp(m @ a / temperature) for m, a in zip(picked, F.normalize(embeddings), strict=True)]
-        z = math.exp(log_normaliser) if memory.started else examples * torch.stack(odds).detach().mean()
+        odds = [
+            torch.exp(m @ a / temperature)
+            for m, a in zip(picked, F.normalize(embeddings), strict=True)
+        ]
+        z = (
+            math.exp(log_normaliser)
+            if memory.started
+            else examples * torch.stack(odds).detach().mean()
+        )
         noise = negatives / examples
         for own, *others in (of / z for of in odds):
-            total = total - torch.log(own / (own + noise)) - sum(torch.log(noise / (p + noise)) for p in others)
+            total = (
+                total
+                - torch.log(own / (own + noise))
+                - sum(torch.log(noise / (p + noise)) for p in others)
+            )
     return total / len(s)

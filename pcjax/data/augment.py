@@ -27,7 +27,9 @@ def random_crop(
     n, height, width, channels = images.shape
     padded = np.zeros((n, height + 2 * padding, width + 2 * padding, channels), images.dtype)
     padded[:, padding : padding + height, padding : padding + width] = images
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width, channels), axis=(1, 2, 3))
+    windows = np.lib.stride_tricks.sliding_window_view(
+        padded, (height, width, channels), axis=(1, 2, 3)
+    )
     return windows[np.arange(n), offsets[:, 0], offsets[:, 1], 0]
 
 

@@ -71,25 +71,40 @@ def training_batches(
     """
     share = _share(batch, process_index, process_count)
     n = len(examples)
-    _checks.require(batch <= n, f"got a batch of {batch} and {n} examples: expected at most as many, or more examples")
+    _checks.require(
+        batch <= n,
+        f"got a batch of {batch} and {n} examples: expected at most as many, or more examples",
+    )
     _checks.require_whole("seed", seed, 0)
     _checks.require_whole("crop", crop, 0)
-    _checks.require(isinstance(flip, (bool, np.bool_)), f"got flip {flip!r}: expected True or False")
+    _checks.require(
+        isinstance(flip, (bool, np.bool_)), f"got flip {flip!r}: expected True or False"
+    )
     images = len(examples.shape) == 3
     wanted = f"got crop={crop} and flip={flip} for examples of shape {examples.shape}"
     _checks.require(
-        images or not (crop or flip), f"{wanted}: only images (height, width, channels) have them, leave them out"
+        images or not (crop or flip),
+        f"{wanted}: only images (height, width, channels) have them, leave them out",
     )
     for name, rows in (columns or {}).items():
-        _checks.require(name not in RESERVED, f"got a column named {name!r}, as part of every batch is: rename it")
+        _checks.require(
+            name not in RESERVED,
+            f"got a column named {name!r}, as part of every batch is: rename it",
+        )
         got = f"got column {name!r} of shape {np.shape(rows)} for {n} examples"
-        _checks.require(np.ndim(rows) > 0 and len(rows) == n, f"{got}: expected one row per example")
+        _checks.require(
+            np.ndim(rows) > 0 and len(rows) == n, f"{got}: expected one row per example"
+        )
     if neighbours is not None:
         got = f"got neighbours of shape {neighbours.shape} and dtype {neighbours.dtype} for {n} examples"
         table = neighbours.ndim == 2 and len(neighbours) == n and neighbours.shape[1] > 0
-        _checks.require(table and neighbours.dtype.kind in "iu", f"{got}: expected ({n}, k) integers")
+        _checks.require(
+            table and neighbours.dtype.kind in "iu", f"{got}: expected ({n}, k) integers"
+        )
         least, most = int(neighbours.min()), int(neighbours.max())
-        _checks.require(0 <= least <= most < n, f"got neighbours from {least} to {most}: expected 0 to {n - 1}")
+        _checks.require(
+            0 <= least <= most < n, f"got neighbours from {least} to {most}: expected 0 to {n - 1}"
+        )
     part = slice(process_index * share, (process_index + 1) * share)
     normaliser = Normaliser(examples, normalise)
     asked = int(batch), int(seed), int(crop), bool(flip)
@@ -98,7 +113,12 @@ def training_batches(
 
 
 def evaluation_batches(
-    examples: Examples, *, batch: int, normalise: Normalise = None, process_index: int = 0, process_count: int = 1
+    examples: Examples,
+    *,
+    batch: int,
+    normalise: Normalise = None,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> Iterable[Batch]:
     """All examples once, in order; the last batch is filled up with its last example, masked.
 
@@ -161,9 +181,20 @@ class TrainingBatches(Iterator[Batch]):
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Goes on from where the state was taken; refuses that of another pipeline."""
-        step, given = (state.get(key) for key in ("step", "pipeline")) if isinstance(state, Mapping) else (None, None)
-        known = isinstance(given, Mapping) and isinstance(step, int) and not isinstance(step, bool) and step >= 0
-        _checks.require(known, f"got the state {str(state)[:80]}: expected one that get_state has given")
+        step, given = (
+            (state.get(key) for key in ("step", "pipeline"))
+            if isinstance(state, Mapping)
+            else (None, None)
+        )
+        known = (
+            isinstance(given, Mapping)
+            and isinstance(step, int)
+            and not isinstance(step, bool)
+            and step >= 0
+        )
+        _checks.require(
+            known, f"got the state {str(state)[:80]}: expected one that get_state has given"
+        )
         own, there = self._make.identity, dict(given or {})
         differences = [
             f"{key} was {there.get(key)!r} and is {own.get(key)!r}"
@@ -171,7 +202,10 @@ class TrainingBatches(Iterator[Batch]):
             if there.get(key) != own.get(key)
         ]
         found = "; ".join(differences)
-        _checks.require(not found, f"this state is of other batches ({found}): make them as they were, or start anew")
+        _checks.require(
+            not found,
+            f"this state is of other batches ({found}): make them as they were, or start anew",
+        )
         self._ahead.close()
         # A pipeline that begins at this step: what Grain's own state looks like is Grain's affair.
         self._step, self._ahead = int(step or 0), _from(int(step or 0), self._make)
@@ -219,12 +253,16 @@ class _Training:
             "flip": self.flip,
             "mean": self.normaliser.mean.tolist(),
             "std": self.normaliser.std.tolist(),
-            "columns": {name: f"{rows.dtype} {rows.shape}" for name, rows in sorted(self.columns.items())},
+            "columns": {
+                name: f"{rows.dtype} {rows.shape}" for name, rows in sorted(self.columns.items())
+            },
         }
 
     def __call__(self, step: int) -> Batch:
         epoch, position = divmod(step, self.steps_per_epoch)
-        rows = _order(len(self.examples), self.seed, epoch)[position * self.batch : (position + 1) * self.batch]
+        rows = _order(len(self.examples), self.seed, epoch)[
+            position * self.batch : (position + 1) * self.batch
+        ]
         # Drawn for the whole batch, so that however many processes see the same.
         random = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(CHANGE, step)))
         index = rows[self.part]
@@ -235,10 +273,14 @@ class _Training:
             drawn = random.integers(0, self.neighbours.shape[1], size=self.batch)[self.part]
             near = self.neighbours[index, drawn]
             result[f"{NEIGHBOUR}image"] = self._seen(near, random)[0]
-            result |= {f"{NEIGHBOUR}{name}": np.asarray(rows[near]) for name, rows in self.columns.items()}
+            result |= {
+                f"{NEIGHBOUR}{name}": np.asarray(rows[near]) for name, rows in self.columns.items()
+            }
         return result
 
-    def _seen(self, index: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray | None]:
+    def _seen(
+        self, index: np.ndarray, random: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         """The images of this process as they are seen in a step, and their labels."""
         images, labels = self.examples.take_labelled(index)
         if self.crop:
@@ -255,7 +297,9 @@ def _order(n: int, seed: int, epoch: int) -> np.ndarray:
     return random.permutation(n)
 
 
-def _batch(images: np.ndarray, labels: np.ndarray | None, index: np.ndarray, mask: np.ndarray) -> Batch:
+def _batch(
+    images: np.ndarray, labels: np.ndarray | None, index: np.ndarray, mask: np.ndarray
+) -> Batch:
     labels = np.full(len(index), -1, np.int32) if labels is None else labels
     return {"image": images, "label": labels, "index": index.astype(np.int32), "mask": mask}
 
@@ -270,5 +314,7 @@ def _share(batch: int, process_index: int, process_count: int) -> int:
     _checks.require_whole("process_count", process_count, 1)
     _checks.require_whole("process_index", process_index, 0, process_count - 1)
     divided = f"got a batch of {batch} for {process_count} processes"
-    _checks.require(batch % process_count == 0, f"{divided}: expected a multiple, each gets an equal part")
+    _checks.require(
+        batch % process_count == 0, f"{divided}: expected a multiple, each gets an equal part"
+    )
     return batch // process_count

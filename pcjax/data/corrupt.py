@@ -17,7 +17,9 @@ LOOKED_AT = 1000  # examples, for the range of images that are not uint8
 Image = Float32[np.ndarray, "h w c"]
 
 
-def corrupted(images: Shaped[np.ndarray, "n h w c"], name: str, severity: int, *, seeds: np.ndarray) -> np.ndarray:
+def corrupted(
+    images: Shaped[np.ndarray, "n h w c"], name: str, severity: int, *, seeds: np.ndarray
+) -> np.ndarray:
     """Images from 0 to 1, corrupted and cut to 0 to 1 again.
 
     Args:
@@ -40,7 +42,10 @@ def corrupted(images: Shaped[np.ndarray, "n h w c"], name: str, severity: int, *
     corrupt, strengths = CORRUPTIONS[name]
     stream = list(CORRUPTIONS).index(name)
     drawn = [np.random.default_rng([int(seed), stream]) for seed in seeds]
-    changed = [corrupt(image, strengths[severity - 1], rng) for image, rng in zip(images, drawn, strict=True)]
+    changed = [
+        corrupt(image, strengths[severity - 1], rng)
+        for image, rng in zip(images, drawn, strict=True)
+    ]
     return np.clip(np.stack(changed), 0, 1).astype(np.float32)
 
 
@@ -48,10 +53,17 @@ def corrupted_examples(examples: Examples, name: str, severity: int, train: Exam
     """The examples, corrupted whenever they are read; 0 to 1 is the training images' range if they are not uint8."""
     low, high = 0.0, full_scale(train)
     if train.dtype != np.uint8:
-        looked_at = train.take(np.linspace(0, len(train) - 1, min(len(train), LOOKED_AT)).astype(np.int64))
+        looked_at = train.take(
+            np.linspace(0, len(train) - 1, min(len(train), LOOKED_AT)).astype(np.int64)
+        )
         low, high = float(looked_at.min()), float(looked_at.max())
-        _checks.require(high > low, f"got training images that are all {low}: a corruption needs a range; give others")
-    return dataclasses.replace(examples, store=_Corrupted(examples.store, name, severity, low, high))
+        _checks.require(
+            high > low,
+            f"got training images that are all {low}: a corruption needs a range; give others",
+        )
+    return dataclasses.replace(
+        examples, store=_Corrupted(examples.store, name, severity, low, high)
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,7 +97,9 @@ class _Corrupted:
     def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         stored, labels = self.store.read(rows)
         extent = self.high - self.low
-        images = corrupted((stored.astype(np.float32) - self.low) / extent, self.name, self.severity, seeds=rows)
+        images = corrupted(
+            (stored.astype(np.float32) - self.low) / extent, self.name, self.severity, seeds=rows
+        )
         # uint8 counts as 0 to 1 wherever images are normalised, floats count as they are.
         return images if self.store.dtype == np.uint8 else images * extent + self.low, labels
 
@@ -130,7 +144,9 @@ def _pixelate(image: Image, share: float, random: np.random.Generator) -> np.nda
 
 
 # What is done, and how strongly at each severity.
-CORRUPTIONS: dict[str, tuple[Callable[[Image, float, np.random.Generator], np.ndarray], tuple[float, ...]]] = {
+CORRUPTIONS: dict[
+    str, tuple[Callable[[Image, float, np.random.Generator], np.ndarray], tuple[float, ...]]
+] = {
     "gaussian_noise": (_gaussian_noise, (0.1, 0.2, 0.4)),
     "salt_and_pepper": (_salt_and_pepper, (0.03, 0.1, 0.25)),
     "contrast": (_contrast, (0.5, 0.25, 0.1)),

@@ -99,7 +99,11 @@ def _parts(array: np.ndarray) -> Iterable[bytes]:
 
 def sampled(rows: int, size: int, whole: int) -> np.ndarray:
     """All rows of what has at most `whole` bytes, else an even sample of them."""
-    return np.arange(rows) if size <= whole else np.linspace(0, rows - 1, min(rows, SAMPLES)).astype(np.int64)
+    return (
+        np.arange(rows)
+        if size <= whole
+        else np.linspace(0, rows - 1, min(rows, SAMPLES)).astype(np.int64)
+    )
 
 
 def blocks(rows: np.ndarray, array: np.ndarray) -> Iterable[np.ndarray]:
@@ -162,7 +166,9 @@ class Dataset:
     train: Examples
     validation: Examples
     test: Examples
-    unseen: Examples | None = None  # test examples of the classes that no other part has, where some were left out
+    unseen: Examples | None = (
+        None  # test examples of the classes that no other part has, where some were left out
+    )
 
     @property
     def parts(self) -> dict[str, Examples]:
@@ -201,5 +207,7 @@ def hold_out(examples: Examples, share: float) -> tuple[Examples, Examples]:
     count = round(share * n)
     held = np.zeros(n, bool)
     held[order[((np.arange(count) + 0.5) * n / max(count, 1)).astype(np.int64)]] = True
-    kept, out = (Examples(examples.store, examples.rows[where], examples.classes) for where in (~held, held))
+    kept, out = (
+        Examples(examples.store, examples.rows[where], examples.classes) for where in (~held, held)
+    )
     return kept, out

@@ -31,7 +31,9 @@ def fitted(data: Dataset, shape: tuple[int, ...]) -> Dataset:
     images = len(there) == len(shape) == 3
     _checks.require(images, f"{got}: expected them alike, only images can be resized")
     matched = there[2] == shape[2] or {there[2], shape[2]} == {1, 3}
-    _checks.require(matched, f"{got}: expected as many channels, or 1 for 3, or 3 for 1; convert the images")
+    _checks.require(
+        matched, f"{got}: expected as many channels, or 1 for 3, or 3 for 1; convert the images"
+    )
 
     def fit(examples: Examples) -> Examples:
         return dataclasses.replace(examples, store=_Fitted(examples.store, shape))
@@ -40,14 +42,18 @@ def fitted(data: Dataset, shape: tuple[int, ...]) -> Dataset:
     return Dataset(data.source, fit(data.train), fit(data.validation), fit(data.test), unseen)
 
 
-def resized(images: Float32[np.ndarray, "n h w c"], height: int, width: int) -> Float32[np.ndarray, "n a b c"]:
+def resized(
+    images: Float32[np.ndarray, "n h w c"], height: int, width: int
+) -> Float32[np.ndarray, "n a b c"]:
     """Linear interpolation; over a triangle as wide as two new pixels where a side shrinks.
 
     >>> resized(np.array([[[[0.0], [1.0]]]], np.float32), 1, 4)[0, 0, :, 0]
     array([0.  , 0.25, 0.75, 1.  ], dtype=float32)
     """
     if images.shape[1] != height:
-        images = np.einsum("ah,nhwc->nawc", _weights(images.shape[1], height), images, optimize=True)
+        images = np.einsum(
+            "ah,nhwc->nawc", _weights(images.shape[1], height), images, optimize=True
+        )
     if images.shape[2] != width:
         images = np.einsum("bw,nhwc->nhbc", _weights(images.shape[2], width), images, optimize=True)
     return images

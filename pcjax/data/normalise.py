@@ -34,7 +34,11 @@ def statistics(examples: Examples) -> tuple[Float64[np.ndarray, " c"], Float64[n
     step = max(1, AT_ONCE // int(np.prod(examples.shape)))
     count, mean, squares = 0, np.zeros(examples.shape[-1]), np.zeros(examples.shape[-1])
     for start in range(0, len(indices), step):
-        x = examples.take(indices[start : start + step]).astype(np.float64).reshape(-1, examples.shape[-1])
+        x = (
+            examples.take(indices[start : start + step])
+            .astype(np.float64)
+            .reshape(-1, examples.shape[-1])
+        )
         # Chan's merging of means and sums of squared deviations: sums of squares alone cancel where the mean is large.
         added, centre = len(x), x.mean(axis=0)
         delta = centre - mean
@@ -58,7 +62,11 @@ class Normaliser:
 
     def __init__(self, examples: Examples, normalise: tuple[np.ndarray, np.ndarray] | None):
         channels = examples.shape[-1]
-        mean, std = (np.zeros(channels), np.ones(channels)) if normalise is None else _checked(normalise, channels)
+        mean, std = (
+            (np.zeros(channels), np.ones(channels))
+            if normalise is None
+            else _checked(normalise, channels)
+        )
         self.mean, self.std = mean, std
         scale = full_scale(examples)
         # As large as an example: NumPy then runs along all of it, not along its channels of one or three.
@@ -73,15 +81,20 @@ class Normaliser:
         return result
 
 
-def _checked(normalise: tuple[np.ndarray, np.ndarray], channels: int) -> tuple[np.ndarray, np.ndarray]:
+def _checked(
+    normalise: tuple[np.ndarray, np.ndarray], channels: int
+) -> tuple[np.ndarray, np.ndarray]:
     pair = isinstance(normalise, (tuple, list)) and len(normalise) == 2
     _checks.require(
-        pair, f"got normalise {type(normalise).__name__}: expected (mean, std), as statistics gives, or None"
+        pair,
+        f"got normalise {type(normalise).__name__}: expected (mean, std), as statistics gives, or None",
     )
     mean, std = (np.asarray(given, np.float64) for given in normalise)
     shapes = f"got a mean of shape {mean.shape} and a std of shape {std.shape}"
     fits = mean.shape in ((), (channels,)) and std.shape in ((), (channels,))
     _checks.require(fits, f"{shapes}: expected a number or ({channels},), one for each channel")
     proper = bool(np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all())
-    _checks.require(proper, f"got mean {mean} and std {std}: expected finite numbers, and a std above 0")
+    _checks.require(
+        proper, f"got mean {mean} and std {std}: expected finite numbers, and a std above 0"
+    )
     return np.broadcast_to(mean, channels), np.broadcast_to(std, channels)

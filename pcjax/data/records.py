@@ -16,7 +16,9 @@ from pcjax.data.examples import SAMPLES, Arrays, Splits, Store, digest
 
 IN_MEMORY = 2**30  # bytes, decoded
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-SMALL = 64 * 64 * 3  # numbers; such images wait for the interpreter, larger ones for their decoder, which lets go of it
+SMALL = (
+    64 * 64 * 3
+)  # numbers; such images wait for the interpreter, larger ones for their decoder, which lets go of it
 
 
 def read(name: str, data_dir: str | None, image_size: int | None) -> Splits:
@@ -34,15 +36,22 @@ def read(name: str, data_dir: str | None, image_size: int | None) -> Splits:
         for part in builder.info.splits
     }
     found = {
-        part: Records(f"{builder.info.full_name} {part}", source, image_key, label_key, shape, large)
+        part: Records(
+            f"{builder.info.full_name} {part}", source, image_key, label_key, shape, large
+        )
         for part, source in sources.items()
         if part in ("train", "validation", "test") and len(source)
     }
-    _checks.require("train" in found, f"tfds:{name} has the splits {', '.join(sources)}: expected one named train")
+    _checks.require(
+        "train" in found,
+        f"tfds:{name} has the splits {', '.join(sources)}: expected one named train",
+    )
     # Some competitions keep their test labels to themselves; the validation examples are what one tests on there.
     unlabelled = "test" in found and label_key is not None and not found["test"].is_labelled()
     if unlabelled or "test" not in found:
-        found = {"train": found["train"]} | ({"test": found["validation"]} if "validation" in found else {})
+        found = {"train": found["train"]} | (
+            {"test": found["validation"]} if "validation" in found else {}
+        )
     loaded = {part: records.in_memory_if_small() for part, records in found.items()}
     classes = None if label_key is None else tuple(builder.info.features[label_key].names)
     return Splits(loaded["train"], loaded.get("validation"), loaded.get("test"), classes)
@@ -65,14 +74,19 @@ def _builder(name: str, data_dir: str | None) -> Any:
         raise _checks.RequestError(f"cannot read {where}: {str(error).splitlines()[0]}") from error
     except Exception as error:  # files that are absent or damaged make TFDS raise nearly anything
         got = f"the features.json of {name!r} in {where} names {', '.join(strange)}"
-        _checks.require(not strange, f"{got}: expected TFDS's own kinds of features, code of others is not imported")
+        _checks.require(
+            not strange,
+            f"{got}: expected TFDS's own kinds of features, code of others is not imported",
+        )
         raise _checks.RequestError(
             f"no data set {name!r} prepared by TFDS in {where}: give its data_dir, or prepare it once, "
             f"where TensorFlow is installed, by {prepare}"
         ) from error
     formats = sorted(str(given.value) for given in builder.info.available_file_formats())
     stored = f"{name!r} in {where} is stored as {', '.join(formats)}"
-    _checks.require("array_record" in formats, f"{stored}, which has no random access: prepare it by {prepare}")
+    _checks.require(
+        "array_record" in formats, f"{stored}, which has no random access: prepare it by {prepare}"
+    )
     return builder
 
 
@@ -84,7 +98,12 @@ def _tfds_alone(strange: list[str]) -> Iterator[None]:
     before, found = FeatureConnector.__dict__["cls_from_name"], FeatureConnector.cls_from_name
 
     def known(name: str) -> Any:
-        if re.fullmatch(r"tensorflow_datasets\.core\.features\.(?!\w*test)[a-z_]+\.[A-Za-z]+", str(name)) is None:
+        if (
+            re.fullmatch(
+                r"tensorflow_datasets\.core\.features\.(?!\w*test)[a-z_]+\.[A-Za-z]+", str(name)
+            )
+            is None
+        ):
             strange.append(str(name))
             raise ValueError(f"{name} is not TFDS's own")
         return found(name)
@@ -101,11 +120,23 @@ def _keys(name: str, builder: Any) -> tuple[str, str | None]:
     from tensorflow_datasets.core import features as kinds
 
     features, pair = dict(builder.info.features.items()), builder.info.supervised_keys
-    supervised = pair if isinstance(pair, tuple) and len(pair) == 2 and all(key in features for key in pair) else ()
-    images = [key for key in (*supervised, "image", *sorted(features)) if isinstance(features.get(key), kinds.Image)]
-    labels = [key for key in (*supervised, "label") if isinstance(features.get(key), kinds.ClassLabel)]
+    supervised = (
+        pair
+        if isinstance(pair, tuple) and len(pair) == 2 and all(key in features for key in pair)
+        else ()
+    )
+    images = [
+        key
+        for key in (*supervised, "image", *sorted(features))
+        if isinstance(features.get(key), kinds.Image)
+    ]
+    labels = [
+        key for key in (*supervised, "label") if isinstance(features.get(key), kinds.ClassLabel)
+    ]
     got = f"tfds:{name} has the features {', '.join(sorted(features))}"
-    _checks.require(len(images) > 0, f'{got}, none of them an image: save what you need as "arrays:PATH"')
+    _checks.require(
+        len(images) > 0, f'{got}, none of them an image: save what you need as "arrays:PATH"'
+    )
     return images[0], labels[0] if labels else None
 
 
@@ -113,10 +144,14 @@ def _shape(name: str, image: Any, image_size: int | None) -> tuple[int, int, int
     height, width, channels = image.shape
     got = f"tfds:{name} has images of {image.np_dtype} {image.shape}"
     usable = image.np_dtype == np.uint8 and channels in MODES
-    _checks.require(usable, f'{got}: expected uint8 and 1, 3 or 4 channels, save others as "arrays:PATH"')
+    _checks.require(
+        usable, f'{got}: expected uint8 and 1, 3 or 4 channels, save others as "arrays:PATH"'
+    )
     if image_size is not None:
         return image_size, image_size, channels
-    _checks.require(None not in (height, width), f"{got}, which differ in size: give image_size, such as 224")
+    _checks.require(
+        None not in (height, width), f"{got}, which differ in size: give image_size, such as 224"
+    )
     return height, width, channels
 
 
@@ -124,7 +159,13 @@ class Records:
     """Examples as encoded images on disk, decoded whenever they are read."""
 
     def __init__(
-        self, name: str, source: Any, image_key: str, label_key: str | None, shape: tuple[int, ...], large: bool
+        self,
+        name: str,
+        source: Any,
+        image_key: str,
+        label_key: str | None,
+        shape: tuple[int, ...],
+        large: bool,
     ):
         self.name, self.source, self.shape, self.dtype = name, source, shape, np.dtype(np.uint8)
         self.image_key, self.label_key = image_key, label_key
@@ -148,7 +189,9 @@ class Records:
             part = rows[start : start + self.at_once].tolist()
             for i, features in enumerate(self._features(part), start):
                 images[i] = self._image(features, int(rows[i]))
-                labels[i] = -1 if self.label_key is None else features[self.label_key].int64_list.value[0]
+                labels[i] = (
+                    -1 if self.label_key is None else features[self.label_key].int64_list.value[0]
+                )
 
         self._in_threads(decode, len(rows))
         return images, None if self.label_key is None else labels
@@ -168,7 +211,10 @@ class Records:
 
     def is_labelled(self) -> bool:
         """Whether any of the first records has a label."""
-        return self.label_key is not None and max(self._labels(range(min(len(self), self.at_once)))) >= 0
+        return (
+            self.label_key is not None
+            and max(self._labels(range(min(len(self), self.at_once)))) >= 0
+        )
 
     def in_memory_if_small(self) -> Store:
         """The examples decoded once, if they then take at most 1 GB."""
@@ -206,7 +252,9 @@ class Records:
         try:
             with Image.open(io.BytesIO(features[self.image_key].bytes_list.value[0])) as image:
                 # A JPEG may be decoded at a fraction of its size that suffices; it then ends within the last pixel.
-                drafted = image.draft(None, (width, height)) if image.size != (width, height) else None
+                drafted = (
+                    image.draft(None, (width, height)) if image.size != (width, height) else None
+                )
                 across, down = drafted[1][2:] if drafted else image.size
                 image.load()
             if image.mode != MODES[channels]:
@@ -225,4 +273,6 @@ class Records:
     def _in_threads(self, work: Callable[[int], None], n: int) -> None:
         """Calls it with the first of every so many of n records."""
         with concurrent.futures.ThreadPoolExecutor(self.threads) as pool:
-            list(pool.map(work, range(0, n, self.at_once)))  # the list raises what a thread has raised
+            list(
+                pool.map(work, range(0, n, self.at_once))
+            )  # the list raises what a thread has raised

@@ -52,7 +52,10 @@ def load(
     ([1294, 144, 359], (8, 8, 1))
     """
     real = isinstance(validation, (int, float)) and not isinstance(validation, bool)
-    _checks.require(real and 0 <= validation < 1, f"got validation {validation!r}: expected a share, from 0 to below 1")
+    _checks.require(
+        real and 0 <= validation < 1,
+        f"got validation {validation!r}: expected a share, from 0 to below 1",
+    )
     if image_size is not None:
         _checks.require_whole("image_size", image_size, 1)
     _checks.require_whole("unseen", unseen, 0)
@@ -64,7 +67,8 @@ def load(
     if kind != "tfds":
         for what, given in (("data_dir", data_dir), ("image_size", image_size)):
             _checks.require(
-                given is None, f'got {what} {given!r} for {source!r}: only "tfds:NAME" has one, leave it out'
+                given is None,
+                f'got {what} {given!r} for {source!r}: only "tfds:NAME" has one, leave it out',
             )
     if kind == "digits":
         splits = _digits()
@@ -74,9 +78,13 @@ def load(
         splits = records.read(name, data_dir, image_size)
     divided = _divided(source, splits, validation)
     if part < 1:
-        parts = (hold_out(one, part)[1] for one in (divided.train, divided.validation, divided.test))
+        parts = (
+            hold_out(one, part)[1] for one in (divided.train, divided.validation, divided.test)
+        )
         divided = Dataset(source, *parts)
-        _checks.require(len(divided.train) > 0, f"got part {part!r} of {source!r}: nothing is left, use more")
+        _checks.require(
+            len(divided.train) > 0, f"got part {part!r} of {source!r}: nothing is left, use more"
+        )
     return _without_last(divided, unseen) if unseen else divided
 
 
@@ -90,7 +98,10 @@ def _divided(source: str, splits: Splits, validation: float) -> Dataset:
         train, valid = hold_out(train, validation)
     else:
         valid = whole(splits.validation, splits.classes)
-    _checks.require(len(train) > 0, f"nothing is left of {source!r} to train on: give more examples, or hold out less")
+    _checks.require(
+        len(train) > 0,
+        f"nothing is left of {source!r} to train on: give more examples, or hold out less",
+    )
     return Dataset(source, train, valid, test)
 
 
@@ -101,7 +112,9 @@ def _without_last(data: Dataset, unseen: int) -> Dataset:
     for name, part in parts.items():
         known = part.labels
         if known is None or np.any(known < 0):
-            raise _checks.RequestError(f"{got}, with {name} examples without a label: expected the class of each")
+            raise _checks.RequestError(
+                f"{got}, with {name} examples without a label: expected the class of each"
+            )
         labels.append(known)
     names = data.train.classes
     most = max((int(known.max()) for known in labels if len(known)), default=-1)
@@ -114,7 +127,10 @@ def _without_last(data: Dataset, unseen: int) -> Dataset:
         return dataclasses.replace(part, rows=part.rows[chosen], classes=classes)
 
     names_seen = None if names is None else names[:seen]
-    kept = [of(part, known < seen, names_seen) for part, known in zip(parts.values(), labels, strict=True)]
+    kept = [
+        of(part, known < seen, names_seen)
+        for part, known in zip(parts.values(), labels, strict=True)
+    ]
     _checks.require(len(kept[0]) > 0, f"{got}: nothing is left to train on; leave out fewer")
     return Dataset(data.source, *kept, unseen=of(data.test, labels[2] >= seen, names))
 

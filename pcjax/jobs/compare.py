@@ -13,7 +13,8 @@ from typing import Any
 
 from pcjax import _checks
 from pcjax.config import Comparison, Config, Contender
-from pcjax.jobs import judge, summary, tables
+from pcjax.evaluation import evaluate as judge
+from pcjax.evaluation import summary, tables
 from pcjax.jobs.distill import (
     STUDENT,
     TEACHER,
@@ -23,7 +24,9 @@ from pcjax.jobs.distill import (
     judge_teacher,
     plan_student,
 )
-from pcjax.jobs.folder import (
+from pcjax.jobs.prepare import STUDENT_SEED, Loaded, load, new_model, steps_of, trained
+from pcjax.jobs.teach import teach
+from pcjax.run import (
     CONFIG,
     RESULT,
     are_numbers,
@@ -36,16 +39,14 @@ from pcjax.jobs.folder import (
     write_config,
     write_proven,
 )
-from pcjax.jobs.prepare import STUDENT_SEED, Loaded, load, new_model, steps_of, trained
-from pcjax.jobs.represent import Frozen
-from pcjax.jobs.teach import teach
 from pcjax.training.clock import Clock
 from pcjax.training.disk import let_go
 from pcjax.training.display import Display
+from pcjax.training.embedding import Frozen
 from pcjax.training.guard import BadStepsError
 from pcjax.training.loop import Plan
+from pcjax.training.metrics_log import read_records
 from pcjax.training.parallel import wait_for_all
-from pcjax.training.records import read_records
 
 RUNS, OUTCOME = "runs", "outcome.json"
 MADE_WITH = ("data", "teacher")  # their digests
@@ -64,7 +65,9 @@ def compare(config: Config, folder: pathlib.Path, display: Display) -> None:
     loaded = load(config)
 
     def run_of(shared: Config, contender: Contender, seed: int) -> tuple[Config, pathlib.Path]:
-        return of_contender(shared, contender, seed), own_place(folder, RUNS, contender.name, str(seed))
+        return of_contender(shared, contender, seed), own_place(
+            folder, RUNS, contender.name, str(seed)
+        )
 
     def all_runs(shared: Config) -> Iterable[tuple[Config, pathlib.Path]]:
         return [run_of(shared, contender, seed) for seed in seeds for contender in contenders]
@@ -72,7 +75,9 @@ def compare(config: Config, folder: pathlib.Path, display: Display) -> None:
     shared = begin(config, folder, loaded, "compare", all_runs, _outcome, display)
     teacher = find_teacher(shared, folder, loaded, display)
     made_with = check_same(all_runs(shared), OUTCOME, _outcome, teacher, loaded)
-    write_config(folder / CONFIG, config, "compare")  # contenders and seeds that were added among it
+    write_config(
+        folder / CONFIG, config, "compare"
+    )  # contenders and seeds that were added among it
     taught = judge_teacher(config, teacher, loaded)
     runs: dict[str, dict[int, dict[str, Any]]] = {contender.name: {} for contender in contenders}
     # All contenders of a seed before the next seed: of a comparison that was stopped, fewer --seeds show what is there.
@@ -88,10 +93,22 @@ def compare(config: Config, folder: pathlib.Path, display: Display) -> None:
                 first = new_model(asked.student, loaded, asked.training, STUDENT_SEED)
                 untrained = untrained or _judged(first, teacher, asked, loaded)
                 beside = {TEACHER: taught, "untrained": untrained}
-                outcome = _run(asked, own, loaded, teacher, first, beside, made_with, display, measured=seed == 0)
+                outcome = _run(
+                    asked,
+                    own,
+                    loaded,
+                    teacher,
+                    first,
+                    beside,
+                    made_with,
+                    display,
+                    measured=seed == 0,
+                )
                 let_go(own)
             runs[contender.name][seed] = outcome
-    found = summary.summarise(runs, {contender.name: contender.labelled() for contender in contenders})
+    found = summary.summarise(
+        runs, {contender.name: contender.labelled() for contender in contenders}
+    )
     found |= {"versions": judge.versions(), "config": json.loads(config.to_json())}
     found |= {"teacher": summary.numbers(taught), "untrained": summary.of_untrained(runs)}
     summary.write(folder, found)
@@ -157,12 +174,18 @@ def check_same(
         found = ended(own) or now
         for what, value in now.items():
             differs = f"{own / name} came of {what} {found.get(what)!r}, this command has {value!r}"
-            _checks.require(found.get(what) == value, f"{differs}: choose another --workdir, or bring that back")
+            _checks.require(
+                found.get(what) == value, f"{differs}: choose another --workdir, or bring that back"
+            )
     return now
 
 
 def with_earlier(
-    config: Config, folder: pathlib.Path, job: str, begun: Callable[[Contender], bool], display: Display
+    config: Config,
+    folder: pathlib.Path,
+    job: str,
+    begun: Callable[[Contender], bool],
+    display: Display,
 ) -> Config:
     """The config with the contenders that the folder has results of and the command does not name.
 
@@ -172,7 +195,9 @@ def with_earlier(
         return config
     now = config.comparison.contenders
     named = {contender.name for contender in now}
-    earlier = [one for one in config_of(folder, job)[1].comparison.contenders if one.name not in named]
+    earlier = [
+        one for one in config_of(folder, job)[1].comparison.contenders if one.name not in named
+    ]
     for contender in earlier:
         if not begun(contender):
             display.say(f"{contender.name} is left out: it is not named, and has no results yet")
@@ -199,7 +224,10 @@ def _outcome(own: pathlib.Path) -> dict[str, Any] | None:
         "untrained": are_numbers(found.get("untrained")),
     }
     sound |= {name: isinstance(found.get(name), str) for name in MADE_WITH}
-    sound |= {cost: found.get(cost) is None or (is_number(found[cost]) and found[cost] > 0) for cost in summary.COSTS}
+    sound |= {
+        cost: found.get(cost) is None or (is_number(found[cost]) and found[cost] > 0)
+        for cost in summary.COSTS
+    }
     for name, whole in sound.items():
         _checks.require(whole, f"{path} is damaged ({name}): {REMEDY}")
     return found

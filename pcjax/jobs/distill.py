@@ -16,8 +16,8 @@ from pcjax._checks import RequestError
 from pcjax.config import Config, Training
 from pcjax.data import Examples
 from pcjax.data.arrays import members
-from pcjax.jobs import judge, tables
-from pcjax.jobs.folder import CHECKPOINTS, RESULT, begin_folder, check_folder, config_of, seconds_of, write_proven
+from pcjax.evaluation import evaluate as judge
+from pcjax.evaluation import tables
 from pcjax.jobs.prepare import (
     STUDENT_SEED,
     TEACHER_SEED,
@@ -37,12 +37,21 @@ from pcjax.jobs.prepare import (
     trained,
     weights,
 )
-from pcjax.jobs.represent import Frozen, digest_of, represent, represent_all
 from pcjax.jobs.teach import check_teaching, coherence, train_teacher
 from pcjax.models import Output
+from pcjax.run import (
+    CHECKPOINTS,
+    RESULT,
+    begin_folder,
+    check_folder,
+    config_of,
+    seconds_of,
+    write_proven,
+)
 from pcjax.training.checkpoint import Checkpoints
 from pcjax.training.clock import Clock
 from pcjax.training.display import Display
+from pcjax.training.embedding import Frozen, digest_of, represent, represent_all
 from pcjax.training.loop import Plan
 
 STUDENT, TEACHER = "student", "teacher"
@@ -66,7 +75,9 @@ def distill(config: Config, folder: pathlib.Path, display: Display) -> None:
     results |= {"seconds": seconds, "steps": steps, "versions": judge.versions()}
     write_proven(folder / RESULT, results)
     tables.show(results, display)
-    display.say(f"{seconds} s for {steps} steps and all else; checkpoints, metrics.jsonl and {RESULT} lie in {folder}")
+    display.say(
+        f"{seconds} s for {steps} steps and all else; checkpoints, metrics.jsonl and {RESULT} lie in {folder}"
+    )
     display.say(f"next: pcjax embed {folder} writes the features; {tables.drawn_by(folder)}")
 
 
@@ -131,7 +142,11 @@ class KnownTeacher:
 
 
 def find_teacher(
-    config: Config, folder: pathlib.Path, loaded: Loaded, display: Display | None, clock: Clock | None = None
+    config: Config,
+    folder: pathlib.Path,
+    loaded: Loaded,
+    display: Display | None,
+    clock: Clock | None = None,
 ) -> KnownTeacher:
     """The teacher from wherever the config says; trained here if it must be and there is a display to say so."""
     asked = config.teacher
@@ -153,28 +168,41 @@ def teacher_model(config: Config, folder: pathlib.Path, loaded: Loaded) -> Froze
         return load_teacher(pathlib.Path(config.teacher.run), config, loaded)
     training = config.teacher.training
     like = new_model(config.teacher.model, loaded, training, TEACHER_SEED)
-    return trained_model(folder / TEACHER, {"role": TEACHER, "data": loaded.examples.fingerprint}, like, training)
+    return trained_model(
+        folder / TEACHER, {"role": TEACHER, "data": loaded.examples.fingerprint}, like, training
+    )
 
 
 def load_teacher(folder: pathlib.Path, config: Config, loaded: Loaded) -> Frozen:
     """The teacher of a `pcjax teach` run."""
     theirs = config_of(folder, "teach", "teacher.run")[1]
     ended = (folder / RESULT).is_file()
-    _checks.require(ended, f"the teacher in {folder} (teacher.run) is not trained to its end: `pcjax teach` goes on")
+    _checks.require(
+        ended,
+        f"the teacher in {folder} (teacher.run) is not trained to its end: `pcjax teach` goes on",
+    )
     like = new_model(theirs.teacher.model, loaded, theirs.teacher.training, TEACHER_SEED)
     manifest = {"role": TEACHER, "data": loaded.examples.fingerprint, "config": theirs.digest()}
     return trained_model(folder, manifest, like, theirs.teacher.training)
 
 
-def trained_model(folder: pathlib.Path, manifest: dict[str, Any], like: Frozen, training: Training) -> Frozen:
+def trained_model(
+    folder: pathlib.Path, manifest: dict[str, Any], like: Frozen, training: Training
+) -> Frozen:
     """The model of a run that has ended, from the checkpoint that its training chooses."""
     there = (folder / CHECKPOINTS).is_dir()
-    _checks.require(there, f"no checkpoints in {folder}: run the command that trains it to its end first")
-    with contextlib.closing(Checkpoints(folder / CHECKPOINTS, manifest, writable=False)) as checkpoints:
+    _checks.require(
+        there, f"no checkpoints in {folder}: run the command that trains it to its end first"
+    )
+    with contextlib.closing(
+        Checkpoints(folder / CHECKPOINTS, manifest, writable=False)
+    ) as checkpoints:
         return weights(checkpoints, training, like)
 
 
-def worth(config: Config, teacher: KnownTeacher, first: Frozen, student: Frozen, loaded: Loaded) -> dict[str, Any]:
+def worth(
+    config: Config, teacher: KnownTeacher, first: Frozen, student: Frozen, loaded: Loaded
+) -> dict[str, Any]:
     """The teacher, the untrained student and the trained one, as result.json has them."""
     data = loaded.examples, loaded.normalise, config.evaluation, loaded.other
     students = judge.judge_all({"untrained": first, STUDENT: student}, teacher.features, *data)
@@ -184,7 +212,10 @@ def worth(config: Config, teacher: KnownTeacher, first: Frozen, student: Frozen,
 def judge_teacher(config: Config, teacher: KnownTeacher, loaded: Loaded) -> dict[str, Any]:
     """What a model is worth, or features without one."""
     if teacher.model is None:
-        return judge.judge(teacher.features, teacher.features, loaded.examples, config.evaluation) | judge.NO_MODEL
+        return (
+            judge.judge(teacher.features, teacher.features, loaded.examples, config.evaluation)
+            | judge.NO_MODEL
+        )
     data = loaded.examples, loaded.normalise, config.evaluation, loaded.other
     return judge.judge_model(teacher.model, teacher.features, teacher.features, *data)
 
@@ -198,7 +229,9 @@ def _guide(config: Config, teacher: KnownTeacher, loaded: Loaded) -> Guide:
             return model.function.apply(parameters, statistics, batch["image"], train=False)[0]
 
         shapes, classifier = output_shapes(model, loaded), classifier_of(model)
-        return Guide(teacher.digest, model.arrays, looks, shapes, classifier, teacher.features["train"])
+        return Guide(
+            teacher.digest, model.arrays, looks, shapes, classifier, teacher.features["train"]
+        )
 
     columns = {"teacher": teacher.features["train"]}
     if teacher.logits is not None:
@@ -213,12 +246,16 @@ def _guide(config: Config, teacher: KnownTeacher, loaded: Loaded) -> Guide:
     logits = None if teacher.logits is None else shape(teacher.logits)
     classifier = {} if model is None else classifier_of(model)
     said = Output(shape(teacher.features["train"]), logits, {})
-    return Guide(teacher.digest, (), remembers, said, classifier, teacher.features["train"], columns)
+    return Guide(
+        teacher.digest, (), remembers, said, classifier, teacher.features["train"], columns
+    )
 
 
 def _judge_of(config: Config, teacher: KnownTeacher, loaded: Loaded) -> Judge:
     def judged(student: Frozen, between: Callable[[], None]) -> Mapping[str, float]:
-        said = represent(student, loaded.examples.validation, loaded.normalise, config.evaluation.batch, between)
+        said = represent(
+            student, loaded.examples.validation, loaded.normalise, config.evaluation.batch, between
+        )
         k = judge.neighbours(config.evaluation, said.features)
         found = coherence(said.features, teacher.features["validation"], k)
         return {"score": found, "coherence": found}
@@ -228,25 +265,39 @@ def _judge_of(config: Config, teacher: KnownTeacher, loaded: Loaded) -> Judge:
 
 def _stored_features(path: pathlib.Path, loaded: Loaded) -> dict[str, np.ndarray]:
     """What `pcjax embed` wrote, if it fits the data."""
-    _checks.require(path.is_file(), f"no file {path} (teacher.features): `pcjax embed RUN` writes one")
+    _checks.require(
+        path.is_file(), f"no file {path} (teacher.features): `pcjax embed RUN` writes one"
+    )
     try:
         _checks.require(path.suffix == ".npz", "expected a file named .npz")
-        file = members(path, (*loaded.examples.parts, "unseen", "fingerprint"), "what `pcjax embed` writes")
+        file = members(
+            path, (*loaded.examples.parts, "unseen", "fingerprint"), "what `pcjax embed` writes"
+        )
         _checks.require("fingerprint" in file, "it has no fingerprint of the data")
         same = str(file["fingerprint"]) == loaded.examples.fingerprint
         # Of other data there may be no features of some part: they are refused for what they are.
         parts = loaded.examples.parts if same else ()
-        missing = ", ".join(part for part in parts if part not in file or file[part].dtype.kind not in "uif")
+        missing = ", ".join(
+            part for part in parts if part not in file or file[part].dtype.kind not in "uif"
+        )
         _checks.require(not missing, f"it has no numbers for {missing}")
         found = {part: np.asarray(file[part], np.float32) for part in parts}
     except (OSError, RequestError) as error:
-        raise RequestError(f"cannot read {path} (teacher.features): {error}; `pcjax embed RUN` writes one") from error
+        raise RequestError(
+            f"cannot read {path} (teacher.features): {error}; `pcjax embed RUN` writes one"
+        ) from error
     _checks.require(
-        same, f"{path} is of other data or another split: embed {loaded.examples.source} as it is split here"
+        same,
+        f"{path} is of other data or another split: embed {loaded.examples.source} as it is split here",
     )
     for split, features in found.items():
         examples: Examples = getattr(loaded.examples, split)
         got = f"{path} has {split} features of shape {features.shape} for {len(examples)} examples"
-        _checks.require(features.ndim == 2 and len(features) == len(examples), f"{got}: expected one row per example")
-        _checks.require(bool(np.isfinite(features).all()), f"{path} has {split} features that are not finite")
+        _checks.require(
+            features.ndim == 2 and len(features) == len(examples),
+            f"{got}: expected one row per example",
+        )
+        _checks.require(
+            bool(np.isfinite(features).all()), f"{path} has {split} features that are not finite"
+        )
     return found

@@ -10,17 +10,18 @@ import numpy as np
 
 from pcjax import _checks
 from pcjax.config import Config, Evaluation
-from pcjax.jobs import judge, tables
-from pcjax.jobs.beyond import throughput
+from pcjax.evaluation import evaluate as judge
+from pcjax.evaluation import tables
+from pcjax.evaluation.extras import throughput
+from pcjax.evaluation.results import result_of
 from pcjax.jobs.distill import STUDENT, TEACHER, find_teacher, trained_model, worth
-from pcjax.jobs.folder import CONFIG, RESULT, config_of, write_proven
 from pcjax.jobs.prepare import STUDENT_SEED, TEACHER_SEED, Loaded, load, new_model
-from pcjax.jobs.represent import Frozen, represent_all
-from pcjax.jobs.results import result_of
 from pcjax.jobs.teach import worth_of_teacher
+from pcjax.models.functional import functional_shapes
+from pcjax.run import CONFIG, RESULT, config_of, write_proven
 from pcjax.training.disk import replacing
 from pcjax.training.display import Display
-from pcjax.training.functional import functional_shapes
+from pcjax.training.embedding import Frozen, represent_all
 
 FEATURES = "features.npz"
 
@@ -44,7 +45,10 @@ class Asked:
         if self.other is not None:
             there = dataclasses.replace(there, other=self.other, other_dir=self.other_dir)
         else:
-            _checks.require(self.other_dir is None, f"got --other-dir {self.other_dir} without --other: give it too")
+            _checks.require(
+                self.other_dir is None,
+                f"got --other-dir {self.other_dir} without --other: give it too",
+            )
         names = there.corruptions if self.corruptions is None else self.corruptions or ("all",)
         return dataclasses.replace(there, corruptions=names)
 
@@ -71,7 +75,9 @@ def evaluate(folder: pathlib.Path, display: Display, asked: Asked | None = None)
     if asked.throughput:
         for name, one in judged_models.items():
             batch = judged.evaluation.batch
-            results[name]["throughput"] = throughput(one, loaded.examples.test, loaded.normalise, batch)
+            results[name]["throughput"] = throughput(
+                one, loaded.examples.test, loaded.normalise, batch
+            )
     # What was asked for earlier stays, of other data sets too.
     for name, found in results.items():
         known = before.get(name, {})
@@ -86,7 +92,10 @@ def run_of(folder: pathlib.Path) -> tuple[str, Config]:
     """The job and the config of a run of one model."""
     job, config = config_of(folder)
     several = job in ("compare", "tune")
-    _checks.require(not several, f"{folder} is of `pcjax {job}`, which has many runs: name one, LOSS/SEED, in it")
+    _checks.require(
+        not several,
+        f"{folder} is of `pcjax {job}`, which has many runs: name one, LOSS/SEED, in it",
+    )
     return job, config
 
 
@@ -104,22 +113,39 @@ def embed(folder: pathlib.Path, display: Display) -> None:
             np.savez(file, fingerprint=np.array(loaded.examples.fingerprint), **arrays)
     shapes = ", ".join(f"{split} {one.features.shape}" for split, one in said.items())
     display.say(f"{path}: {shapes}")
-    run, other = shlex.quote(str(folder)), "" if config.teacher.run is None else " --teacher.run None"
+    run, other = (
+        shlex.quote(str(folder)),
+        "" if config.teacher.run is None else " --teacher.run None",
+    )
     next_ = f"pcjax distill {run}/{CONFIG}{other} --teacher.features {run}/{FEATURES} --workdir {run}-student"
     display.say(f"next: {next_}")
 
 
-def models(config: Config, folder: pathlib.Path, loaded: Loaded, teacher: str) -> tuple[Frozen, Frozen]:
+def models(
+    config: Config, folder: pathlib.Path, loaded: Loaded, teacher: str
+) -> tuple[Frozen, Frozen]:
     """A student that was trained under that teacher, and the same with its first weights."""
     first = new_model(config.student, loaded, config.training, STUDENT_SEED)
     return model_of("distill", config, folder, loaded, teacher), first
 
 
-def model_of(job: str, config: Config, folder: pathlib.Path, loaded: Loaded, teacher: str | None = None) -> Frozen:
+def model_of(
+    job: str, config: Config, folder: pathlib.Path, loaded: Loaded, teacher: str | None = None
+) -> Frozen:
     """The run's model, from the checkpoint that counts; where a digest is given, refused if of another teacher."""
     taught = job == "teach"
-    model, training = (config.teacher.model, config.teacher.training) if taught else (config.student, config.training)
-    manifest = {"role": TEACHER if taught else STUDENT, "data": loaded.examples.fingerprint, "config": config.digest()}
+    model, training = (
+        (config.teacher.model, config.teacher.training)
+        if taught
+        else (config.student, config.training)
+    )
+    manifest = {
+        "role": TEACHER if taught else STUDENT,
+        "data": loaded.examples.fingerprint,
+        "config": config.digest(),
+    }
     manifest |= {} if teacher is None else {"teacher": teacher}
-    like = new_model(model, loaded, training, TEACHER_SEED if taught else STUDENT_SEED, functional_shapes)
+    like = new_model(
+        model, loaded, training, TEACHER_SEED if taught else STUDENT_SEED, functional_shapes
+    )
     return trained_model(folder, manifest, like, training)

@@ -16,23 +16,23 @@ from pcjax._checks import RequestError
 from pcjax._fields import told
 from pcjax.config import MOST, Config, Loss, Model, Ramp, Training
 from pcjax.data import Dataset, Examples
-from pcjax.jobs.beyond import load_other
-from pcjax.jobs.folder import CHECKPOINTS
-from pcjax.jobs.judge import LEAST, check_judging, versions
-from pcjax.jobs.represent import Frozen, host
+from pcjax.evaluation.evaluate import LEAST, check_judging, versions
+from pcjax.evaluation.extras import load_other
+from pcjax.loss_registry import CLASSIFIER, TERMS, needs_labels
 from pcjax.models import Output
-from pcjax.terms import CLASSIFIER, TERMS, needs_labels
+from pcjax.models.functional import functional, functional_shapes
+from pcjax.run import CHECKPOINTS
 from pcjax.training import parallel
 from pcjax.training.arrays import named
-from pcjax.training.beside import Beside, nearest
 from pcjax.training.checkpoint import Checkpoints
 from pcjax.training.clock import Clock
 from pcjax.training.display import Display
-from pcjax.training.functional import functional, functional_shapes
+from pcjax.training.embedding import Frozen, host
 from pcjax.training.guard import BadStepsError
 from pcjax.training.loop import Plan, train
+from pcjax.training.metrics_log import METRICS
+from pcjax.training.neighbour_views import Beside, nearest
 from pcjax.training.objective import Moment, Objective, objective, with_memories
-from pcjax.training.records import METRICS
 from pcjax.training.state import State, make_optimiser, start
 from pcjax.training.step import AXIS, Batch, Fixed, make_step, metric_names
 from pcjax.training.stopping import Watchdog
@@ -75,7 +75,11 @@ def counts(loaded: Loaded) -> str:
 
 
 def new_model(
-    model: Model, loaded: Loaded, training: Training, stream: int, make: Callable[..., Any] = functional
+    model: Model,
+    loaded: Loaded,
+    training: Training,
+    stream: int,
+    make: Callable[..., Any] = functional,
 ) -> Frozen:
     """A model with its first weights, which depend on the seed alone."""
     examples = loaded.examples.train
@@ -132,60 +136,109 @@ def rehearse(
     for loss in losses:
         got = f"the loss {loss.name} reads with the teacher's last layer, classify/kernel among its parameters"
         there = not TERMS[loss.name].classifier or "kernel" in classifier
-        _checks.require(there, f"{got}, and this teacher has none: leave the loss out, or take another teacher")
+        _checks.require(
+            there, f"{got}, and this teacher has none: leave the loss out, or take another teacher"
+        )
     examples = loaded.examples.train
     what, kept = objective(losses, student, teacher, training.seed)
     kept = with_memories(kept, what, student, teacher, len(examples), examples.labels)
 
     def rows(one: Any) -> Any:
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((training.batch, *x.shape[1:]), x.dtype), one)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((training.batch, *x.shape[1:]), x.dtype), one
+        )
 
     whole = jax.ShapeDtypeStruct((training.batch,), jnp.int32)
-    batch = {"mask": jax.ShapeDtypeStruct((training.batch,), jnp.bool_), "label": whole, "index": whole}
+    batch = {
+        "mask": jax.ShapeDtypeStruct((training.batch,), jnp.bool_),
+        "label": whole,
+        "index": whole,
+    }
     step, progress = (jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.int32, jnp.float32))
     seen = None if teacher is None else rows(teacher)
 
     def total(what: Objective) -> Callable[..., Any]:
-        def of(student: Any, teacher: Any, classifier: Any, batch: Any, step: Any, progress: Any, kept: Any) -> Any:
-            beside = Beside(student, teacher, student, jnp.ones(training.batch)) if what.neighbours else None
-            return what(Moment(student, teacher, classifier, batch, step, progress, None, beside), kept)
+        def of(
+            student: Any,
+            teacher: Any,
+            classifier: Any,
+            batch: Any,
+            step: Any,
+            progress: Any,
+            kept: Any,
+        ) -> Any:
+            beside = (
+                Beside(student, teacher, student, jnp.ones(training.batch))
+                if what.neighbours
+                else None
+            )
+            return what(
+                Moment(student, teacher, classifier, batch, step, progress, None, beside), kept
+            )
 
         return of
 
     # What moves has no value while it is traced: where it starts and where it ends are looked at in its place.
-    still = [] if _still(losses, "start") == losses else [_still(losses, end) for end in ("start", "end")]
+    still = (
+        []
+        if _still(losses, "start") == losses
+        else [_still(losses, end) for end in ("start", "end")]
+    )
     try:
         for at in (*still, losses):
             asked = what._replace(losses=at)
-            jax.eval_shape(total(asked), rows(student), seen, classifier, batch, step, progress, kept)
+            jax.eval_shape(
+                total(asked), rows(student), seen, classifier, batch, step, progress, kept
+            )
     except (TypeError, ValueError) as error:
         names = ", ".join(what.names())
-        raise RequestError(f"the losses ({names}) cannot be computed as asked: {str(error).splitlines()[0]}") from error
+        raise RequestError(
+            f"the losses ({names}) cannot be computed as asked: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _still(losses: tuple[Loss, ...], end: str) -> tuple[Loss, ...]:
     """The losses with every ramp among their arguments at one of its ends."""
 
     def of(loss: Loss) -> Loss:
-        ends = {name: getattr(value, end) for name, value in loss.arguments.items() if isinstance(value, Ramp)}
+        ends = {
+            name: getattr(value, end)
+            for name, value in loss.arguments.items()
+            if isinstance(value, Ramp)
+        }
         return dataclasses.replace(loss, arguments=loss.arguments | ends) if ends else loss
 
     return tuple(map(of, losses))
 
 
 def check(
-    config: Config, training: Training, losses: tuple[Loss, ...], loaded: Loaded, section: str = "training"
+    config: Config,
+    training: Training,
+    losses: tuple[Loss, ...],
+    loaded: Loaded,
+    section: str = "training",
 ) -> None:
     """What can be refused before anything is computed; the section is the part of the config that the training is."""
-    for split, examples in (("validation", loaded.examples.validation), ("test", loaded.examples.test)):
+    for split, examples in (
+        ("validation", loaded.examples.validation),
+        ("test", loaded.examples.test),
+    ):
         few = f"got {len(examples)} {split} examples from {config.data.source}"
-        _checks.require(len(examples) >= LEAST, f"{few}: expected at least {LEAST}, give more or hold out more")
+        _checks.require(
+            len(examples) >= LEAST, f"{few}: expected at least {LEAST}, give more or hold out more"
+        )
     check_judging(config.evaluation, loaded.examples, loaded.other)
     shape = loaded.examples.train.shape
     got = f"got data.crop {config.data.crop} and data.flip {config.data.flip} for examples of shape {shape}"
-    _checks.require(len(shape) == 3 or not (config.data.crop or config.data.flip), f"{got}: only images have them")
+    _checks.require(
+        len(shape) == 3 or not (config.data.crop or config.data.flip),
+        f"{got}: only images have them",
+    )
     fits = len(shape) != 3 or config.data.crop <= min(shape[:2])
-    _checks.require(fits, f"got data.crop {config.data.crop} for images of shape {shape}: expected at most their side")
+    _checks.require(
+        fits,
+        f"got data.crop {config.data.crop} for images of shape {shape}: expected at most their side",
+    )
     board = not training.tensorboard or importlib.util.find_spec("tensorboardX") is not None
     remedy = '`pip install "pcjax[tensorboard]"`, or leave it out'
     _checks.require(board, f"got {section}.tensorboard, which needs tensorboardX: {remedy}")
@@ -193,7 +246,9 @@ def check(
     parallel.choose_devices(training.devices, training.batch, section)
     for loss in losses:
         if needs_labels(TERMS[loss.name], loss.arguments) and loaded.examples.train.labels is None:
-            raise RequestError(f"the loss {loss.name} needs labels, and {config.data.source} has none: leave it out")
+            raise RequestError(
+                f"the loss {loss.name} needs labels, and {config.data.source} has none: leave it out"
+            )
 
 
 def steps_of(training: Training, examples: int, section: str = "training") -> int:
@@ -201,7 +256,10 @@ def steps_of(training: Training, examples: int, section: str = "training") -> in
     got = f"got {section}.batch {training.batch} for {examples} training examples"
     _checks.require(training.batch <= examples, f"{got}: expected at most as many")
     steps = training.steps or training.epochs * (examples // training.batch)
-    _checks.require(steps <= MOST, f"got {section}.epochs {training.epochs}, {steps} steps: expected at most {MOST}")
+    _checks.require(
+        steps <= MOST,
+        f"got {section}.epochs {training.epochs}, {steps} steps: expected at most {MOST}",
+    )
     return steps
 
 
@@ -256,10 +314,14 @@ def plan(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         columns=guide.columns,
-        neighbours=nearest(guide.features) if what.neighbours and guide.features is not None else None,
+        neighbours=nearest(guide.features)
+        if what.neighbours and guide.features is not None
+        else None,
     )
     state = start(first.parameters, first.statistics, kept, optimiser, metric_names(what))
-    step = make_step(first.function, guide.output, what, optimiser, steps, batches.size, training.spike)
+    step = make_step(
+        first.function, guide.output, what, optimiser, steps, batches.size, training.spike
+    )
     mapped = parallel.Mapped(step, devices, training.parallel)
     manifest = {
         "role": name,
@@ -271,7 +333,11 @@ def plan(
         "config": config.digest(),
         "teacher": guide.digest,
     }
-    about = {"devices": len(devices), "device": devices[0].device_kind, "processes": jax.process_count()}
+    about = {
+        "devices": len(devices),
+        "device": devices[0].device_kind,
+        "processes": jax.process_count(),
+    }
     about |= {"versions": versions()}
     own = folder / CHECKPOINTS
     checkpoints = Checkpoints(
@@ -285,9 +351,23 @@ def plan(
     )
 
     def judged(state: State, between: Callable[[], None]) -> Mapping[str, float]:
-        return judge(first._replace(parameters=host(state.student), statistics=host(state.statistics)), between)
+        return judge(
+            first._replace(parameters=host(state.student), statistics=host(state.statistics)),
+            between,
+        )
 
-    return Plan(name, folder, training, steps, mapped, mapped.place(fixed), state, batches, checkpoints, judged)
+    return Plan(
+        name,
+        folder,
+        training,
+        steps,
+        mapped,
+        mapped.place(fixed),
+        state,
+        batches,
+        checkpoints,
+        judged,
+    )
 
 
 def classifier_of(model: Frozen) -> dict[str, Any]:
@@ -319,11 +399,21 @@ def weights(checkpoints: Checkpoints, training: Training, like: Frozen) -> Froze
     """The model of the checkpoint that its training chooses."""
     found = checkpoints.chosen_arrays(training.choose)
     if found is None:
-        raise RequestError(f"no checkpoints in {checkpoints.folder}: run the command that trains it to its end first")
+        raise RequestError(
+            f"no checkpoints in {checkpoints.folder}: run the command that trains it to its end first"
+        )
     step, arrays = found
     tree = {"student": like.parameters, "statistics": like.statistics}
     own = named(tree)
-    there = {name: (str(x.dtype), x.shape) for name, x in arrays.items() if name.partition("/")[0] in tree}
-    checkpoints.require_same(step, own, there, "it is of another model, and config.json was changed since")
-    parts = jax.tree.unflatten(jax.tree.structure(tree), [jnp.asarray(arrays[name]) for name in own])
+    there = {
+        name: (str(x.dtype), x.shape)
+        for name, x in arrays.items()
+        if name.partition("/")[0] in tree
+    }
+    checkpoints.require_same(
+        step, own, there, "it is of another model, and config.json was changed since"
+    )
+    parts = jax.tree.unflatten(
+        jax.tree.structure(tree), [jnp.asarray(arrays[name]) for name in own]
+    )
     return like._replace(parameters=parts["student"], statistics=parts["statistics"])

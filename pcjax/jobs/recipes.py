@@ -20,7 +20,12 @@ RECIPES: dict[str, tuple[Loss, ...]] = {
         Loss(
             "perception_coherence",
             head="linear",
-            arguments={"temperature": 0.1, "dissimilarity": "cosine", "frame": "teacher", "weighting": "neighbours"},
+            arguments={
+                "temperature": 0.1,
+                "dissimilarity": "cosine",
+                "frame": "teacher",
+                "weighting": "neighbours",
+            },
         ),
     ),
     "perception_coherence_own": (
@@ -46,8 +51,12 @@ RECIPES: dict[str, tuple[Loss, ...]] = {
             arguments={"temperature": 0.1, "teacher_temperature": 0.02},
         ),
     ),
-    "similarity_kl": (Loss("similarity_kl", head="mlp", bank=65536, arguments={"temperature": 0.04}),),
-    "crd": (Loss("crd", weight=0.8, head="linear", arguments={"negatives": 4096, "temperature": 0.07}),),
+    "similarity_kl": (
+        Loss("similarity_kl", head="mlp", bank=65536, arguments={"temperature": 0.04}),
+    ),
+    "crd": (
+        Loss("crd", weight=0.8, head="linear", arguments={"negatives": 4096, "temperature": 0.07}),
+    ),
     "bingo": (Loss("bingo", head="mlp", bank=65536, arguments={"temperature": 0.2, "own": 0.5}),),
     "hint": (Loss("hint", weight=100.0, head="linear"),),
     "embed_distill": (Loss("embed_distill", head="linear"),),
@@ -61,7 +70,9 @@ RECIPES: dict[str, tuple[Loss, ...]] = {
     "orthogonal_projection": (Loss("orthogonal_projection", head="orthogonal"),),
     "attention_transfer": (Loss("attention_transfer", weight=1000.0),),
     "neuron_selectivity": (Loss("neuron_selectivity", weight=50.0),),
-    "shared_classifier": (Loss("shared_classifier", head="linear", arguments={"temperature": 4.0}),),
+    "shared_classifier": (
+        Loss("shared_classifier", head="linear", arguments={"temperature": 4.0}),
+    ),
     "simkd": (Loss("simkd", head="mlp"),),
     "kd": (Loss("kd", arguments={"temperature": 4.0}),),
     "dist": (Loss("dist", arguments={"beta": 1.0, "gamma": 1.0, "temperature": 1.0}),),
@@ -75,7 +86,9 @@ def contenders(names: list[str], given: tuple[Contender, ...]) -> tuple[Contende
     own = {contender.name: contender for contender in given}
     known = {name: Contender(name, losses) for name, losses in RECIPES.items()} | own
     chosen = [name.strip() for name in names]
-    _checks.require(any(chosen), f"got --losses without a name: expected some of {', '.join(known)}")
+    _checks.require(
+        any(chosen), f"got --losses without a name: expected some of {', '.join(known)}"
+    )
     for name in chosen:
         _checks.require_name("loss", name, known)
     return tuple(known[name] for name in chosen)

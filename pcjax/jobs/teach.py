@@ -10,8 +10,8 @@ import numpy as np
 from pcjax import metrics
 from pcjax._checks import RequestError
 from pcjax.config import Config, Loss
-from pcjax.jobs import judge, tables
-from pcjax.jobs.folder import CONFIG, RESULT, begin_folder, check_folder, seconds_of, write_proven
+from pcjax.evaluation import evaluate as judge
+from pcjax.evaluation import tables
 from pcjax.jobs.prepare import (
     TEACHER_SEED,
     Guide,
@@ -26,10 +26,11 @@ from pcjax.jobs.prepare import (
     steps_of,
     trained,
 )
-from pcjax.jobs.represent import Frozen, represent, represent_all
 from pcjax.models import Output
+from pcjax.run import CONFIG, RESULT, begin_folder, check_folder, seconds_of, write_proven
 from pcjax.training.clock import Clock
 from pcjax.training.display import Display
+from pcjax.training.embedding import Frozen, represent, represent_all
 
 LOSSES = (Loss("cross_entropy"),)
 
@@ -75,7 +76,9 @@ def check_teaching(config: Config, loaded: Loaded) -> tuple[Output, dict[str, An
     return shapes, classifier
 
 
-def train_teacher(config: Config, folder: pathlib.Path, loaded: Loaded, display: Display, clock: Clock) -> Frozen:
+def train_teacher(
+    config: Config, folder: pathlib.Path, loaded: Loaded, display: Display, clock: Clock
+) -> Frozen:
     """The teacher, trained to the end in that folder."""
     asked = config.teacher
     first = new_model(asked.model, loaded, asked.training, TEACHER_SEED)
@@ -89,7 +92,18 @@ def train_teacher(config: Config, folder: pathlib.Path, loaded: Loaded, display:
         return {"score": accuracy, "accuracy": accuracy}
 
     chosen = plan(
-        "teacher", folder, config, asked.model, asked.training, LOSSES, loaded, first, Guide(), judged, display, clock
+        "teacher",
+        folder,
+        config,
+        asked.model,
+        asked.training,
+        LOSSES,
+        loaded,
+        first,
+        Guide(),
+        judged,
+        display,
+        clock,
     )
     return trained(chosen, first, display)
 

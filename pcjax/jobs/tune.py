@@ -14,17 +14,25 @@ from scipy.stats import qmc
 
 from pcjax import _checks, metrics
 from pcjax.config import Config, Contender, Loss, Ramp
-from pcjax.jobs import judge
+from pcjax.evaluation import evaluate as judge
 from pcjax.jobs.compare import MADE_WITH, begin, check_same, of_contender, with_earlier
 from pcjax.jobs.distill import KnownTeacher, find_teacher, plan_student
-from pcjax.jobs.folder import CONFIG, begin_folder, is_number, own_place, stored_object, write_config, write_proven
 from pcjax.jobs.prepare import STUDENT_SEED, Loaded, load, new_model, trained
-from pcjax.jobs.represent import Frozen, represent
 from pcjax.jobs.teach import coherence
-from pcjax.terms import TERMS
+from pcjax.loss_registry import TERMS
+from pcjax.run import (
+    CONFIG,
+    begin_folder,
+    is_number,
+    own_place,
+    stored_object,
+    write_config,
+    write_proven,
+)
 from pcjax.training.clock import Clock
 from pcjax.training.disk import let_go
 from pcjax.training.display import Display
+from pcjax.training.embedding import Frozen, represent
 from pcjax.training.guard import BadStepsError
 
 TRIALS, TRIAL, TUNED = "trials", "trial.json", "tuned.json"
@@ -38,17 +46,26 @@ def tune(config: Config, folder: pathlib.Path, display: Display) -> None:
 
     def begun(contender: Contender) -> bool:
         tries = range(config.comparison.trials)
-        return all((own_place(folder, TRIALS, contender.name, str(number)) / TRIAL).exists() for number in tries)
+        return all(
+            (own_place(folder, TRIALS, contender.name, str(number)) / TRIAL).exists()
+            for number in tries
+        )
 
     config = with_earlier(config, folder, "tune", begun, display)
     loaded, trials = load(config), config.comparison.trials
 
     def run_of(shared: Config, setting: Contender, number: int) -> tuple[Config, pathlib.Path]:
-        return of_contender(shared, setting, SEED), own_place(folder, TRIALS, setting.name, str(number))
+        return of_contender(shared, setting, SEED), own_place(
+            folder, TRIALS, setting.name, str(number)
+        )
 
     def all_runs(shared: Config) -> Iterable[tuple[Config, pathlib.Path]]:
         contenders = config.comparison.contenders
-        return [run_of(shared, s, n) for contender in contenders for n, s in enumerate(settings(contender, trials))]
+        return [
+            run_of(shared, s, n)
+            for contender in contenders
+            for n, s in enumerate(settings(contender, trials))
+        ]
 
     shared = begin(config, folder, loaded, "tune", all_runs, _tried, display)
     teacher = find_teacher(shared, folder, loaded, display)
@@ -72,14 +89,26 @@ def tune(config: Config, folder: pathlib.Path, display: Display) -> None:
         at = int(np.argmax(scores))
         if tried[at][0] is not None:
             best.append(tried[at][1])
-        rows.append([contender.name, *(_shown(tried[place][0]) for place in (0, at)), describe(tried[at][1])])
+        rows.append(
+            [
+                contender.name,
+                *(_shown(tried[place][0]) for place in (0, at)),
+                describe(tried[at][1]),
+            ]
+        )
     measure = "coherence" if _labels(loaded) is None else "k-NN accuracy"
     display.table(f"{measure} on the validation examples", ["", "as given", "best", "with"], rows)
-    lost = sorted({contender.name for contender in config.comparison.contenders} - {one.name for one in best})
+    lost = sorted(
+        {contender.name for contender in config.comparison.contenders} - {one.name for one in best}
+    )
     if lost:
-        display.say(f"all tries of {', '.join(lost)} diverged: lower training.learning_rate, or give smaller weights")
+        display.say(
+            f"all tries of {', '.join(lost)} diverged: lower training.learning_rate, or give smaller weights"
+        )
     _checks.require(bool(best), "every try of every loss diverged: lower training.learning_rate")
-    tuned = dataclasses.replace(config, comparison=dataclasses.replace(config.comparison, contenders=tuple(best)))
+    tuned = dataclasses.replace(
+        config, comparison=dataclasses.replace(config.comparison, contenders=tuple(best))
+    )
     write_config(folder / TUNED, tuned, "compare")
     display.say(f"next: pcjax compare {folder / TUNED}")
 
@@ -113,7 +142,11 @@ def _scales(contender: Contender) -> list[tuple[int, str]]:
     found = []
     for place, loss in enumerate(contender.losses):
         given = TERMS[loss.name].numbers | loss.arguments
-        found += [(place, name) for name, value in given.items() if name in SCALES and _is_number(value) and value != 0]
+        found += [
+            (place, name)
+            for name, value in given.items()
+            if name in SCALES and _is_number(value) and value != 0
+        ]
         # One factor on a whole sum of losses hardly changes what Adam does.
         if place > 0 or (len(contender.losses) == 1 and not found):
             found.append((place, "weight"))
@@ -134,11 +167,17 @@ def _scaled(contender: Contender, factors: dict[tuple[int, str], float]) -> Cont
     def changed(place: int, loss: Loss) -> Loss:
         own = {name: factor for (at, name), factor in factors.items() if at == place}
         # What is not given stays so where it is not changed.
-        there = {name: x for name, x in TERMS[loss.name].numbers.items() if own.get(name, 1.0) != 1} | loss.arguments
+        there = {
+            name: x for name, x in TERMS[loss.name].numbers.items() if own.get(name, 1.0) != 1
+        } | loss.arguments
         arguments = {name: times(value, own.get(name, 1.0)) for name, value in there.items()}
-        return dataclasses.replace(loss, weight=times(loss.weight, own.get("weight", 1.0)), arguments=arguments)
+        return dataclasses.replace(
+            loss, weight=times(loss.weight, own.get("weight", 1.0)), arguments=arguments
+        )
 
-    return dataclasses.replace(contender, losses=tuple(changed(*each) for each in enumerate(contender.losses)))
+    return dataclasses.replace(
+        contender, losses=tuple(changed(*each) for each in enumerate(contender.losses))
+    )
 
 
 def describe(contender: Contender) -> str:
@@ -146,8 +185,12 @@ def describe(contender: Contender) -> str:
 
     def value(place: int, name: str) -> Any:
         loss = contender.losses[place]
-        found = loss.weight if name == "weight" else (TERMS[loss.name].numbers | loss.arguments)[name]
-        return f"{found.start:.3g} to {found.end:.3g}" if isinstance(found, Ramp) else f"{found:.3g}"
+        found = (
+            loss.weight if name == "weight" else (TERMS[loss.name].numbers | loss.arguments)[name]
+        )
+        return (
+            f"{found.start:.3g} to {found.end:.3g}" if isinstance(found, Ramp) else f"{found:.3g}"
+        )
 
     several = len(contender.losses) > 1
     return ", ".join(
@@ -156,11 +199,15 @@ def describe(contender: Contender) -> str:
     )
 
 
-def _try(asked: Config, own: pathlib.Path, loaded: Loaded, teacher: KnownTeacher, display: Display) -> float | None:
+def _try(
+    asked: Config, own: pathlib.Path, loaded: Loaded, teacher: KnownTeacher, display: Display
+) -> float | None:
     begin_folder(own, asked, "distill")
     first = new_model(asked.student, loaded, asked.training, STUDENT_SEED)
     try:
-        student = trained(plan_student(asked, own, loaded, teacher, first, display, Clock()), first, display)
+        student = trained(
+            plan_student(asked, own, loaded, teacher, first, display, Clock()), first, display
+        )
         score = _score(student, asked, loaded, teacher)
         score = score if is_number(score) else None
     except (judge.NotFiniteError, BadStepsError):
@@ -171,21 +218,30 @@ def _try(asked: Config, own: pathlib.Path, loaded: Loaded, teacher: KnownTeacher
 def _score(student: Frozen, asked: Config, loaded: Loaded, teacher: KnownTeacher) -> float | None:
     """k-NN accuracy of the validation examples among the training examples; coherence where there are no labels."""
     train, validation = (
-        represent(student, getattr(loaded.examples, split), loaded.normalise, asked.evaluation.batch).features
+        represent(
+            student, getattr(loaded.examples, split), loaded.normalise, asked.evaluation.batch
+        ).features
         for split in ("train", "validation")
     )
     if not (np.all(np.isfinite(train)) and np.all(np.isfinite(validation))):
         return None
     labels = _labels(loaded)
     if labels is None:
-        return coherence(validation, teacher.features["validation"], judge.neighbours(asked.evaluation, validation))
+        return coherence(
+            validation,
+            teacher.features["validation"],
+            judge.neighbours(asked.evaluation, validation),
+        )
     k = min(asked.evaluation.neighbours, len(train))
     return float(metrics.knn_accuracy(validation, labels[1], train, labels[0], k=k))
 
 
 def _labels(loaded: Loaded) -> tuple[np.ndarray, np.ndarray] | None:
     """Of the training and the validation examples, if all are known."""
-    train, validation = judge.known_labels(loaded.examples.train), judge.known_labels(loaded.examples.validation)
+    train, validation = (
+        judge.known_labels(loaded.examples.train),
+        judge.known_labels(loaded.examples.validation),
+    )
     return None if train is None or validation is None else (train, validation)
 
 

@@ -82,11 +82,18 @@ class Batch:
         n, got = shapes[0][0], f"got student {shapes[0]} and teacher {shapes[1]}"
         _checks.require(n == shapes[1][0], f"{got}: both need one row per example")
         if same is not None:
-            _checks.require(shapes[0][1] == shapes[1][1], f"{got}: expected as many columns in both, {same}")
+            _checks.require(
+                shapes[0][1] == shapes[1][1], f"{got}: expected as many columns in both, {same}"
+            )
         if where is not None:
             _checks.require_mask(where)
-            _checks.require(np.shape(where) == (n,), f"got where of shape {np.shape(where)}: expected ({n},)")
-        _checks.require(reduce_fn is None or callable(reduce_fn), f"got reduce_fn {reduce_fn!r}: expected a function")
+            _checks.require(
+                np.shape(where) == (n,), f"got where of shape {np.shape(where)}: expected ({n},)"
+            )
+        _checks.require(
+            reduce_fn is None or callable(reduce_fn),
+            f"got reduce_fn {reduce_fn!r}: expected a function",
+        )
         if whole is not None:
             got = f"got reduce_fn {getattr(reduce_fn, '__name__', reduce_fn)}, but {whole} has no value per example"
             _checks.require(reduce_fn is jnp.mean, f"{got}: leave reduce_fn out")
@@ -106,7 +113,9 @@ class Batch:
 
     def gather(self, x: Array) -> Array:
         """The rows of all devices; gradients flow back to the device that each row is of."""
-        return x if self.axis_name is None else lax.all_gather(x, self.axis_name, axis=0, tiled=True)
+        return (
+            x if self.axis_name is None else lax.all_gather(x, self.axis_name, axis=0, tiled=True)
+        )
 
     def points(self) -> Points:
         """The examples of all devices, this device's among them."""
@@ -115,7 +124,9 @@ class Batch:
     @functools.cached_property
     def places(self) -> Int[Array, "n"]:
         """Where among the points this device's examples are."""
-        first = 0 if self.axis_name is None else lax.axis_index(self.axis_name) * self.student.shape[0]
+        first = (
+            0 if self.axis_name is None else lax.axis_index(self.axis_name) * self.student.shape[0]
+        )
         return first + jnp.arange(self.student.shape[0])
 
     def others(self, points: Points) -> Bool[Array, "n m"]:
@@ -148,15 +159,21 @@ class Batch:
 
     def whole(self, value: Float[Array, ""]) -> Float[Array, ""]:
         """What a loss returns that is one number of the whole batch, known to every device."""
-        value = jnp.where(self.total(self.valid.astype(int)) > 0, value, 0).astype(self.student.dtype)
+        value = jnp.where(self.total(self.valid.astype(int)) > 0, value, 0).astype(
+            self.student.dtype
+        )
         # Every device returns a number of its own: only then do gradients that are averaged later come out right.
         return value + jnp.zeros_like(jnp.sum(self.student))
 
 
 def require_number(what: str, value: Any, zero: bool = False) -> Float[Array, ""]:
     """The value, which has to be one positive, finite number, or 0 if that is allowed."""
-    _checks.require(np.shape(value) == (), f"got {what} of shape {np.shape(value)}: expected one number")
-    known_zero = zero and not isinstance(value, (Tracer, str, bool)) and value is not None and value == 0
+    _checks.require(
+        np.shape(value) == (), f"got {what} of shape {np.shape(value)}: expected one number"
+    )
+    known_zero = (
+        zero and not isinstance(value, (Tracer, str, bool)) and value is not None and value == 0
+    )
     if not known_zero:
         _checks.require_positive(what, value)
     return jnp.asarray(value, float if isinstance(value, int) else None)

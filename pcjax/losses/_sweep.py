@@ -14,7 +14,12 @@ RowValues = Callable[..., Array]
 
 
 def swept_values(
-    values: RowValues, rows: Any, shared: Any, fixed_rows: Any, fixed_shared: Any, chunk_size: int | None
+    values: RowValues,
+    rows: Any,
+    shared: Any,
+    fixed_rows: Any,
+    fixed_shared: Any,
+    chunk_size: int | None,
 ) -> Float[Array, "n"]:
     """The value of every row, block after block; the gradient computes each block once more."""
     if chunk_size is None:
@@ -43,7 +48,9 @@ def swept_sum(
     """
     blocks = _blocks((rows, fixed_rows), chunk_size)
     weights = jnp.pad(weights, (0, -weights.shape[0] % chunk_size)).reshape(-1, chunk_size)
-    return _swept_sum(values, blocks[0], shared, blocks[1], fixed_shared, lax.stop_gradient(weights))
+    return _swept_sum(
+        values, blocks[0], shared, blocks[1], fixed_shared, lax.stop_gradient(weights)
+    )
 
 
 def _blocks(rows: Any, chunk_size: int) -> Any:
@@ -57,7 +64,9 @@ def _blocks(rows: Any, chunk_size: int) -> Any:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _swept_sum(values: RowValues, rows: Any, shared: Any, fixed_rows: Any, fixed_shared: Any, weights: Array) -> Array:
+def _swept_sum(
+    values: RowValues, rows: Any, shared: Any, fixed_rows: Any, fixed_shared: Any, weights: Array
+) -> Array:
     def add_block(total: Array, block: tuple[Any, Any, Array]) -> tuple[Array, None]:
         return total + jnp.vdot(block[2], values(block[0], shared, block[1], fixed_shared)), None
 
@@ -67,7 +76,9 @@ def _swept_sum(values: RowValues, rows: Any, shared: Any, fixed_rows: Any, fixed
 def _forward(
     values: RowValues, rows: Any, shared: Any, fixed_rows: Any, fixed_shared: Any, weights: Array
 ) -> tuple[Array, tuple[Any, Any]]:
-    def add_block(carry: tuple[Array, Any], block: tuple[Any, Any, Array]) -> tuple[tuple[Array, Any], Any]:
+    def add_block(
+        carry: tuple[Array, Any], block: tuple[Any, Any, Array]
+    ) -> tuple[tuple[Array, Any], Any]:
         total, shared_gradient = carry
 
         def block_sum(rows: Any, shared: Any) -> Array:
@@ -79,7 +90,9 @@ def _forward(
 
     nothing = jax.tree.map(jnp.zeros_like, shared)
     start = (jnp.zeros_like(weights[0, 0]), nothing)
-    (total, shared_gradient), row_gradients = lax.scan(add_block, start, (rows, fixed_rows, weights))
+    (total, shared_gradient), row_gradients = lax.scan(
+        add_block, start, (rows, fixed_rows, weights)
+    )
     return total, (row_gradients, shared_gradient)
 
 

@@ -68,7 +68,9 @@ def info_nce(
     >>> round(pcjax.losses.info_nce(jnp.eye(4), jnp.eye(4), temperature=1.0).item(), 4)  # log(1 + 3 / e)
     0.7437
     """
-    batch = _embeddings(student, teacher, teacher_gradient, where=where, axis_name=axis_name, reduce_fn=reduce_fn)
+    batch = _embeddings(
+        student, teacher, teacher_gradient, where=where, axis_name=axis_name, reduce_fn=reduce_fn
+    )
     temperature = require_number("temperature", temperature)
     points = batch.points()
     u, v = unit(batch.student), unit(batch.teacher)
@@ -81,7 +83,9 @@ def info_nce(
     positive = jnp.sum(u * v, axis=1) / temperature
     values = _log_sum(products(u, keys) / temperature, present) - positive
     if symmetric:
-        values = (values + _log_sum(products(v, every_u) / temperature, points.valid) - positive) / 2
+        values = (
+            values + _log_sum(products(v, every_u) / temperature, points.valid) - positive
+        ) / 2
     return batch.reduced(values)
 
 
@@ -130,7 +134,9 @@ def relational_representation(
     >>> round(pcjax.losses.relational_representation(jnp.eye(4), jnp.eye(4), queue=queue).item(), 5)
     0.00014
     """
-    batch = _embeddings(student, teacher, False, where=where, axis_name=axis_name, reduce_fn=reduce_fn)
+    batch = _embeddings(
+        student, teacher, False, where=where, axis_name=axis_name, reduce_fn=reduce_fn
+    )
     temperature = require_number("temperature", temperature)
     teacher_temperature = require_number("teacher_temperature", teacher_temperature)
     keys, present = _stored("queue", queue, batch.teacher)
@@ -181,12 +187,21 @@ def similarity_kl(
     """
     batch = Batch.of(student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn)
     temperature = require_number("temperature", temperature)
-    _checks.require(isinstance(queue, Queue), f"got queue {type(queue).__name__}: expected one made by empty_queue")
+    _checks.require(
+        isinstance(queue, Queue),
+        f"got queue {type(queue).__name__}: expected one made by empty_queue",
+    )
     both = queue.points if isinstance(queue.points, tuple) else (queue.points, queue.points)
     got = f"got a queue of {len(both)} arrays"
-    _checks.require(len(both) == 2, f"{got}: expected the teacher's points, or pairs (student's, teacher's)")
-    anchors, present = _stored("queue of the student", queue._replace(points=both[0]), batch.student)
-    teacher_anchors, _ = _stored("queue of the teacher", queue._replace(points=both[1]), batch.teacher)
+    _checks.require(
+        len(both) == 2, f"{got}: expected the teacher's points, or pairs (student's, teacher's)"
+    )
+    anchors, present = _stored(
+        "queue of the student", queue._replace(points=both[0]), batch.student
+    )
+    teacher_anchors, _ = _stored(
+        "queue of the teacher", queue._replace(points=both[1]), batch.teacher
+    )
     log_p = _log_shares(products(unit(batch.teacher), teacher_anchors) / temperature, present)
     log_q = _log_shares(products(unit(batch.student), anchors) / temperature, present)
     return batch.reduced(divergence(log_p, log_q))
@@ -256,16 +271,20 @@ def bingo(
     }
     for name, x in others.items():
         _checks.require(
-            np.shape(x) == shape, f"got {name} {np.shape(x)} for a student {shape}: expected the same shape"
+            np.shape(x) == shape,
+            f"got {name} {np.shape(x)} for a student {shape}: expected the same shape",
         )
     _checks.require(
-        np.shape(share) in ((), shape[:1]), f"got share of shape {np.shape(share)}: expected () or {shape[:1]}"
+        np.shape(share) in ((), shape[:1]),
+        f"got share of shape {np.shape(share)}: expected () or {shape[:1]}",
     )
     _checks.require_share("own", own)
     temperature = require_number("temperature", temperature)
 
     def of(queries: ArrayLike, keys: ArrayLike) -> Batch:
-        return _embeddings(queries, keys, False, where=where, axis_name=axis_name, reduce_fn=reduce_fn)
+        return _embeddings(
+            queries, keys, False, where=where, axis_name=axis_name, reduce_fn=reduce_fn
+        )
 
     batch, neighbours, mixtures = (
         of(student, teacher),
@@ -285,12 +304,16 @@ def bingo(
 
     keys, other_keys = batch.teacher, neighbours.teacher
     example, neighbour, mixture = (against(b.student) for b in (batch, neighbours, mixtures))
-    values = own * (example(keys) + neighbour(other_keys)) + (1 - own) * (example(other_keys) + neighbour(keys))
+    values = own * (example(keys) + neighbour(other_keys)) + (1 - own) * (
+        example(other_keys) + neighbour(keys)
+    )
     share = jnp.asarray(share, batch.student.dtype)
     return batch.reduced((values + share * mixture(keys) + (1 - share) * mixture(other_keys)) / 3)
 
 
-def _embeddings(student: ArrayLike, teacher: ArrayLike, teacher_gradient: bool, **given: Any) -> Batch:
+def _embeddings(
+    student: ArrayLike, teacher: ArrayLike, teacher_gradient: bool, **given: Any
+) -> Batch:
     """The batch of a loss whose two embeddings are compared with one another."""
     batch = Batch.of(student, teacher, same=_HEAD, **given)
     if not teacher_gradient:
@@ -298,9 +321,14 @@ def _embeddings(student: ArrayLike, teacher: ArrayLike, teacher_gradient: bool, 
     return dataclasses.replace(batch, teacher=Batch.of(teacher, student, **given).student)
 
 
-def _stored(what: str, queue: Any, features: Float[Array, "n d"]) -> tuple[Float[Array, "k d"], Bool[Array, "k"]]:
+def _stored(
+    what: str, queue: Any, features: Float[Array, "n d"]
+) -> tuple[Float[Array, "k d"], Bool[Array, "k"]]:
     """A queue's points as directions, and which of them there are."""
-    _checks.require(isinstance(queue, Queue), f"got {what} {type(queue).__name__}: expected one made by empty_queue")
+    _checks.require(
+        isinstance(queue, Queue),
+        f"got {what} {type(queue).__name__}: expected one made by empty_queue",
+    )
     shapes = [np.shape(points) for points in jax.tree.leaves(queue.points)]
     fits = len(shapes) == 1 and len(shapes[0]) == 2 and shapes[0][1] == features.shape[1]
     wanted = f"expected one array (capacity, {features.shape[1]}), as many features as what is compared with it"

@@ -94,10 +94,17 @@ def variational_information(
     batch = _flat(student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn)
     _checks.require_positive("variance", variance)
     shape, one = np.shape(variance), np.shape(teacher)[1:]
-    trailing = len(shape) <= len(one) and all(a in (1, b) for a, b in zip(shape[::-1], one[::-1], strict=False))
-    _checks.require(trailing, f"got variance of shape {shape} for features {one}: expected (), ({one[-1]},) or {one}")
+    trailing = len(shape) <= len(one) and all(
+        a in (1, b) for a, b in zip(shape[::-1], one[::-1], strict=False)
+    )
+    _checks.require(
+        trailing,
+        f"got variance of shape {shape} for features {one}: expected (), ({one[-1]},) or {one}",
+    )
     variance = jnp.broadcast_to(jnp.asarray(variance, batch.student.dtype), one).reshape(-1)
-    return batch.reduced(jnp.mean((batch.student - batch.teacher) ** 2 / variance + jnp.log(variance), axis=1) / 2)
+    return batch.reduced(
+        jnp.mean((batch.student - batch.teacher) ** 2 / variance + jnp.log(variance), axis=1) / 2
+    )
 
 
 def embed_distill(
@@ -132,7 +139,9 @@ def embed_distill(
     >>> print(pcjax.losses.embed_distill([[0.0, 0.0], [1.0, 1.0]], [[3.0, 4.0], [1.0, 1.0]]))
     2.5
     """
-    batch = Batch.of(student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, same=_HEAD)
+    batch = Batch.of(
+        student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, same=_HEAD
+    )
     _checks.require_name("distance", distance, DISTANCES)
     if distance == "cosine":
         # |x - y|^2 / 2 of directions keeps its digits where they nearly agree.
@@ -171,7 +180,9 @@ def orthogonal_projection(
     >>> print(pcjax.losses.orthogonal_projection([[0.0, 0.0]], [[3.0, 5.0]]).round(4))
     0.5
     """
-    batch = Batch.of(student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, same=_HEAD)
+    batch = Batch.of(
+        student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, same=_HEAD
+    )
     centred = batch.teacher - jnp.mean(batch.teacher, axis=1, keepdims=True)
     target = centred * lax.rsqrt(jnp.mean(centred**2, axis=1, keepdims=True) + 1e-5)
     return batch.reduced(jnp.mean(huber(batch.student - target), axis=1))
@@ -216,7 +227,9 @@ def procrustes(
     >>> print(abs(pcjax.losses.procrustes(x, 5 - 2 * x[:, ::-1]).round(4)))
     0.0
     """
-    batch = Batch.of(student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, least=2)
+    batch = Batch.of(
+        student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, least=2
+    )
     points = batch.points()
 
     def placed(own: Array, every: Array) -> tuple[Array, Array]:
@@ -232,7 +245,8 @@ def procrustes(
     )
     precision = lax.Precision.HIGHEST
     u, _, v = jnp.linalg.svd(
-        lax.stop_gradient(jnp.matmul(every.T, teacher_every, precision=precision)), full_matrices=False
+        lax.stop_gradient(jnp.matmul(every.T, teacher_every, precision=precision)),
+        full_matrices=False,
     )
     rotation = jnp.matmul(u, v, precision=precision)
     # The larger dimension is rotated nowhere: its part outside the other's image is what remains in any case.
@@ -292,7 +306,9 @@ def locality_preserving(
     if width is not None:
         width = require_number("width", width)
     points = batch.points()
-    distances = jnp.where(batch.others(points), squared_euclidean(batch.teacher, points.teacher), jnp.inf)
+    distances = jnp.where(
+        batch.others(points), squared_euclidean(batch.teacher, points.teacher), jnp.inf
+    )
     nearest, places = lax.top_k(-distances, neighbours)
     squared, present = -nearest, nearest > -jnp.inf
     squared = jnp.where(present, squared, 0)
@@ -309,6 +325,8 @@ def _flat(student: ArrayLike, teacher: ArrayLike, **given: Any) -> Batch:
     shapes = np.shape(student), np.shape(teacher)
     got = f"got student {shapes[0]} and teacher {shapes[1]}"
     same = shapes[0] == shapes[1] and len(shapes[0]) >= 2
-    _checks.require(same, f"{got}: expected the same shape (n, ...), give the student a head into the teacher's")
+    _checks.require(
+        same, f"{got}: expected the same shape (n, ...), give the student a head into the teacher's"
+    )
     rows = *shapes[0][:1], math.prod(shapes[0][1:])
     return Batch.of(jnp.reshape(student, rows), jnp.reshape(teacher, rows), **given)

@@ -52,7 +52,9 @@ def kd(
     0.1109
     """
     temperature = require_number("temperature", temperature)
-    batch = Batch.of(student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, same=SAME_CLASSES)
+    batch = Batch.of(
+        student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, same=SAME_CLASSES
+    )
     log_p, log_q = (jax.nn.log_softmax(z / temperature) for z in (batch.teacher, batch.student))
     return batch.reduced(temperature**2 * divergence(log_p, log_q))
 
@@ -106,7 +108,9 @@ def dkd(
     beta = require_number("beta", beta, zero=True)
     temperature = require_number("temperature", temperature)
     labels, where = _labelled(labels, where, student)
-    batch = Batch.of(student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, same=SAME_CLASSES)
+    batch = Batch.of(
+        student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, same=SAME_CLASSES
+    )
     classes = batch.student.shape[1]
     _checks.require(classes >= 2, f"got scores of {classes} class: expected at least 2")
     target = labels[:, None] == jnp.arange(classes)
@@ -158,7 +162,9 @@ def cross_entropy(
     """
     smoothing = require_number("label_smoothing", label_smoothing, zero=True)
     at_most_one = isinstance(label_smoothing, Tracer) or bool(np.asarray(label_smoothing) <= 1)
-    _checks.require(at_most_one, f"got label_smoothing {label_smoothing!r}: expected a number from 0 to 1")
+    _checks.require(
+        at_most_one, f"got label_smoothing {label_smoothing!r}: expected a number from 0 to 1"
+    )
     labels, where = _labelled(labels, where, student)
     batch = Batch.of(student, student, where=where, axis_name=axis_name, reduce_fn=reduce_fn)
     log_p = jax.nn.log_softmax(batch.student)
@@ -167,7 +173,9 @@ def cross_entropy(
     return batch.reduced(-((1 - smoothing) * true + smoothing * jnp.mean(log_p, axis=1)))
 
 
-def _labelled(labels: ArrayLike, where: ArrayLike | None, student: ArrayLike) -> tuple[Array, Array]:
+def _labelled(
+    labels: ArrayLike, where: ArrayLike | None, student: ArrayLike
+) -> tuple[Array, Array]:
     """The labels, and the mask without the examples that have none."""
     _checks.require_features("student", student)
     (n, classes), got = np.shape(student), f"got labels of shape {np.shape(labels)}"
@@ -183,7 +191,9 @@ def _labelled(labels: ArrayLike, where: ArrayLike | None, student: ArrayLike) ->
     labels = jnp.asarray(labels)
     if where is not None:
         _checks.require_mask(where)
-        _checks.require(np.shape(where) == (n,), f"got where of shape {np.shape(where)}: expected ({n},)")
+        _checks.require(
+            np.shape(where) == (n,), f"got where of shape {np.shape(where)}: expected ({n},)"
+        )
     return labels, (labels >= 0) & (True if where is None else jnp.asarray(where))
 
 
@@ -232,7 +242,13 @@ def dist(
     temperature = require_number("temperature", temperature)
     whole: dict[str, Any] = {"least": 2, "whole": "a correlation over examples"}
     batch = Batch.of(
-        student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, same=SAME_CLASSES, **whole
+        student,
+        teacher,
+        where=where,
+        axis_name=axis_name,
+        reduce_fn=reduce_fn,
+        same=SAME_CLASSES,
+        **whole,
     )
     p, q = (jax.nn.softmax(z / temperature) for z in (batch.student, batch.teacher))
 
@@ -292,19 +308,28 @@ def shared_classifier(
     """
     _checks.require_features("kernel", kernel)
     same = "in the head's width, by a linear layer on the student"
-    batch = Batch.of(student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, same=same)
+    batch = Batch.of(
+        student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, same=same
+    )
     (d, classes), width = np.shape(kernel), batch.student.shape[1]
     got = f"got a kernel of shape {(d, classes)} for features of width {width}"
-    _checks.require(d == width, f"{got}: expected ({width}, classes); a kernel of (classes, width) must be transposed")
+    _checks.require(
+        d == width,
+        f"{got}: expected ({width}, classes); a kernel of (classes, width) must be transposed",
+    )
     if bias is not None:
         _checks.require_real("bias", bias)
         got = f"got a bias of shape {np.shape(bias)} for {classes} classes"
         _checks.require(np.shape(bias) == (classes,), f"{got}: expected ({classes},)")
     weights, offset = (_checks.at_least_float32(x) for x in (kernel, 0.0 if bias is None else bias))
     weights, offset = lax.stop_gradient((weights, offset))
-    scores = [(products(x, weights.T) + offset).astype(x.dtype) for x in (batch.student, batch.teacher)]
+    scores = [
+        (products(x, weights.T) + offset).astype(x.dtype) for x in (batch.student, batch.teacher)
+    ]
     where = batch.valid if batch.masked else None
-    return kd(*scores, temperature=temperature, where=where, axis_name=axis_name, reduce_fn=reduce_fn)
+    return kd(
+        *scores, temperature=temperature, where=where, axis_name=axis_name, reduce_fn=reduce_fn
+    )
 
 
 def simkd(

@@ -54,7 +54,9 @@ def attention_transfer(
     1.0 0.0
     """
     _checks.require_name("form", form, FORMS)
-    batch, student, teacher = _positions(student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn)
+    batch, student, teacher = _positions(
+        student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn
+    )
 
     def attention(maps: Array) -> Array:
         # In units of the largest entry, so that no square over- or underflows.
@@ -62,7 +64,9 @@ def attention_transfer(
         return unit(jnp.mean((maps / jnp.where(largest == 0, 1, largest)) ** 2, axis=2))
 
     difference = attention(student) - attention(teacher)
-    return batch.reduced(jnp.mean(difference**2, axis=1) if form == "squared" else norms(difference)[:, 0])
+    return batch.reduced(
+        jnp.mean(difference**2, axis=1) if form == "squared" else norms(difference)[:, 0]
+    )
 
 
 def neuron_selectivity(
@@ -100,11 +104,15 @@ def neuron_selectivity(
     >>> print(abs(pcjax.losses.neuron_selectivity(maps, -7 * maps[..., ::-1]).round(4)))
     0.0
     """
-    batch, student, teacher = _positions(student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn)
+    batch, student, teacher = _positions(
+        student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn
+    )
     s, t = unit(student, axis=1), unit(teacher, axis=1)
 
     def kernel(a: Array, b: Array) -> Array:
-        return jnp.mean(jnp.einsum("npc,npd->ncd", a, b, precision=lax.Precision.HIGHEST) ** 2, axis=(1, 2))
+        return jnp.mean(
+            jnp.einsum("npc,npd->ncd", a, b, precision=lax.Precision.HIGHEST) ** 2, axis=(1, 2)
+        )
 
     return batch.reduced(kernel(t, t) + kernel(s, s) - 2 * kernel(s, t))
 
@@ -113,8 +121,14 @@ def _positions(student: ArrayLike, teacher: ArrayLike, **given: Any) -> tuple[Ba
     """The batch, and both models' maps at one size as (n, positions, channels)."""
     shapes = np.shape(student), np.shape(teacher)
     for name, shape in zip(("student", "teacher"), shapes, strict=True):
-        _checks.require(len(shape) == 4, f"got {name} {shape}: expected maps (examples, height, width, channels)")
-        _checks.require(min(shape[1:]) > 0, f"got {name} {shape}: expected at least one position and one channel")
+        _checks.require(
+            len(shape) == 4,
+            f"got {name} {shape}: expected maps (examples, height, width, channels)",
+        )
+        _checks.require(
+            min(shape[1:]) > 0,
+            f"got {name} {shape}: expected at least one position and one channel",
+        )
     got = f"got student {shapes[0]} and teacher {shapes[1]}"
     _checks.require(shapes[0][0] == shapes[1][0], f"{got}: both need one map per example")
     _checks.require_real("student", student)
@@ -135,5 +149,7 @@ def _averaged(maps: Float[Array, "n h w c"], size: tuple[int, int]) -> Float[Arr
         cells, place = np.arange(new)[:, None], np.arange(old)
         inside = (place >= cells * old // new) & (place < -(-(cells + 1) * old // new))
         means = jnp.asarray(inside / inside.sum(axis=1, keepdims=True), maps.dtype)
-        maps = jnp.moveaxis(jnp.tensordot(means, maps, axes=(1, axis), precision=lax.Precision.HIGHEST), 0, axis)
+        maps = jnp.moveaxis(
+            jnp.tensordot(means, maps, axes=(1, axis), precision=lax.Precision.HIGHEST), 0, axis
+        )
     return maps

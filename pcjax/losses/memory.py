@@ -49,11 +49,15 @@ def empty_queue(capacity: int, features: int | Sequence[int], dtype: Any = jnp.f
     _checks.require_whole("capacity", capacity, 1)
     several = isinstance(features, Sequence) and not isinstance(features, str)
     widths = list(features) if isinstance(features, Sequence) and several else [features]
-    _checks.require(len(widths) > 0, f"got features {features!r}: expected at least one number of features")
+    _checks.require(
+        len(widths) > 0, f"got features {features!r}: expected at least one number of features"
+    )
     for width in widths:
         _checks.require_whole("features", width, 1)
     points = tuple(jnp.zeros((capacity, width), dtype) for width in widths)
-    return Queue(points if several else points[0], jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+    return Queue(
+        points if several else points[0], jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+    )
 
 
 def valid(queue: Queue) -> Bool[Array, "capacity"]:
@@ -107,10 +111,13 @@ def enqueue(
     if where is not None:
         _checks.require_mask(where)
         _checks.require(
-            np.shape(where) == (n,), f"got where of shape {np.shape(where)} for {n} examples: expected ({n},)"
+            np.shape(where) == (n,),
+            f"got where of shape {np.shape(where)} for {n} examples: expected ({n},)",
         )
     mask = jnp.ones(n, bool) if where is None else jnp.asarray(where)
-    batch = jax.tree.map(lambda x, points: lax.stop_gradient(jnp.asarray(x, points.dtype)), batch, queue.points)
+    batch = jax.tree.map(
+        lambda x, points: lax.stop_gradient(jnp.asarray(x, points.dtype)), batch, queue.points
+    )
     if axis_name is not None:
         batch, mask = gather_same((batch, mask), axis_name)
     order = jnp.cumsum(mask, dtype=jnp.int32)
@@ -118,8 +125,12 @@ def enqueue(
     # Places that are written twice would hold either: of what would be overwritten at once nothing is written.
     kept = mask & (total - order < places)
     slots = jnp.where(kept, (queue.position + order - 1) % places, places)
-    points = jax.tree.map(lambda points, x: points.at[slots].set(x, mode="drop"), queue.points, batch)
-    return Queue(points, jnp.minimum(queue.filled + total, places), (queue.position + total) % places)
+    points = jax.tree.map(
+        lambda points, x: points.at[slots].set(x, mode="drop"), queue.points, batch
+    )
+    return Queue(
+        points, jnp.minimum(queue.filled + total, places), (queue.position + total) % places
+    )
 
 
 def gather_same(x: PyTree[Array], axis_name: str | tuple[str, ...]) -> PyTree[Array]:
@@ -129,14 +140,21 @@ def gather_same(x: PyTree[Array], axis_name: str | tuple[str, ...]) -> PyTree[Ar
 
 def _check_batch(queue: Any, batch: Any) -> tuple[int, int]:
     """Refuses a batch that is no batch of the queue's points; the numbers of places and of examples."""
-    _checks.require(isinstance(queue, Queue), f"got queue {type(queue).__name__}: expected one made by empty_queue")
+    _checks.require(
+        isinstance(queue, Queue),
+        f"got queue {type(queue).__name__}: expected one made by empty_queue",
+    )
     structures = jax.tree.structure(queue.points), jax.tree.structure(batch)
     got = f"got a batch of structure {structures[1]} for a queue of {structures[0]}"
     _checks.require(structures[0] == structures[1], f"{got}: expected the same")
     stored, given = ([np.shape(x) for x in jax.tree.leaves(tree)] for tree in (queue.points, batch))
     for points, x in zip(stored, given, strict=True):
         fits = len(x) == len(points) and x[1:] == points[1:]
-        _checks.require(fits, f"got a batch {x} for a queue {points}: expected (examples, *{points[1:]})")
+        _checks.require(
+            fits, f"got a batch {x} for a queue {points}: expected (examples, *{points[1:]})"
+        )
     counts = sorted({x[0] for x in given})
-    _checks.require(len(counts) == 1, f"got a batch of {counts} examples: expected as many in every array")
+    _checks.require(
+        len(counts) == 1, f"got a batch of {counts} examples: expected as many in every array"
+    )
     return stored[0][0], counts[0]

@@ -42,7 +42,9 @@ class CRDMemory(NamedTuple):
     classes: Classes | None
 
 
-def crd_memory(key: Array, examples: int, features: int, *, labels: ArrayLike | None = None) -> CRDMemory:
+def crd_memory(
+    key: Array, examples: int, features: int, *, labels: ArrayLike | None = None
+) -> CRDMemory:
     """The memory before the first step: random points.
 
     Args:
@@ -69,9 +71,15 @@ def crd_memory(key: Array, examples: int, features: int, *, labels: ArrayLike | 
 def _classes(labels: ArrayLike, examples: int) -> Classes:
     of_each = np.asarray(labels)
     got = f"got labels of shape {of_each.shape} and dtype {of_each.dtype}"
-    _checks.require(of_each.shape == (examples,) and of_each.dtype.kind in "iu", f"{got}: expected {examples} integers")
+    _checks.require(
+        of_each.shape == (examples,) and of_each.dtype.kind in "iu",
+        f"{got}: expected {examples} integers",
+    )
     _, index, sizes = np.unique(of_each, return_inverse=True, return_counts=True)
-    _checks.require(len(sizes) > 1, f"got labels of {len(sizes)} class: expected at least 2, or leave the labels out")
+    _checks.require(
+        len(sizes) > 1,
+        f"got labels of {len(sizes)} class: expected at least 2, or leave the labels out",
+    )
     first = np.cumsum(sizes) - sizes
     order = np.argsort(index, kind="stable")
     return Classes(*(jnp.asarray(x, jnp.int32) for x in (order, first[index], sizes[index])))
@@ -212,20 +220,32 @@ def crd_update(
     places = jnp.where(remembered, places, memory.student.shape[0])
     student, teacher = (
         points.at[places].set(
-            unit(momentum * points[places] + (1 - momentum) * unit(x).astype(points.dtype)), mode="drop"
+            unit(momentum * points[places] + (1 - momentum) * unit(x).astype(points.dtype)),
+            mode="drop",
         )
         for points, x in zip((memory.student, memory.teacher), embeddings, strict=True)
     )
     return memory._replace(
-        student=student, teacher=teacher, log_normalisers=fixed, started=memory.started | jnp.any(remembered)
+        student=student,
+        teacher=teacher,
+        log_normalisers=fixed,
+        started=memory.started | jnp.any(remembered),
     )
 
 
 def _logits(
-    batch: Batch, memory: CRDMemory, indices: ArrayLike, key: Array, negatives: int, temperature: ArrayLike
+    batch: Batch,
+    memory: CRDMemory,
+    indices: ArrayLike,
+    key: Array,
+    negatives: int,
+    temperature: ArrayLike,
 ) -> tuple[Float[Array, "n k"], Float[Array, "n k"]]:
     """Of the teacher's embeddings in the student's memory, and the other way round; the positive comes first."""
-    _checks.require(isinstance(memory, CRDMemory), f"got memory {type(memory).__name__}: expected one of crd_memory")
+    _checks.require(
+        isinstance(memory, CRDMemory),
+        f"got memory {type(memory).__name__}: expected one of crd_memory",
+    )
     _checks.require_whole("negatives", negatives, 1)
     n, shapes = batch.student.shape[0], (batch.student.shape, memory.student.shape)
     got = f"got embeddings {shapes[0]} for a memory {shapes[1]}"
@@ -234,11 +254,16 @@ def _logits(
     integers = jnp.issubdtype(indices.dtype, jnp.integer) and indices.shape == (n,)
     got = f"got indices of shape {indices.shape} and dtype {indices.dtype}"
     _checks.require(integers, f"{got}: expected {n} integers, the examples' places in the memory")
-    drawn = jax.vmap(lambda index: _draw(memory, index, jax.random.fold_in(key, index), negatives))(indices)
+    drawn = jax.vmap(lambda index: _draw(memory, index, jax.random.fold_in(key, index), negatives))(
+        indices
+    )
     picked = jnp.concatenate([indices[:, None].astype(drawn.dtype), drawn], axis=1)
 
     def against(embeddings: Array, points: Array) -> Array:
-        scores = products(unit(embeddings), lax.stop_gradient(points).astype(embeddings.dtype)) / temperature
+        scores = (
+            products(unit(embeddings), lax.stop_gradient(points).astype(embeddings.dtype))
+            / temperature
+        )
         return jnp.take_along_axis(scores, picked, axis=1)
 
     return against(batch.teacher, memory.student), against(batch.student, memory.teacher)
@@ -256,10 +281,14 @@ def _draw(memory: CRDMemory, index: Array, key: Array, negatives: int) -> Int[Ar
 
 def _sums(logits: tuple[Float[Array, "n k"], Float[Array, "n k"]]) -> Float[Array, "n 2"]:
     """The logarithm of each example's mean of e^logit, in both memories."""
-    return jnp.stack([jax.nn.logsumexp(side, axis=1) - math.log(side.shape[1]) for side in logits], axis=1)
+    return jnp.stack(
+        [jax.nn.logsumexp(side, axis=1) - math.log(side.shape[1]) for side in logits], axis=1
+    )
 
 
-def _log_normalisers(memory: CRDMemory, sums: Float[Array, "m 2"], valid: Bool[Array, "m"]) -> Float[Array, "2"]:
+def _log_normalisers(
+    memory: CRDMemory, sums: Float[Array, "m 2"], valid: Bool[Array, "m"]
+) -> Float[Array, "2"]:
     """The logarithm of N times the mean of e^logit in the whole batch."""
     least = float(jnp.finfo(sums.dtype).min) / 4
     total = jax.nn.logsumexp(jnp.where(valid[:, None], sums, least), axis=0)

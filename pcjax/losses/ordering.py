@@ -73,7 +73,9 @@ def darkrank_hard(
     0.0350
     """
     _checks.require_whole("list_length", list_length, 2)
-    batch, points = _batch_for_lists(student, teacher, alpha, beta, list_length, where, axis_name, reduce_fn)
+    batch, points = _batch_for_lists(
+        student, teacher, alpha, beta, list_length, where, axis_name, reduce_fn
+    )
     nearest, listed = _teachers_nearest(batch, points, list_length)
     scores = _scores(batch.student, points.student, nearest, listed, alpha, beta)
     return batch.reduced(-_log_likelihood(scores, listed))
@@ -123,7 +125,9 @@ def darkrank_soft(
     0.0000
     """
     _checks.require_whole("list_length", list_length, 2, 5)
-    batch, points = _batch_for_lists(student, teacher, alpha, beta, list_length, where, axis_name, reduce_fn)
+    batch, points = _batch_for_lists(
+        student, teacher, alpha, beta, list_length, where, axis_name, reduce_fn
+    )
     nearest, listed = _teachers_nearest(batch, points, list_length)
     orders = np.array(list(itertools.permutations(range(list_length))))
     # A shorter list has fewer orders: those that leave the places after its end alone.
@@ -151,11 +155,15 @@ def _batch_for_lists(
     require_number("alpha", alpha)
     require_number("beta", beta)
     least = list_length + 1
-    batch = Batch.of(student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, least=least)
+    batch = Batch.of(
+        student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, least=least
+    )
     return batch, batch.points()
 
 
-def _teachers_nearest(batch: Batch, points: Points, k: int) -> tuple[Int[Array, "n k"], Bool[Array, "n k"]]:
+def _teachers_nearest(
+    batch: Batch, points: Points, k: int
+) -> tuple[Int[Array, "n k"], Bool[Array, "n k"]]:
     """The k points that are nearest to each example for the teacher, nearest first, and which of them count."""
     included = batch.others(points)
     distances = euclidean(unit(batch.teacher), unit(points.teacher))
@@ -175,10 +183,14 @@ def _scores(
     distances = jnp.take_along_axis(euclidean(unit(anchors), unit(others)), nearest, axis=1)
     apart = distances != 0
     powers = jnp.where(apart, jnp.where(apart, distances, 1) ** beta, 0)
-    return jnp.where(listed, powers * -jnp.asarray(alpha, powers.dtype), -1e30).astype(anchors.dtype)
+    return jnp.where(listed, powers * -jnp.asarray(alpha, powers.dtype), -1e30).astype(
+        anchors.dtype
+    )
 
 
-def _log_likelihood(scores: Float[Array, "... k"], listed: Bool[Array, "... k"]) -> Float[Array, "..."]:
+def _log_likelihood(
+    scores: Float[Array, "... k"], listed: Bool[Array, "... k"]
+) -> Float[Array, "..."]:
     """Of choosing, by Plackett and Luce's model, the entries in the order they are in."""
     remaining = lax.cumlogsumexp(scores, axis=scores.ndim - 1, reverse=True)
     return jnp.sum(jnp.where(listed, scores - remaining, 0), axis=-1)
@@ -236,12 +248,16 @@ def pairwise_ranking(
     _checks.require_name("penalty", penalty, PENALTIES)
     named = isinstance(margin, str)
     if named:
-        _checks.require_name("margin", margin, ("difference", "deviation"), " or a number of at least 0")
+        _checks.require_name(
+            "margin", margin, ("difference", "deviation"), " or a number of at least 0"
+        )
     else:
         margin = require_number("margin", margin, zero=True)
     sharpness = require_number("sharpness", sharpness)
     measure = resolve(dissimilarity)
-    batch = Batch.of(student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, least=3)
+    batch = Batch.of(
+        student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, least=3
+    )
     points, n, dtype = batch.points(), batch.student.shape[0], batch.student.dtype
     m = points.valid.shape[0]
     upper = np.triu_indices(m, 1)
@@ -256,9 +272,13 @@ def pairwise_ranking(
     teacher_rows, d_teacher = lax.stop_gradient((teacher_rows, d_teacher))
     fixed_margin = jnp.zeros((), dtype) if named else jnp.asarray(margin, dtype)
     if named and margin == "deviation":
-        fixed_margin = _deviation(jnp.where(counts, d_teacher, 0)[:, None], counts[:, None], jnp.sum(counts))[0]
+        fixed_margin = _deviation(
+            jnp.where(counts, d_teacher, 0)[:, None], counts[:, None], jnp.sum(counts)
+        )[0]
 
-    def block_values(rows: Array, columns: Array, fixed_rows: tuple[Array, Array], fixed: tuple[Array, Array]) -> Array:
+    def block_values(
+        rows: Array, columns: Array, fixed_rows: tuple[Array, Array], fixed: tuple[Array, Array]
+    ) -> Array:
         (t_rows, included), (t_columns, counts) = fixed_rows, fixed
         teachers = t_rows[..., None] - t_columns
         ordered = (teachers > 0) & included[..., None] & counts
@@ -322,8 +342,12 @@ def spearman(
     temperature = require_number("temperature", temperature)
     _checks.require_name("ranking", ranking, METHODS)
     measure = resolve(dissimilarity)
-    teacher_measure = resolve(dissimilarity if teacher_dissimilarity is None else teacher_dissimilarity)
-    batch = Batch.of(student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, least=3)
+    teacher_measure = resolve(
+        dissimilarity if teacher_dissimilarity is None else teacher_dissimilarity
+    )
+    batch = Batch.of(
+        student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, least=3
+    )
     points, dtype = batch.points(), batch.student.dtype
     included = batch.others(points)
     d = jnp.where(included, measure(batch.student, points.student), 0).astype(dtype)
@@ -336,7 +360,9 @@ def spearman(
 
     def direction(ranks: Array) -> Array:
         centred = jnp.where(included, ranks - middle.astype(dtype), 0)
-        equal = jnp.max(jnp.abs(centred), axis=1, keepdims=True) <= 8 * jnp.finfo(dtype).eps * middle
+        equal = (
+            jnp.max(jnp.abs(centred), axis=1, keepdims=True) <= 8 * jnp.finfo(dtype).eps * middle
+        )
         return unit(jnp.where(equal, 0, centred))
 
     return batch.reduced(1 - jnp.sum(direction(ranks) * direction(teacher_ranks), axis=1))

@@ -110,7 +110,10 @@ def perception_coherence(
     _checks.require_name("frame", frame, FRAMES)
     if frame == "teacher":
         same = shapes[0][1] == shapes[1][1]
-        _checks.require(same, f'{got}: frame="teacher" needs the student in the teacher\'s dimension, by a linear head')
+        _checks.require(
+            same,
+            f'{got}: frame="teacher" needs the student in the teacher\'s dimension, by a linear head',
+        )
     _checks.require_positive("temperature", temperature)
     _checks.require_positive("teacher_temperature", teacher_temperature, optional=True)
     for what, width in (("temperature", temperature), ("teacher_temperature", teacher_temperature)):
@@ -119,9 +122,14 @@ def perception_coherence(
     _checks.require_name("ranking", ranking, METHODS)
     _checks.require_name("scale", scale, SCALES)
     if not callable(weighting):
-        _checks.require_name("weighting", weighting, WEIGHTINGS, " or a function of the teacher's ranks")
+        _checks.require_name(
+            "weighting", weighting, WEIGHTINGS, " or a function of the teacher's ranks"
+        )
     real = isinstance(power, numbers.Real) and not isinstance(power, bool)
-    _checks.require(real and 1 <= power < float("inf"), f"got power {power!r}: expected a finite number, at least 1")
+    _checks.require(
+        real and 1 <= power < float("inf"),
+        f"got power {power!r}: expected a finite number, at least 1",
+    )
     if chunk_size is not None:
         _checks.require_whole("chunk_size", chunk_size, 1)
     got = f"got reduce_fn {reduce_fn!r}"
@@ -132,7 +140,9 @@ def perception_coherence(
         _checks.require(np.shape(where) == (n,), mask)
     extra = _check_references(references, shapes)
     total = n * _axis_size(axis_name) + extra
-    _checks.require(total >= 3, f"got {total} examples to rank: expected at least 3, one neighbour has no order")
+    _checks.require(
+        total >= 3, f"got {total} examples to rank: expected at least 3, one neighbour has no order"
+    )
     request = _Request(
         resolve(dissimilarity),
         resolve(dissimilarity if teacher_dissimilarity is None else teacher_dissimilarity),
@@ -153,7 +163,9 @@ def perception_coherence(
     given = _References(*more, *(jnp.asarray(x, bool) for x in present)) if more else None
     # What a function of the caller's closes over may change from call to call: nothing of it may be kept compiled.
     evaluate = _compiled_loss if request.named and reduce_fn in (None, jnp.mean, jnp.sum) else _loss
-    return evaluate(request, reduce_fn, student, teacher, temperature, teacher_temperature, mask, given)
+    return evaluate(
+        request, reduce_fn, student, teacher, temperature, teacher_temperature, mask, given
+    )
 
 
 def _check_references(references: Any, shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> int:
@@ -267,7 +279,9 @@ def _loss(
             more, teacher_more = (_without_masked(x, present, None) for x in (more, teacher_more))
         if valid is not None or present is not None:
             flags = zip((valid, present), (points, more), strict=True)
-            valid = jnp.concatenate([jnp.ones(len(x), bool) if flag is None else flag for flag, x in flags])
+            valid = jnp.concatenate(
+                [jnp.ones(len(x), bool) if flag is None else flag for flag, x in flags]
+            )
         points = jnp.concatenate([points, more])
         teacher_points = jnp.concatenate([teacher_points, teacher_more])
     first = 0 if axis_name is None else lax.axis_index(axis_name) * n
@@ -291,7 +305,9 @@ def _loss(
         values = functools.partial(values, request)
         # The sweep's gradient is its own, and does not know what a caller's function closes over.
         if block == n or not request.named:
-            return jnp.vdot(weights, swept_values(values, student, moving, anchors, fixed, chunk_size))
+            return jnp.vdot(
+                weights, swept_values(values, student, moving, anchors, fixed, chunk_size)
+            )
         return swept_sum(values, student, moving, anchors, fixed, weights, block)
 
     if request.scale == "batch":
@@ -319,7 +335,9 @@ def _loss(
     return reduce_fn(values) if mask is None else reduce_fn(values, where=mask)
 
 
-def _without_masked(x: Float[Array, "n d"], mask: Bool[Array, "n"], axis_name: Any) -> Float[Array, "n d"]:
+def _without_masked(
+    x: Float[Array, "n d"], mask: Bool[Array, "n"], axis_name: Any
+) -> Float[Array, "n d"]:
     """Puts the mean of all devices' valid rows in place of the others, so that nothing they hold can matter."""
     x = jnp.where(mask[:, None], x, 0)
     total, count = lax.stop_gradient(jnp.sum(x, axis=0)), jnp.sum(mask)
@@ -332,7 +350,11 @@ _compiled_loss = jax.jit(_loss, static_argnums=(0, 1))
 
 
 def _anchor_losses(
-    request: _Request, student: Float[Array, "r ds"], moving: _Moving, anchors: _Anchors, fixed: _Points
+    request: _Request,
+    student: Float[Array, "r ds"],
+    moving: _Moving,
+    anchors: _Anchors,
+    fixed: _Points,
 ) -> Float[Array, "r"]:
     """The loss of every anchor of a block.
 
@@ -349,7 +371,9 @@ def _anchor_losses(
         teacher_ranks = average_ranks(d_teacher, included, count, using=using)
     else:
         teacher_width = width(d_teacher, fixed.teacher_temperature, fixed.teacher_scale)
-        teacher_ranks = soft_rank(d_teacher, temperature=teacher_width, method=request.ranking, axis=0, where=included)
+        teacher_ranks = soft_rank(
+            d_teacher, temperature=teacher_width, method=request.ranking, axis=0, where=included
+        )
     teacher_ranks = lax.stop_gradient(teacher_ranks)
     weights = _weights(request, teacher_ranks, included, count)
 
@@ -359,7 +383,9 @@ def _anchor_losses(
     student_width = jnp.broadcast_to(width(d, moving.temperature, moving.scale), d.shape[1:])
     ranks, order = ranks_as_they_come(d, student_width, included, request.ranking, using, count)
     if order is not None:
-        teacher_ranks, weights = jax.tree.map(lambda column: in_order(column, order), (teacher_ranks, weights))
+        teacher_ranks, weights = jax.tree.map(
+            lambda column: in_order(column, order), (teacher_ranks, weights)
+        )
         included = lax.broadcasted_iota(count.dtype, order.shape, 0) < count
     count = jnp.maximum(count, 1)
     difference = jnp.abs(ranks - teacher_ranks) / count
@@ -369,21 +395,35 @@ def _anchor_losses(
 
 
 def _student_means(
-    request: _Request, student: Float[Array, "r ds"], moving: _Moving, anchors: _Anchors, fixed: _Points
+    request: _Request,
+    student: Float[Array, "r ds"],
+    moving: _Moving,
+    anchors: _Anchors,
+    fixed: _Points,
 ) -> Float[Array, "r"]:
     included = _included(anchors, fixed)
-    return _mean(_student_columns(request, student, moving, fixed, included), _count(anchors, fixed))
+    return _mean(
+        _student_columns(request, student, moving, fixed, included), _count(anchors, fixed)
+    )
 
 
 def _teacher_means(
-    request: _Request, student: Float[Array, "r ds"], moving: _Moving, anchors: _Anchors, fixed: _Points
+    request: _Request,
+    student: Float[Array, "r ds"],
+    moving: _Moving,
+    anchors: _Anchors,
+    fixed: _Points,
 ) -> Float[Array, "r"]:
     included = _included(anchors, fixed)
     return _mean(_teacher_columns(request, anchors, fixed, included), _count(anchors, fixed))
 
 
 def _student_columns(
-    request: _Request, student: Float[Array, "r ds"], moving: _Moving, fixed: _Points, included: Bool[Array, "m r"]
+    request: _Request,
+    student: Float[Array, "r ds"],
+    moving: _Moving,
+    fixed: _Points,
+    included: Bool[Array, "m r"],
 ) -> Float[Array, "m r"]:
     points = fixed.teacher if moving.points is None else moving.points
     d = in_columns(request.dissimilarity, student, points)
@@ -408,7 +448,9 @@ def _count(anchors: _Anchors, fixed: _Points) -> Int[Array, "r"]:
     m, place = fixed.teacher.shape[0], anchors.place
     if fixed.valid is None:
         return m - (place >= 0).astype(jnp.int32)
-    return jnp.sum(fixed.valid, dtype=jnp.int32) - ((place >= 0) & fixed.valid[place]).astype(jnp.int32)
+    return jnp.sum(fixed.valid, dtype=jnp.int32) - ((place >= 0) & fixed.valid[place]).astype(
+        jnp.int32
+    )
 
 
 def _mean(x: Float[Array, "m r"], count: Int[Array, "r"]) -> Float[Array, "r"]:
@@ -416,7 +458,9 @@ def _mean(x: Float[Array, "m r"], count: Int[Array, "r"]) -> Float[Array, "r"]:
     return jnp.sum(x, axis=0) / jnp.maximum(count, 1)
 
 
-def _deviation(d: Float[Array, "m r"], included: Bool[Array, "m r"], count: Int[Array, "r"]) -> Float[Array, "r"]:
+def _deviation(
+    d: Float[Array, "m r"], included: Bool[Array, "m r"], count: Int[Array, "r"]
+) -> Float[Array, "r"]:
     """Standard deviation of each column; where all are equal, and so share one rank at any width, their size.
 
     Of d, what is not included is 0.
@@ -432,7 +476,10 @@ def _deviation(d: Float[Array, "m r"], included: Bool[Array, "m r"], count: Int[
 
 
 def _weights(
-    request: _Request, teacher_ranks: Float[Array, "m r"], included: Bool[Array, "m r"], count: Int[Array, "r"]
+    request: _Request,
+    teacher_ranks: Float[Array, "m r"],
+    included: Bool[Array, "m r"],
+    count: Int[Array, "r"],
 ) -> Float[Array, "m r"] | None:
     if request.weighting == "uniform":
         return None

@@ -69,9 +69,16 @@ def proto2proto(
     10.0
     """
     shape, shapes = np.shape(student), (np.shape(student_prototypes), np.shape(teacher_prototypes))
-    _checks.require(len(shape) == 4, f"got student {shape}: expected maps (examples, height, width, features)")
+    _checks.require(
+        len(shape) == 4, f"got student {shape}: expected maps (examples, height, width, features)"
+    )
     got = f"got prototypes {shapes[0]} of the student and {shapes[1]} of the teacher for patches of {shape[3]} features"
-    fits = shapes[0] == shapes[1] and len(shapes[0]) == 2 and shapes[0][0] > 0 and shapes[0][1] == shape[3]
+    fits = (
+        shapes[0] == shapes[1]
+        and len(shapes[0]) == 2
+        and shapes[0][0] > 0
+        and shapes[0][1] == shape[3]
+    )
     _checks.require(fits, f"{got}: expected (k, {shape[3]}) for both")
     _checks.require_name("active", active, ACTIVE)
     threshold = require_number("threshold", threshold)

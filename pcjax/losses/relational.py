@@ -56,12 +56,17 @@ def rkd_distance(
     >>> print(f"{pcjax.losses.rkd_distance(student, [[0.0], [1.5], [3.0]]):.4f}")
     0.0139
     """
-    batch = Batch.of(student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, least=2)
+    batch = Batch.of(
+        student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, least=2
+    )
     points = batch.points()
 
     def relative(anchors: Array, others: Array) -> Array:
         distances = jnp.where(points.valid, euclidean(anchors, others), 0)
-        total, count = batch.total(jnp.sum(distances, axis=1)), batch.total(jnp.sum(distances > 0, axis=1))
+        total, count = (
+            batch.total(jnp.sum(distances, axis=1)),
+            batch.total(jnp.sum(distances > 0, axis=1)),
+        )
         return distances / jnp.where(total > 0, total / jnp.maximum(count, 1), 1)
 
     difference = relative(batch.student, points.student) - relative(batch.teacher, points.teacher)
@@ -106,7 +111,9 @@ def rkd_angle(
     >>> print(f"{pcjax.losses.rkd_angle(student, [[0.0], [1.0], [2.0]]):.4f}")
     0.1296
     """
-    batch = Batch.of(student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, least=3)
+    batch = Batch.of(
+        student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, least=3
+    )
     points = batch.points()
     n, (m, dt) = batch.student.shape[0], points.teacher.shape
 
@@ -114,14 +121,18 @@ def rkd_angle(
         directions = unit(others - corners[:, None])
         return products(directions, directions)
 
-    def corner_values(corners: Array, others: Array, teacher_corners: Array, teacher_others: Array) -> Array:
+    def corner_values(
+        corners: Array, others: Array, teacher_corners: Array, teacher_others: Array
+    ) -> Array:
         difference = cosines(corners, others) - cosines(teacher_corners, teacher_others)
         return points.mean(points.mean(huber(difference)))
 
     # At most some 2 million numbers at a time of every intermediate result.
     block = max(1, 2**21 // (m * (m + max(dt, points.student.shape[1]))))
     chunk_size = None if block >= n else block
-    values = swept_values(corner_values, batch.student, points.student, batch.teacher, points.teacher, chunk_size)
+    values = swept_values(
+        corner_values, batch.student, points.student, batch.teacher, points.teacher, chunk_size
+    )
     return batch.reduced(values)
 
 
@@ -164,7 +175,9 @@ def similarity_preserving(
     def similarities(anchors: Array, others: Array) -> Array:
         return unit(jnp.where(points.valid, products(anchors, others), 0))
 
-    difference = similarities(batch.student, points.student) - similarities(batch.teacher, points.teacher)
+    difference = similarities(batch.student, points.student) - similarities(
+        batch.teacher, points.teacher
+    )
     return batch.reduced(points.mean(difference**2))
 
 
@@ -210,7 +223,10 @@ def pkt(
         total = jnp.sum(jnp.where(points.valid, c, 0), axis=1, keepdims=True)
         return c / jnp.where(total > 0, total, 1)
 
-    p, q = probabilities(batch.teacher, points.teacher), probabilities(batch.student, points.student)
+    p, q = (
+        probabilities(batch.teacher, points.teacher),
+        probabilities(batch.student, points.student),
+    )
     return batch.reduced(points.mean(p * jnp.log((p + 1e-7) / (q + 1e-7))))
 
 
@@ -305,7 +321,9 @@ def cka(
     0.0513
     """
     options: dict[str, Any] = {"least": 2, "whole": "the alignment of two representations"}
-    batch = Batch.of(student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, **options)
+    batch = Batch.of(
+        student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, **options
+    )
 
     def gram(x: Array) -> Array:
         centred = x - batch.total(x) / batch.count
@@ -320,4 +338,6 @@ def cka(
 
     s, t = gram(batch.student), gram(batch.teacher)
     squared = inner(s, s) * inner(t, t)
-    return batch.whole(1 - inner(s, t) / jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 1))
+    return batch.whole(
+        1 - inner(s, t) / jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 1)
+    )

@@ -35,7 +35,9 @@ def require_labels(what: str, labels: Any, rows: int) -> None:
     shape = np.shape(labels)
     got = f"got {what} of shape {shape}"
     one_hot = "; of one-hot rows take labels.argmax(axis=1)" if len(shape) == 2 else ""
-    _checks.require(shape == (rows,), f"{got}: expected ({rows},), one class per row of features{one_hot}")
+    _checks.require(
+        shape == (rows,), f"{got}: expected ({rows},), one class per row of features{one_hot}"
+    )
     dtype = labels.dtype if hasattr(labels, "dtype") else np.asarray(labels).dtype
     whole = jnp.issubdtype(dtype, jnp.integer)
     number_them = "number the classes by np.unique(labels, return_inverse=True)[1]"
@@ -46,7 +48,9 @@ def require_labels(what: str, labels: Any, rows: int) -> None:
     unlabelled = f"got {what} with {least} among them: expected classes 0, 1, ...; leave out the rows without a label"
     _checks.require(least >= 0, unlabelled)
     # JAX would cut larger ones to 32 bits, and might take two classes for one.
-    _checks.require(most < 2**31, f"got {what} up to {most}: expected less than 2^31; {number_them}")
+    _checks.require(
+        most < 2**31, f"got {what} up to {most}: expected less than 2^31; {number_them}"
+    )
 
 
 def require_classes(what: str, labels: Any) -> None:
@@ -55,11 +59,16 @@ def require_classes(what: str, labels: Any) -> None:
         return
     least, most = int(np.min(np.asarray(labels))), int(np.max(np.asarray(labels)))
     got = f"got {what} of the one class {least}"
-    _checks.require(least < most, f"{got}: expected at least two, or everything would be right; give examples of more")
+    _checks.require(
+        least < most,
+        f"{got}: expected at least two, or everything would be right; give examples of more",
+    )
 
 
 def require_as_many_features(what: str, x: Any, other: str, y: Any) -> None:
     """Refuses features of two different models."""
     got = f"got {what} {np.shape(x)} and {other} {np.shape(y)}"
     same = np.shape(x)[1] == np.shape(y)[1]
-    _checks.require(same, f"{got}: expected as many features in both; embed both with the same model")
+    _checks.require(
+        same, f"{got}: expected as many features in both; embed both with the same model"
+    )

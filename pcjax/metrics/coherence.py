@@ -113,7 +113,9 @@ def coherence(
         jnp.asarray(places, jnp.int32),
         jnp.asarray(shifts, jnp.int32),
         dissimilarity=resolve(dissimilarity),
-        teacher_dissimilarity=resolve(dissimilarity if teacher_dissimilarity is None else teacher_dissimilarity),
+        teacher_dissimilarity=resolve(
+            dissimilarity if teacher_dissimilarity is None else teacher_dissimilarity
+        ),
         k=int(k),
     )
 
@@ -138,21 +140,32 @@ def _coherence(
         degrees, influences = _degrees(d_student, d_teacher, block, shifts, k)
         # A padded anchor (-1) is nobody's: it must not count.
         influences = jnp.where(block >= 0, influences, 0)
-        return (sums[0] + jnp.sum(influences, axis=2), sums[1] + jnp.sum(influences**2, axis=2)), degrees
+        return (
+            sums[0] + jnp.sum(influences, axis=2),
+            sums[1] + jnp.sum(influences**2, axis=2),
+        ), degrees
 
     start = jnp.zeros((4, n), student.dtype)
     (influence, squares), degrees = lax.scan(look_from, (start, start), padded)
     degrees = jnp.moveaxis(degrees, 1, 0).reshape(4, -1)[:, :count]
     influence, squares = influence / count, squares / count
     least = (-1, -1, -1, 0)
-    return Coherence(*(_estimate(degrees[i], influence[i], squares[i], places, least[i]) for i in range(4)))
+    return Coherence(
+        *(_estimate(degrees[i], influence[i], squares[i], places, least[i]) for i in range(4))
+    )
 
 
-_compiled_coherence = jax.jit(_coherence, static_argnames=("dissimilarity", "teacher_dissimilarity", "k"))
+_compiled_coherence = jax.jit(
+    _coherence, static_argnames=("dissimilarity", "teacher_dissimilarity", "k")
+)
 
 
 def _estimate(
-    degrees: Float[Array, "a"], influence: Float[Array, "n"], squares: Float[Array, "n"], places: Array, least: int
+    degrees: Float[Array, "a"],
+    influence: Float[Array, "n"],
+    squares: Float[Array, "n"],
+    places: Array,
+    least: int,
 ) -> Estimate:
     """Mean degree, and its interval: Var = E[(degree as an anchor + influence as a point)^2] / n, the delta method.
 
@@ -198,11 +211,17 @@ def _rank(d: Float[Array, "n r"], others: Bool[Array, "n r"]) -> _Ranked:
     first, last = _sorting.run_bounds(columns.bits, using)
     positions = lax.broadcasted_iota(jnp.int32, d.shape, 0).astype(d.dtype)
     rank = _sorting.unsort((first + last) / 2 + 1, columns.order)
-    return _Ranked(columns, first, last, rank.astype(d.dtype), _sorting.unsort(positions, columns.order))
+    return _Ranked(
+        columns, first, last, rank.astype(d.dtype), _sorting.unsort(positions, columns.order)
+    )
 
 
 def _degrees(
-    d_student: Float[Array, "n r"], d_teacher: Float[Array, "n r"], anchors: Array, shifts: Array, k: int
+    d_student: Float[Array, "n r"],
+    d_teacher: Float[Array, "n r"],
+    anchors: Array,
+    shifts: Array,
+    k: int,
 ) -> tuple[Float[Array, "4 r"], Float[Array, "4 n r"]]:
     """The four degrees seen from each anchor, and each point's influence on them."""
     n = d_student.shape[0]
@@ -222,7 +241,9 @@ def _mean(x: Float[Array, "n r"], others: Bool[Array, "n r"]) -> Float[Array, "r
     return jnp.sum(jnp.where(others, x, 0), axis=0) / (x.shape[0] - 1)
 
 
-def _mean_above(x: Float[Array, "n r"], ranked: _Ranked, others: Bool[Array, "n r"]) -> Float[Array, "n r"]:
+def _mean_above(
+    x: Float[Array, "n r"], ranked: _Ranked, others: Bool[Array, "n r"]
+) -> Float[Array, "n r"]:
     """For every point l the mean over j of x_j [j is ranked above l], with 1/2 for ties."""
     in_order = _sorting.in_order(jnp.where(others, x, 0), ranked.columns.order)
     from_here = jnp.pad(lax.cumsum(in_order, axis=0, reverse=True), ((0, 1), (0, 0)))
@@ -231,7 +252,9 @@ def _mean_above(x: Float[Array, "n r"], ranked: _Ranked, others: Bool[Array, "n 
     return _sorting.unsort(above, ranked.columns.order) / (x.shape[0] - 1)
 
 
-def _footrule(teacher: _Ranked, student: _Ranked, others: Bool[Array, "n r"]) -> tuple[Array, Array]:
+def _footrule(
+    teacher: _Ranked, student: _Ranked, others: Bool[Array, "n r"]
+) -> tuple[Array, Array]:
     m = others.shape[0] - 1
     unbiased = 3 * m**2 / (m**2 - 1)
     # Differences are taken of ranks, which are exact: scaled first, equal ones would differ by a rounding.
@@ -243,7 +266,9 @@ def _footrule(teacher: _Ranked, student: _Ranked, others: Bool[Array, "n r"]) ->
     return 1 - unbiased * mean, -unbiased * (distance - mean + moved)
 
 
-def _spearman(teacher: _Ranked, student: _Ranked, others: Bool[Array, "n r"]) -> tuple[Array, Array]:
+def _spearman(
+    teacher: _Ranked, student: _Ranked, others: Bool[Array, "n r"]
+) -> tuple[Array, Array]:
     m = others.shape[0] - 1
     u, v = ((ranked.rank - (m + 1) / 2) / m for ranked in (teacher, student))
 
@@ -259,7 +284,9 @@ def _spearman(teacher: _Ranked, student: _Ranked, others: Bool[Array, "n r"]) ->
     varied = spread > 1e-6
     # Two constants agree; a constant and a variable do not.
     both_constant = (of_u <= 1e-6) & (of_v <= 1e-6)
-    degree = jnp.where(varied, covariance / jnp.where(varied, spread, 1), both_constant.astype(u.dtype))
+    degree = jnp.where(
+        varied, covariance / jnp.where(varied, spread, 1), both_constant.astype(u.dtype)
+    )
     # of a quotient: both variances are 1 / 12 without ties, and no point has an influence on them
     influence = on_covariance / jnp.where(varied, spread, 1) - degree / 2 * (
         on_u / jnp.where(varied, of_u, 1) + on_v / jnp.where(varied, of_v, 1)
@@ -267,7 +294,9 @@ def _spearman(teacher: _Ranked, student: _Ranked, others: Bool[Array, "n r"]) ->
     return degree, jnp.where(varied, influence, 0)
 
 
-def _kendall(teacher: _Ranked, student: _Ranked, others: Bool[Array, "n r"], shifts: Array) -> tuple[Array, Array]:
+def _kendall(
+    teacher: _Ranked, student: _Ranked, others: Bool[Array, "n r"], shifts: Array
+) -> tuple[Array, Array]:
     u, v, here = teacher.rank, student.rank, others.astype(teacher.rank.dtype)
 
     def compare(index: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -276,12 +305,16 @@ def _kendall(teacher: _Ranked, student: _Ranked, others: Bool[Array, "n r"], shi
         both = here * there
         return sums[0] + alike * both, sums[1] + both
 
-    sums, counts = lax.fori_loop(0, shifts.shape[0], compare, (jnp.zeros_like(u), jnp.zeros_like(u)))
+    sums, counts = lax.fori_loop(
+        0, shifts.shape[0], compare, (jnp.zeros_like(u), jnp.zeros_like(u))
+    )
     degree = jnp.sum(sums, axis=0) / jnp.sum(counts, axis=0)
     return degree, 2 * (sums / jnp.maximum(counts, 1) - degree)
 
 
-def _neighbours(teacher: _Ranked, student: _Ranked, others: Bool[Array, "n r"], k: int) -> tuple[Array, Array]:
+def _neighbours(
+    teacher: _Ranked, student: _Ranked, others: Bool[Array, "n r"], k: int
+) -> tuple[Array, Array]:
     n = others.shape[0]
     near_teacher, near_student = teacher.position < k, student.position < k
     shared = jnp.sum(near_teacher & near_student, axis=0)

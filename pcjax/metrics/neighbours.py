@@ -11,7 +11,12 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from pcjax import _checks
 from pcjax.dissimilarity import _directions
-from pcjax.metrics._labelled import require_as_many_features, require_classes, require_finite, require_labels
+from pcjax.metrics._labelled import (
+    require_as_many_features,
+    require_classes,
+    require_finite,
+    require_labels,
+)
 
 WEIGHTINGS = ("cosine", "majority")
 QUERIES_AT_A_TIME = 1024
@@ -26,7 +31,12 @@ class Neighbours(NamedTuple):
 
 
 def nearest(
-    features: ArrayLike, gallery: ArrayLike, *, k: int = 20, chunk_size: int = 16384, exclude_self: bool = False
+    features: ArrayLike,
+    gallery: ArrayLike,
+    *,
+    k: int = 20,
+    chunk_size: int = 16384,
+    exclude_self: bool = False,
 ) -> Neighbours:
     r"""The k of a gallery with the largest cosine similarity to each query.
 
@@ -53,7 +63,9 @@ def nearest(
     n, m = np.shape(features)[0], np.shape(gallery)[0]
     if exclude_self:
         got = f"got {n} features and a gallery of {m} with exclude_self=True"
-        _checks.require(n == m, f"{got}: expected the gallery to be the features themselves; pass them as both")
+        _checks.require(
+            n == m, f"{got}: expected the gallery to be the features themselves; pass them as both"
+        )
     largest = m - 1 if exclude_self else m
     each = ", of which each leaves itself out" if exclude_self else ""
     few = f"got a gallery of {m}{each}: expected one to find; give a larger gallery"
@@ -93,7 +105,11 @@ def vote(
     >>> print(pcjax.metrics.vote(found, [3, 4, 5], weighting="majority"))
     [3]
     """
-    require_labels("gallery_labels", gallery_labels, np.shape(gallery_labels)[0] if np.ndim(gallery_labels) else 0)
+    require_labels(
+        "gallery_labels",
+        gallery_labels,
+        np.shape(gallery_labels)[0] if np.ndim(gallery_labels) else 0,
+    )
     require_classes("gallery_labels", gallery_labels)
     _checks.require_name("weighting", weighting, WEIGHTINGS)
     _checks.require_positive("temperature", temperature)
@@ -191,7 +207,9 @@ def knn_accuracy(
     0.8
     """
     require_finite("features", features)
-    _checks.require(np.shape(features)[0] > 0, f"got features {np.shape(features)}: expected at least one row")
+    _checks.require(
+        np.shape(features)[0] > 0, f"got features {np.shape(features)}: expected at least one row"
+    )
     require_labels("labels", labels, np.shape(features)[0])
     given = {"k": k, "weighting": weighting, "temperature": temperature, "chunk_size": chunk_size}
     predicted = knn_predict(features, gallery, gallery_labels, exclude_self=exclude_self, **given)
@@ -200,7 +218,13 @@ def knn_accuracy(
 
 @functools.partial(jax.jit, static_argnames=("k", "rows", "chunk", "exclude_self"))
 def _search(
-    features: Float[Array, "n d"], gallery: Float[Array, "m d"], *, k: int, rows: int, chunk: int, exclude_self: bool
+    features: Float[Array, "n d"],
+    gallery: Float[Array, "m d"],
+    *,
+    k: int,
+    rows: int,
+    chunk: int,
+    exclude_self: bool,
 ) -> Neighbours:
     def of_block(block: Int[Array, "r"]) -> tuple[Float[Array, "r k"], Int[Array, "r k"]]:
         queries = _directions(_checks.at_least_float32(features[block]))
@@ -240,7 +264,13 @@ def _blocks(n: int, rows: int) -> Int[Array, "blocks r"]:
 
 
 def _nearest(
-    queries: Float[Array, "r d"], block: Int[Array, "r"], gallery: Array, *, k: int, chunk: int, exclude_self: bool
+    queries: Float[Array, "r d"],
+    block: Int[Array, "r"],
+    gallery: Array,
+    *,
+    k: int,
+    chunk: int,
+    exclude_self: bool,
 ) -> tuple[Float[Array, "r k"], Int[Array, "r k"]]:
     """The k largest cosine similarities to the gallery and where they are, merged chunk by chunk."""
     m, rows = gallery.shape[0], queries.shape[0]
@@ -249,7 +279,9 @@ def _nearest(
         # The last chunk reaches back over what was seen, instead of the gallery being copied to pad it.
         start = jnp.minimum(first, m - chunk)
         places = start + jnp.arange(chunk)
-        part = _directions(_checks.at_least_float32(lax.dynamic_slice_in_dim(gallery, start, chunk)))
+        part = _directions(
+            _checks.at_least_float32(lax.dynamic_slice_in_dim(gallery, start, chunk))
+        )
         similarity = jnp.matmul(queries, part.T, precision=lax.Precision.HIGHEST)
         hidden = places < first
         if exclude_self:

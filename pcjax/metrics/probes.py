@@ -75,15 +75,21 @@ def linear_probe(
     require_as_many_features("train_features", train_features, "test_features", test_features)
     _checks.require_whole("seed", seed, 0)
     some_penalties = isinstance(penalties, (tuple, list)) and len(penalties) > 0
-    _checks.require(some_penalties, f"got penalties {penalties!r}: expected a tuple of them, such as {PENALTIES}")
+    _checks.require(
+        some_penalties,
+        f"got penalties {penalties!r}: expected a tuple of them, such as {PENALTIES}",
+    )
     for penalty in penalties:
         _checks.require_positive("penalty", penalty)
-    features, labels, held_out = _with_validation(train_features, np.asarray(train_labels), validation, seed)
+    features, labels, held_out = _with_validation(
+        train_features, np.asarray(train_labels), validation, seed
+    )
     kinds, classes = np.unique(labels, return_inverse=True)
     fitted_to = kinds[np.unique(classes[~held_out])]
     got = f"got training examples of the one class {fitted_to[0]}, beside {held_out.sum()} held out for validation"
     _checks.require(
-        len(fitted_to) > 1, f"{got}: expected at least two classes; give examples of more, or hold out less"
+        len(fitted_to) > 1,
+        f"{got}: expected at least two classes; give examples of more, or hold out less",
     )
 
     train, mean, deviation = _standardised(_checks.at_least_float32(features))
@@ -113,13 +119,17 @@ def linear_probe(
 
 def _require_known(*given: Any) -> None:
     traced = any(isinstance(x, Tracer) for x in given)
-    _checks.require(not traced, "got traced arrays: expected known ones; call linear_probe outside of jax.jit")
+    _checks.require(
+        not traced, "got traced arrays: expected known ones; call linear_probe outside of jax.jit"
+    )
 
 
 def _require_set(what: str, features: Any, labels: Any) -> None:
     require_finite(f"{what}_features", features)
     rows = np.shape(features)[0]
-    _checks.require(rows > 0, f"got {what}_features {np.shape(features)}: expected at least one row")
+    _checks.require(
+        rows > 0, f"got {what}_features {np.shape(features)}: expected at least one row"
+    )
     require_labels(f"{what}_labels", labels, rows)
 
 
@@ -152,7 +162,9 @@ def _with_validation(
 
 
 @jax.jit
-def _standardised(x: Float[Array, "n d"]) -> tuple[Float[Array, "n d"], Float[Array, "d"], Float[Array, "d"]]:
+def _standardised(
+    x: Float[Array, "n d"],
+) -> tuple[Float[Array, "n d"], Float[Array, "d"], Float[Array, "d"]]:
     """The features in units of their deviations, and their means and deviations; constant features become zero."""
     extent = jnp.max(jnp.abs(x), axis=0)
     unit = jnp.where(extent == 0, 1, extent)  # so that no square overflows
@@ -199,9 +211,17 @@ def _fit(
 
     def step(state: Any) -> Any:
         weights, solved, value, gradient, iteration = state
-        update, solved = solver.update(gradient, solved, weights, value=value, grad=gradient, value_fn=objective)
+        update, solved = solver.update(
+            gradient, solved, weights, value=value, grad=gradient, value_fn=objective
+        )
         # The line search has evaluated the objective at the end of its step already.
-        return weights + update, solved, optax.tree.get(solved, "value"), optax.tree.get(solved, "grad"), iteration + 1
+        return (
+            weights + update,
+            solved,
+            optax.tree.get(solved, "value"),
+            optax.tree.get(solved, "grad"),
+            iteration + 1,
+        )
 
     value, gradient = jax.value_and_grad(objective)(start)
     state = (start, solver.init(start), value, gradient, jnp.zeros((), jnp.int32))

@@ -12,7 +12,12 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from pcjax import _checks, _sorting
 from pcjax.dissimilarity import Dissimilarity, resolve
-from pcjax.metrics._labelled import require_as_many_features, require_classes, require_finite, require_labels
+from pcjax.metrics._labelled import (
+    require_as_many_features,
+    require_classes,
+    require_finite,
+    require_labels,
+)
 
 ENTRIES_AT_A_TIME = 2**23
 
@@ -76,7 +81,10 @@ def retrieval(
     both = itself == (gallery_labels is None)
     given = "gallery_labels" if itself else "a gallery"
     missing = "a gallery" if itself else "gallery_labels"
-    _checks.require(both, f"got {given} without {missing}: expected both, or neither to search the queries themselves")
+    _checks.require(
+        both,
+        f"got {given} without {missing}: expected both, or neither to search the queries themselves",
+    )
     if gallery is None or gallery_labels is None:
         gallery, gallery_labels, what = queries, labels, f"{n} queries, none of which finds itself"
     else:
@@ -86,7 +94,9 @@ def retrieval(
         what = f"a gallery of {np.shape(gallery)[0]}"
     m = np.shape(gallery)[0]
     most = m - 1 if itself else m
-    _checks.require(n > 0 and most > 0, f"got {n} queries for {what}: expected at least one of both; give more")
+    _checks.require(
+        n > 0 and most > 0, f"got {n} queries for {what}: expected at least one of both; give more"
+    )
     require_classes("labels" if itself else "gallery_labels", gallery_labels)
     some = isinstance(ks, (tuple, list, range)) and len(ks) > 0
     _checks.require(some, f"got ks {ks!r}: expected one or more, such as (1, 5, 10)")
@@ -122,7 +132,12 @@ def _search(
     n, m = queries.shape[0], gallery.shape[0]
     # A core's cache holds few columns of a long gallery, but each block looks at all of the gallery's features again.
     cached = _sorting.cache_rows(m)
-    rows = min(n, max(1, ENTRIES_AT_A_TIME // m) if cached is None else max(cached, min(64, ENTRIES_AT_A_TIME // m)))
+    rows = min(
+        n,
+        max(1, ENTRIES_AT_A_TIME // m)
+        if cached is None
+        else max(cached, min(64, ENTRIES_AT_A_TIME // m)),
+    )
 
     def of_block(block: Int[Array, "r"]) -> tuple[Float[Array, "values r"], Int[Array, "r"]]:
         d = dissimilarity(queries[block], gallery).T
@@ -144,7 +159,10 @@ _compiled_search = jax.jit(_search, static_argnames=("dissimilarity", "ks", "its
 
 
 def _values(
-    d: Float[Array, "m r"], relevant: Bool[Array, "m r"], others: Bool[Array, "m r"], ks: tuple[int, ...]
+    d: Float[Array, "m r"],
+    relevant: Bool[Array, "m r"],
+    others: Bool[Array, "m r"],
+    ks: tuple[int, ...],
 ) -> tuple[Float[Array, "values r"], Int[Array, "r"]]:
     """Recall at each k, average precision, R-precision and mAP@R of each query (a column), and its R."""
     m = d.shape[0]
@@ -175,10 +193,14 @@ def _values(
         drawn = k - first[k - 1]  # places of the run that the first k reach into
 
         def miss(t: Array, chance: Float[Array, "r"]) -> Float[Array, "r"]:
-            factor = jnp.maximum(length[k - 1] - hits[k - 1] - t, 0) / jnp.maximum(length[k - 1] - t, 1)
+            factor = jnp.maximum(length[k - 1] - hits[k - 1] - t, 0) / jnp.maximum(
+                length[k - 1] - t, 1
+            )
             return jnp.where(t < drawn, chance * factor, chance)
 
         missed = lax.fori_loop(0, k, miss, (before[k - 1] == 0).astype(d.dtype))
         return 1 - missed
 
-    return jnp.stack([*(recall_at(k) for k in ks), average_precision, r_precision, map_at_r]), to_find
+    return jnp.stack(
+        [*(recall_at(k) for k in ks), average_precision, r_precision, map_at_r]
+    ), to_find

@@ -47,7 +47,9 @@ def linear_cka(x: ArrayLike, y: ArrayLike, *, unbiased: bool = True) -> Float[Ar
     require_finite("x", x)
     require_finite("y", y)
     n, got = np.shape(x)[0], f"got x {np.shape(x)} and y {np.shape(y)}"
-    _checks.require(n == np.shape(y)[0], f"{got}: both need one row per example, of the same examples")
+    _checks.require(
+        n == np.shape(y)[0], f"{got}: both need one row per example, of the same examples"
+    )
     least = 4 if unbiased else 2
     _checks.require(n >= least, f"{got}: expected at least {least} examples; embed more")
     x, y = _checks.at_least_float32(x), _checks.at_least_float32(y)
@@ -56,13 +58,17 @@ def linear_cka(x: ArrayLike, y: ArrayLike, *, unbiased: bool = True) -> Float[Ar
 
 
 @functools.partial(jax.jit, static_argnames="unbiased")
-def _aligned(x: Float[Array, "n dx"], y: Float[Array, "n dy"], *, unbiased: bool) -> Float[Array, ""]:
+def _aligned(
+    x: Float[Array, "n dx"], y: Float[Array, "n dy"], *, unbiased: bool
+) -> Float[Array, ""]:
     x, y = _centred(x), _centred(y)
     hsic = _hsic_unbiased if unbiased else _squared_product
     shared, of_x, of_y = hsic(x, y), hsic(x, x), hsic(y, y)
     # What remains of the self-products when nothing but rounding is left.
     rounding = 64 * jnp.finfo(x.dtype).eps
-    defined = (of_x > rounding * _squared_product(x, x)) & (of_y > rounding * _squared_product(y, y))
+    defined = (of_x > rounding * _squared_product(x, x)) & (
+        of_y > rounding * _squared_product(y, y)
+    )
     product = jnp.sqrt(jnp.where(defined, of_x, 1)) * jnp.sqrt(jnp.where(defined, of_y, 1))
     return jnp.where(defined, shared / product, 0)
 
@@ -84,4 +90,8 @@ def _squared_product(x: Float[Array, "n dx"], y: Float[Array, "n dy"]) -> Float[
 def _hsic_unbiased(x: Float[Array, "n dx"], y: Float[Array, "n dy"]) -> Float[Array, ""]:
     n = x.shape[0]
     a, b = jnp.sum(x * x, axis=1), jnp.sum(y * y, axis=1)
-    return _squared_product(x, y) - n / (n - 2) * jnp.vdot(a, b) + jnp.sum(a) * jnp.sum(b) / ((n - 1) * (n - 2))
+    return (
+        _squared_product(x, y)
+        - n / (n - 2) * jnp.vdot(a, b)
+        + jnp.sum(a) * jnp.sum(b) / ((n - 1) * (n - 2))
+    )

@@ -44,7 +44,6 @@ from jaxtyping import DTypeLike
 from pcjax import _checks
 from pcjax.models import heads
 from pcjax.models.cnn import CNN
-from pcjax.models.exported import Exported, load
 from pcjax.models.foreign import from_function, from_linen
 from pcjax.models.mlp import MLP
 from pcjax.models.mobilenetv2 import MobileNetV2
@@ -56,13 +55,11 @@ from pcjax.models.wrn import WideResNet
 __all__ = [
     "MODELS",
     "OPTIONS",
-    "Exported",
     "Output",
     "build",
     "from_function",
     "from_linen",
     "heads",
-    "load",
     "parameter_count",
     "require_known",
 ]
@@ -78,7 +75,11 @@ MODELS: dict[str, Callable[..., nnx.Module]] = {
     # 6 n + 2 layers: a stem, n blocks of two in each of three stages, a classifier
     **{f"resnet{6 * n + 2}": partial(_narrow, depths=(n, n, n)) for n in (1, 2, 3, 5, 7, 9, 18)},
     **{f"resnet{6 * n + 2}x4": partial(_fourfold, depths=(n, n, n)) for n in (1, 5)},
-    **{f"wrn{depth}_{width}": partial(WideResNet, depth=depth, width=width) for depth in (16, 40) for width in (1, 2)},
+    **{
+        f"wrn{depth}_{width}": partial(WideResNet, depth=depth, width=width)
+        for depth in (16, 40)
+        for width in (1, 2)
+    },
     "mobilenetv2": partial(MobileNetV2, imagenet=False, width=0.5),
     "mobilenetv2_imagenet": partial(MobileNetV2, imagenet=True),
     "shufflenetv2": partial(ShuffleNetV2, imagenet=False),
@@ -146,12 +147,23 @@ def build(
     require_known(name)
     known = OPTIONS.get(name, ())
     for option in options:
-        expected = "one of " + ", ".join(map(repr, known)) if known else "none, all of this model is in its name"
-        _checks.require(option in known, f"unknown option {option!r} of the model {name!r}: expected {expected}")
+        expected = (
+            "one of " + ", ".join(map(repr, known))
+            if known
+            else "none, all of this model is in its name"
+        )
+        _checks.require(
+            option in known, f"unknown option {option!r} of the model {name!r}: expected {expected}"
+        )
     floating = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
-    _checks.require(floating, f"got dtype {dtype}: expected a floating-point one, such as jnp.float32 or jnp.bfloat16")
+    _checks.require(
+        floating,
+        f"got dtype {dtype}: expected a floating-point one, such as jnp.float32 or jnp.bfloat16",
+    )
     given = {"dtype": dtype, "axis_name": axis_name, **options}
     if name not in MODELS:
         return _installed()[name].load()(tuple(shape), classes, rngs=rngs, **given)
-    abstract = nnx.eval_shape(lambda: MODELS[name](tuple(shape), classes, rngs=nnx.Rngs(0), **given))
+    abstract = nnx.eval_shape(
+        lambda: MODELS[name](tuple(shape), classes, rngs=nnx.Rngs(0), **given)
+    )
     return initialised(abstract, rngs.params())

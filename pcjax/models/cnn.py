@@ -7,7 +7,15 @@ from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
 
 from pcjax import _checks
-from pcjax.models.parts import ConvNorm, Output, classifier, enter, pool, require_classes, require_images
+from pcjax.models.parts import (
+    ConvNorm,
+    Output,
+    classifier,
+    enter,
+    pool,
+    require_classes,
+    require_images,
+)
 
 
 class CNN(nnx.Module):
@@ -35,7 +43,9 @@ class CNN(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.channels, self.dtype = require_images("cnn", shape), dtype
-        _checks.require(len(widths) > 0, "got widths (): expected one for each stage, such as (32, 64, 128)")
+        _checks.require(
+            len(widths) > 0, "got widths (): expected one for each stage, such as (32, 64, 128)"
+        )
         for width in widths:
             _checks.require_whole("width", width, 1, context=f" in widths {tuple(widths)}")
         _checks.require_whole("features", features, 1)
@@ -43,7 +53,9 @@ class CNN(nnx.Module):
         self.stages, inputs = nnx.List(), self.channels
         for i, width in enumerate(widths):
             strides = 1 if i == 0 else 2
-            self.stages.append(ConvNorm(inputs, width, 3, strides, dtype=dtype, axis_name=axis_name, rngs=rngs))
+            self.stages.append(
+                ConvNorm(inputs, width, 3, strides, dtype=dtype, axis_name=axis_name, rngs=rngs)
+            )
             inputs = width
         self.embed = nnx.Linear(inputs, features, rngs=rngs)
         self.classify = classifier(features, classes, rngs)

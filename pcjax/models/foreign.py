@@ -28,10 +28,15 @@ class Foreign(nnx.Module):
         for path, leaf in jax.tree.leaves_with_path(params):
             name, dtype = jax.tree_util.keystr(path), jnp.result_type(leaf)
             message = f"got parameter {name} of dtype {dtype}: expected floating-point numbers, which can be trained; "
-            _checks.require(jnp.issubdtype(dtype, jnp.floating), message + "let the function hold others by itself")
+            _checks.require(
+                jnp.issubdtype(dtype, jnp.floating),
+                message + "let the function hold others by itself",
+            )
         self.apply = apply
         self.params = nnx.data(jax.tree.map(lambda leaf: nnx.Param(jnp.asarray(leaf)), params))
-        self.statistics = nnx.data(jax.tree.map(lambda leaf: nnx.BatchStat(jnp.asarray(leaf)), statistics))
+        self.statistics = nnx.data(
+            jax.tree.map(lambda leaf: nnx.BatchStat(jnp.asarray(leaf)), statistics)
+        )
         # The names that nnx's own train() and eval() look for.
         self.use_running_average = False
 
@@ -40,7 +45,12 @@ class Foreign(nnx.Module):
         params, statistics = _values(self.params), _values(self.statistics)
         result, statistics = self.apply(params, statistics, x, not self.use_running_average)
         if not self.use_running_average:
-            jax.tree.map(lambda kept, new: kept.set_value(new), self.statistics, statistics, is_leaf=_is_variable)
+            jax.tree.map(
+                lambda kept, new: kept.set_value(new),
+                self.statistics,
+                statistics,
+                is_leaf=_is_variable,
+            )
         return _as_output(result)
 
 
@@ -83,7 +93,9 @@ def from_linen(
     def apply(params: PyTree, statistics: PyTree, x: Array, train: bool) -> tuple[Any, PyTree]:
         given = {"params": params, "batch_stats": statistics} if statistics else {"params": params}
         if not (train and statistics):
-            return module.apply(given, x, method=method, **(training if train else evaluation)), statistics
+            return module.apply(
+                given, x, method=method, **(training if train else evaluation)
+            ), statistics
         result, changed = module.apply(given, x, method=method, mutable=["batch_stats"], **training)
         return result, unfreeze(changed)["batch_stats"]
 
@@ -122,7 +134,10 @@ def _values(variables: PyTree) -> PyTree:
 def _as_output(result: Any) -> Output:
     output = result if isinstance(result, Output) else Output(result, None, {})
     kind = f"got {type(output.features).__name__} from the model"
-    _checks.require(isinstance(output.features, jax.Array), f"{kind}: expected features (n, d) or pcjax.models.Output")
+    _checks.require(
+        isinstance(output.features, jax.Array),
+        f"{kind}: expected features (n, d) or pcjax.models.Output",
+    )
     _checks.require_features("features", output.features)
     logits = None if output.logits is None else _checks.at_least_float32(output.logits)
     return Output(_checks.at_least_float32(output.features), logits, output.maps)

@@ -36,7 +36,10 @@ class MLP(nnx.Module):
         axis_name: str | None = None,
         rngs: nnx.Rngs,
     ):
-        _checks.require(len(shape) > 0, "got shape (): expected that of one example, such as (64,) or (28, 28, 1)")
+        _checks.require(
+            len(shape) > 0,
+            "got shape (): expected that of one example, such as (64,) or (28, 28, 1)",
+        )
         for size in shape:
             _checks.require_whole("size", size, 1, context=f" in shape {shape}")
         for width in widths:

@@ -16,10 +16,26 @@ from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
 
 from pcjax import _checks
-from pcjax.models.parts import ConvNorm, Output, classifier, enter, pool, require_classes, require_images
+from pcjax.models.parts import (
+    ConvNorm,
+    Output,
+    classifier,
+    enter,
+    pool,
+    require_classes,
+    require_images,
+)
 
 # Of each stage: how many times its blocks expand their channels, its own channels, its blocks, its stride.
-STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+STAGES = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
 # What is worth looking at: the last stage of each resolution that RepDistiller's maps come from.
 MAPS = {1: "stage1", 2: "stage2", 4: "stage3", 6: "stage4"}
 
@@ -28,11 +44,21 @@ class InvertedResidual(nnx.Module):
     """A 1x1 convolution to more channels, a 3x3 one in each, and a linear 1x1 one to fewer."""
 
     def __init__(
-        self, inputs: int, outputs: int, strides: int, *, expansion: int, expand: bool, activation: Any, **given: Any
+        self,
+        inputs: int,
+        outputs: int,
+        strides: int,
+        *,
+        expansion: int,
+        expand: bool,
+        activation: Any,
+        **given: Any,
     ):
         inner = inputs * expansion
         self.expand = ConvNorm(inputs, inner, 1, activation=activation, **given) if expand else None
-        self.depthwise = ConvNorm(inner, inner, 3, strides, groups=inner, activation=activation, **given)
+        self.depthwise = ConvNorm(
+            inner, inner, 3, strides, groups=inner, activation=activation, **given
+        )
         self.project = ConvNorm(inner, outputs, 1, activation=None, **given)
         self.residual = strides == 1 and inputs == outputs
 
@@ -77,7 +103,10 @@ class MobileNetV2(nnx.Module):
         self.channels, self.dtype = require_images("MobileNetV2", shape), dtype
         require_classes(classes)
         _checks.require_positive("width", width)
-        _checks.require(int(16 * width) >= 1, f"got width {width}: expected at least 1/16, a channel in every stage")
+        _checks.require(
+            int(16 * width) >= 1,
+            f"got width {width}: expected at least 1/16, a channel in every stage",
+        )
         activation = nnx.relu6 if imagenet else nnx.relu
         given = {"activation": activation, "dtype": dtype, "axis_name": axis_name, "rngs": rngs}
         inputs = _channels(32, width, imagenet)
@@ -89,7 +118,12 @@ class MobileNetV2(nnx.Module):
             outputs, blocks = _channels(count, width, imagenet), []
             for j in range(depth):
                 block = InvertedResidual(
-                    inputs, outputs, strides if j == 0 else 1, expansion=expansion, expand=expand, **given
+                    inputs,
+                    outputs,
+                    strides if j == 0 else 1,
+                    expansion=expansion,
+                    expand=expand,
+                    **given,
                 )
                 blocks.append(block)
                 inputs = outputs

@@ -44,10 +44,18 @@ def require_classes(classes: int | None) -> None:
 def enter(x: Array, shape: tuple[int | None, ...], dtype: DTypeLike) -> Array:
     """The batch in the dtype the model computes in, if it is one the model was built for (None: of any size)."""
     expected = ", ".join("any" if size is None else str(size) for size in shape)
-    fits = len(x.shape) == 1 + len(shape) and all(b in (a, None) for a, b in zip(x.shape[1:], shape, strict=True))
-    _checks.require(fits, f"got a batch of shape {x.shape}: this model was built for examples of shape ({expected})")
+    fits = len(x.shape) == 1 + len(shape) and all(
+        b in (a, None) for a, b in zip(x.shape[1:], shape, strict=True)
+    )
+    _checks.require(
+        fits,
+        f"got a batch of shape {x.shape}: this model was built for examples of shape ({expected})",
+    )
     floating = jnp.issubdtype(x.dtype, jnp.floating)
-    _checks.require(floating, f"got a batch of dtype {x.dtype}: expected floating-point numbers; normalise it first")
+    _checks.require(
+        floating,
+        f"got a batch of dtype {x.dtype}: expected floating-point numbers; normalise it first",
+    )
     return x.astype(dtype)
 
 
@@ -61,10 +69,17 @@ def classifier(features: int, classes: int | None, rngs: nnx.Rngs) -> nnx.Linear
     return None if classes is None else nnx.Linear(features, classes, rngs=rngs)
 
 
-def batch_norm(channels: int, *, dtype: DTypeLike, axis_name: str | None, rngs: nnx.Rngs) -> nnx.BatchNorm:
+def batch_norm(
+    channels: int, *, dtype: DTypeLike, axis_name: str | None, rngs: nnx.Rngs
+) -> nnx.BatchNorm:
     """Batch normalisation that computes in float32 at least and returns `dtype`; running statistics move by 0.1."""
     return nnx.BatchNorm(
-        channels, momentum=0.9, dtype=dtype, axis_name=axis_name, promote_dtype=_at_least_float32, rngs=rngs
+        channels,
+        momentum=0.9,
+        dtype=dtype,
+        axis_name=axis_name,
+        promote_dtype=_at_least_float32,
+        rngs=rngs,
     )
 
 
@@ -75,7 +90,14 @@ def _at_least_float32(arrays: Any, /, *, dtype: Any = None, inexact: bool = True
 
 
 def conv(
-    inputs: int, outputs: int, size: int, strides: int = 1, groups: int = 1, *, dtype: DTypeLike, rngs: nnx.Rngs
+    inputs: int,
+    outputs: int,
+    size: int,
+    strides: int = 1,
+    groups: int = 1,
+    *,
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
 ) -> nnx.Conv:
     """A convolution without bias, padded by half its size on both sides."""
     return nnx.Conv(
@@ -136,7 +158,10 @@ def initialised(module: nnx.Module, key: Array) -> nnx.Module:
     flat = nnx.to_flat_state(state)
     names_and_shapes = tuple((path[-1], variable.shape) for path, variable in flat)
     values = _weights(names_and_shapes, key)
-    leaves = [(path, variable.replace(value)) for (path, variable), value in zip(flat, values, strict=True)]
+    leaves = [
+        (path, variable.replace(value))
+        for (path, variable), value in zip(flat, values, strict=True)
+    ]
     return nnx.merge(graph, nnx.from_flat_state(leaves))
 
 
@@ -152,7 +177,11 @@ def _weights(names_and_shapes: tuple[tuple[Any, tuple[int, ...]], ...], key: Arr
             values.append(scale * draws[start : start + math.prod(shape)].reshape(shape))
             start += math.prod(shape)
         else:
-            values.append(jnp.full(shape, {"scale": 1.0, "var": 1.0, "bias": 0.0, "mean": 0.0}[name], jnp.float32))
+            values.append(
+                jnp.full(
+                    shape, {"scale": 1.0, "var": 1.0, "bias": 0.0, "mean": 0.0}[name], jnp.float32
+                )
+            )
     return values
 
 

@@ -42,7 +42,9 @@ class ConvRegressor(nnx.Module):
         rngs: nnx.Rngs,
     ):
         for shape in (student, teacher):
-            _checks.require(len(shape) == 3, f"got maps of shape {shape}: expected (height, width, channels)")
+            _checks.require(
+                len(shape) == 3, f"got maps of shape {shape}: expected (height, width, channels)"
+            )
             for size in shape:
                 _checks.require_whole("size", size, 1, context=f" in maps of shape {shape}")
         inputs, outputs, (h, w), (th, tw) = student[2], teacher[2], student[:2], teacher[:2]
@@ -50,12 +52,19 @@ class ConvRegressor(nnx.Module):
         if (h, w) == (2 * th, 2 * tw):
             self.conv = nnx.Conv(inputs, outputs, (3, 3), strides=2, padding=1, **weights)
         elif (2 * h, 2 * w) == (th, tw):
-            self.conv = nnx.ConvTranspose(inputs, outputs, (4, 4), strides=2, padding="SAME", **weights)
+            self.conv = nnx.ConvTranspose(
+                inputs, outputs, (4, 4), strides=2, padding="SAME", **weights
+            )
         else:
             got = f"got maps {student} of the student and {teacher} of the teacher"
             fits = h >= th and w >= tw
-            _checks.require(fits, f"{got}: expected the student's to be half as large, or no smaller; choose others")
-            self.conv = nnx.Conv(inputs, outputs, (1 + h - th, 1 + w - tw), padding="VALID", **weights)
+            _checks.require(
+                fits,
+                f"{got}: expected the student's to be half as large, or no smaller; choose others",
+            )
+            self.conv = nnx.Conv(
+                inputs, outputs, (1 + h - th, 1 + w - tw), padding="VALID", **weights
+            )
         self.norm = batch_norm(outputs, dtype=jnp.float32, axis_name=axis_name, rngs=rngs)
         self.shape = tuple(student)
 
@@ -91,7 +100,9 @@ class VariationalRegressor(nnx.Module):
         self.third = nnx.Linear(hidden, outputs, use_bias=False, rngs=rngs)
         self.raw_variance = nnx.Param(jnp.full(outputs, math.log(math.expm1(5.0 - 1e-5))))
 
-    def __call__(self, maps: Float[Array, "n *hw c"]) -> tuple[Float[Array, "n *hw k"], Float[Array, "k"]]:
+    def __call__(
+        self, maps: Float[Array, "n *hw c"]
+    ) -> tuple[Float[Array, "n *hw k"], Float[Array, "k"]]:
         """The mean, at every position, and the variance."""
         maps = _enter(maps, (*maps.shape[1:-1], self.first.in_features))
         mean = self.third(nnx.relu(self.second(nnx.relu(self.first(maps)))))
@@ -128,7 +139,9 @@ class OrthogonalProjection(nnx.Module):
         features = _enter(features, (self.inputs,))
         q, r = jnp.linalg.qr(self.parameters[...])
         q = q * jnp.where(jnp.diagonal(r) < 0, -1, 1)
-        return jnp.matmul(features, q if self.inputs > self.outputs else q.T, precision=lax.Precision.HIGHEST)
+        return jnp.matmul(
+            features, q if self.inputs > self.outputs else q.T, precision=lax.Precision.HIGHEST
+        )
 
 
 class Prototypes(nnx.Module):
@@ -163,5 +176,7 @@ class Prototypes(nnx.Module):
 
 def _enter(x: Array, shape: tuple[int, ...]) -> Array:
     fits = len(x.shape) == 1 + len(shape) >= 2 and x.shape[1:] == shape
-    _checks.require(fits, f"got a batch of shape {x.shape}: this head was built for examples of shape {shape}")
+    _checks.require(
+        fits, f"got a batch of shape {x.shape}: this head was built for examples of shape {shape}"
+    )
     return _checks.at_least_float32(x)

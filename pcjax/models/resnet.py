@@ -13,7 +13,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
 
-from pcjax.models.parts import ConvNorm, Output, classifier, enter, max_pool, pool, require_classes, require_images
+from pcjax.models.parts import (
+    ConvNorm,
+    Output,
+    classifier,
+    enter,
+    max_pool,
+    pool,
+    require_classes,
+    require_images,
+)
 
 
 def _shortcut(inputs: int, outputs: int, strides: int, given: dict[str, Any]) -> ConvNorm | None:
@@ -85,7 +94,11 @@ class ResNet(nnx.Module):
         axis_name: str | None = None,
         rngs: nnx.Rngs,
     ):
-        self.channels, self.imagenet, self.dtype = require_images("a ResNet", shape), imagenet, dtype
+        self.channels, self.imagenet, self.dtype = (
+            require_images("a ResNet", shape),
+            imagenet,
+            dtype,
+        )
         require_classes(classes)
         given = {"dtype": dtype, "axis_name": axis_name, "rngs": rngs}
         size, strides = (7, 2) if imagenet else (3, 1)

@@ -7,7 +7,16 @@ from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
 
 from pcjax import _checks
-from pcjax.models.parts import ConvNorm, Output, classifier, enter, max_pool, pool, require_classes, require_images
+from pcjax.models.parts import (
+    ConvNorm,
+    Output,
+    classifier,
+    enter,
+    max_pool,
+    pool,
+    require_classes,
+    require_images,
+)
 
 # Channels of the three stages and of the last convolution, the paper's table 5; 244 and not 224 as it prints, which
 # would not double from stage to stage.
@@ -87,9 +96,15 @@ class ShuffleNetV2(nnx.Module):
         axis_name: str | None = None,
         rngs: nnx.Rngs,
     ):
-        self.channels, self.imagenet, self.dtype = require_images("ShuffleNetV2", shape), imagenet, dtype
+        self.channels, self.imagenet, self.dtype = (
+            require_images("ShuffleNetV2", shape),
+            imagenet,
+            dtype,
+        )
         require_classes(classes)
-        _checks.require(width in WIDTHS, f"got width {width!r}: expected one of {', '.join(map(str, WIDTHS))}")
+        _checks.require(
+            width in WIDTHS, f"got width {width!r}: expected one of {', '.join(map(str, WIDTHS))}"
+        )
         given: dict[str, Any] = {"dtype": dtype, "axis_name": axis_name, "rngs": rngs}
         *widths, last = WIDTHS[width]
         inputs, size, strides = 24, *((3, 2) if imagenet else (1, 1))

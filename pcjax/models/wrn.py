@@ -6,7 +6,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
 
-from pcjax.models.parts import Output, batch_norm, classifier, conv, enter, pool, require_classes, require_images
+from pcjax.models.parts import (
+    Output,
+    batch_norm,
+    classifier,
+    conv,
+    enter,
+    pool,
+    require_classes,
+    require_images,
+)
 
 
 class PreactivationBlock(nnx.Module):
@@ -17,13 +26,22 @@ class PreactivationBlock(nnx.Module):
     """
 
     def __init__(
-        self, inputs: int, width: int, strides: int, *, dtype: DTypeLike, axis_name: str | None, rngs: nnx.Rngs
+        self,
+        inputs: int,
+        width: int,
+        strides: int,
+        *,
+        dtype: DTypeLike,
+        axis_name: str | None,
+        rngs: nnx.Rngs,
     ):
         self.norm1 = batch_norm(inputs, dtype=dtype, axis_name=axis_name, rngs=rngs)
         self.conv1 = conv(inputs, width, 3, strides, dtype=dtype, rngs=rngs)
         self.norm2 = batch_norm(width, dtype=dtype, axis_name=axis_name, rngs=rngs)
         self.conv2 = conv(width, width, 3, dtype=dtype, rngs=rngs)
-        self.shortcut = None if inputs == width else conv(inputs, width, 1, strides, dtype=dtype, rngs=rngs)
+        self.shortcut = (
+            None if inputs == width else conv(inputs, width, 1, strides, dtype=dtype, rngs=rngs)
+        )
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c2"]:
         """The block's output."""
@@ -66,7 +84,9 @@ class WideResNet(nnx.Module):
         for i, outputs in enumerate((16 * width, 32 * width, 64 * width)):
             blocks = []
             for j in range((depth - 4) // 6):
-                blocks.append(PreactivationBlock(inputs, outputs, 2 if i > 0 and j == 0 else 1, **given))
+                blocks.append(
+                    PreactivationBlock(inputs, outputs, 2 if i > 0 and j == 0 else 1, **given)
+                )
                 inputs = outputs
             self.stages.append(nnx.Sequential(*blocks))
         self.norm = batch_norm(inputs, **given)

@@ -24,28 +24,45 @@ class Curve(NamedTuple):
 
     def thinned(self) -> "Curve":
         """At most so many of its points as can be seen, the last one among them."""
-        places = np.unique(np.linspace(0, len(self.steps) - 1, min(len(self.steps), MOST_POINTS)).astype(int))
+        places = np.unique(
+            np.linspace(0, len(self.steps) - 1, min(len(self.steps), MOST_POINTS)).astype(int)
+        )
         return Curve(self.steps[places], self.values[places])
 
 
 def curve_of(records: Sequence[Mapping[str, object]], name: str) -> Curve:
     """A metric from the lines of metrics.jsonl; what was not finite is a gap."""
     found = [record for record in records if name in record]
-    values = [value if isinstance(value := record[name], (int, float)) else np.nan for record in found]
-    return Curve(np.array([record["step"] for record in found], np.float64), np.array(values, np.float64))
+    values = [
+        value if isinstance(value := record[name], (int, float)) else np.nan for record in found
+    ]
+    return Curve(
+        np.array([record["step"] for record in found], np.float64), np.array(values, np.float64)
+    )
 
 
 def curves(name: str, title: str, shown: Mapping[str, Curve], alternative: str) -> Markup:
     """Curves over the training's steps; only the first is in the accent's colour, and all are told apart by dashes."""
 
     def paint(axes: "Axes") -> None:
-        colours = [COLOURS["accent"], COLOURS["before"], COLOURS["muted"], COLOURS["class-4"], COLOURS["class-9"]]
+        colours = [
+            COLOURS["accent"],
+            COLOURS["before"],
+            COLOURS["muted"],
+            COLOURS["class-4"],
+            COLOURS["class-9"],
+        ]
         dashes = ["-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1))]
         for place, (label, curve) in enumerate(shown.items()):
             thin = curve.thinned()
             few = "." if len(thin.steps) <= 12 else ""
             axes.plot(
-                thin.steps, thin.values, label=label, marker=few, color=colours[place % 5], linestyle=dashes[place % 5]
+                thin.steps,
+                thin.values,
+                label=label,
+                marker=few,
+                color=colours[place % 5],
+                linestyle=dashes[place % 5],
             )
         axes.set_title(title)
         axes.set_xlabel("step")
@@ -94,7 +111,9 @@ def rank_density(
 
 def confusion_map(name: str, shares: np.ndarray, alternative: str) -> Markup:
     """Which classes (rows, the first on top) are taken for which, as a small panel."""
-    return draw(name, lambda axes: _cells(axes, shares.T[:, ::-1]), alternative, width=SMALL, height=SMALL)
+    return draw(
+        name, lambda axes: _cells(axes, shares.T[:, ::-1]), alternative, width=SMALL, height=SMALL
+    )
 
 
 def _cells(axes: "Axes", found: np.ndarray) -> None:
@@ -103,7 +122,10 @@ def _cells(axes: "Axes", found: np.ndarray) -> None:
 
     bins = len(found)
     corners = [
-        [(x, y), (x + 1, y), (x + 1, y + 1), (x, y + 1)] for x in range(bins) for y in range(bins) if found[x, y] > 0
+        [(x, y), (x + 1, y), (x + 1, y + 1), (x, y + 1)]
+        for x in range(bins)
+        for y in range(bins)
+        if found[x, y] > 0
     ]
     outlines = [[(x / bins, y / bins) for x, y in corner] for corner in corners]
     colours = [_rgba(COLOURS["accent"], float(one)) for one in np.sqrt(found[found > 0])]
@@ -119,7 +141,12 @@ def _rgba(colour: str, alpha: float) -> tuple[float, float, float, float]:
 
 
 def scatter(
-    name: str, title: str, points: np.ndarray, groups: Mapping[str, np.ndarray], alternative: str, small: bool = False
+    name: str,
+    title: str,
+    points: np.ndarray,
+    groups: Mapping[str, np.ndarray],
+    alternative: str,
+    small: bool = False,
 ) -> Markup:
     """A map: every example a dot, every group of them in its colour with its name in its middle.
 
@@ -162,7 +189,9 @@ def _middles(points: np.ndarray, groups: Mapping[str, np.ndarray]) -> list[np.nd
     middles = [np.median(points[members], axis=0) for members in groups.values()]
     line = 0.055 * float(np.ptp(points, axis=0).max())  # the height of one in the figure
     placed: list[np.ndarray] = []
-    for middle, label in sorted(zip(middles, groups, strict=True), key=lambda pair: float(pair[0][1])):
+    for middle, label in sorted(
+        zip(middles, groups, strict=True), key=lambda pair: float(pair[0][1])
+    ):
         here = middle
         wide = 0.6 * line * (1 + min(len(label), 14))
         for there in sorted(placed, key=lambda place: float(place[1])):
@@ -196,21 +225,30 @@ def intervals(
     def paint(axes: "Axes") -> None:
         for place, (label, found) in enumerate(shown.items()):
             if found.low is not None and found.high is not None:
-                axes.plot([found.low, found.high], [place, place], color=COLOURS["accent"], linewidth=2)
+                axes.plot(
+                    [found.low, found.high], [place, place], color=COLOURS["accent"], linewidth=2
+                )
             face = COLOURS["ground"] if label in hollow else COLOURS["accent"]
-            axes.plot(found.mean, place, "o", color=COLOURS["accent"], markerfacecolor=face, markersize=7)
+            axes.plot(
+                found.mean, place, "o", color=COLOURS["accent"], markerfacecolor=face, markersize=7
+            )
         if zero:
             axes.axvline(0, color=COLOURS["muted"], linewidth=1.2, zorder=0.5)
         left, right = axes.get_xlim()
         reach = (right - left) / 2
         for dash, value in (lines or {}).items():
             if left - reach <= value <= right + reach:
-                axes.axvline(value, color=COLOURS["muted"], linestyle=dash, linewidth=1.4, zorder=0.5)
+                axes.axvline(
+                    value, color=COLOURS["muted"], linestyle=dash, linewidth=1.4, zorder=0.5
+                )
         _names(axes, list(shown))
         axes.set_title(title)
 
     return draw(
-        name, paint, alternative, height=60 + len(shown) * (32 if any("\n" in label for label in shown) else 22)
+        name,
+        paint,
+        alternative,
+        height=60 + len(shown) * (32 if any("\n" in label for label in shown) else 22),
     )
 
 
@@ -218,7 +256,9 @@ def bars(name: str, title: str, shown: Mapping[str, float], alternative: str) ->
     """One bar for each name, with its number at its end."""
 
     def paint(axes: "Axes") -> None:
-        drawn = axes.barh(range(len(shown)), list(shown.values()), height=0.6, color=COLOURS["accent"], alpha=0.55)
+        drawn = axes.barh(
+            range(len(shown)), list(shown.values()), height=0.6, color=COLOURS["accent"], alpha=0.55
+        )
         axes.bar_label(drawn, [f"{value:.3g}" for value in shown.values()], padding=3, fontsize=12)
         axes.margins(x=0.14)
         axes.set_xlim(left=0)
@@ -239,11 +279,17 @@ def _names(axes: "Axes", names: Sequence[str]) -> None:
 
 def _short(text: str, most: int) -> str:
     """Every line of it cut to that many letters."""
-    return "\n".join(line if len(line) <= most else line[: most - 1] + "…" for line in text.split("\n"))
+    return "\n".join(
+        line if len(line) <= most else line[: most - 1] + "…" for line in text.split("\n")
+    )
 
 
 def against_all(
-    name: str, own: Sequence[Curve], all_: Sequence[Curve], limits: tuple[float, float], alternative: str
+    name: str,
+    own: Sequence[Curve],
+    all_: Sequence[Curve],
+    limits: tuple[float, float],
+    alternative: str,
 ) -> Markup:
     """One loss's runs in front of all others' in grey."""
 

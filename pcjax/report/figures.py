@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Colours that nothing else has stand for the page's own, which are put in their places afterwards.
-_NAMES = ("text", "muted", "line", "grid", "accent", "before", "ground", *(f"class-{place}" for place in range(10)))
+_NAMES = (
+    "text",
+    "muted",
+    "line",
+    "grid",
+    "accent",
+    "before",
+    "ground",
+    *(f"class-{place}" for place in range(10)),
+)
 COLOURS = {name: f"#f0fe{place + 16:02x}" for place, name in enumerate(_NAMES)}
 CLASSES = [COLOURS[f"class-{place}"] for place in range(10)]
 PIXELS_PER_INCH = 72  # of an SVG by matplotlib
@@ -29,11 +38,18 @@ def require_matplotlib() -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
-        raise RequestError('a report is drawn by matplotlib: `pip install "pcjax[report]"`') from error
+        raise RequestError(
+            'a report is drawn by matplotlib: `pip install "pcjax[report]"`'
+        ) from error
 
 
 def draw(
-    name: str, paint: Callable[["Axes"], None], alternative: str, *, width: int = 380, height: int = 270
+    name: str,
+    paint: Callable[["Axes"], None],
+    alternative: str,
+    *,
+    width: int = 380,
+    height: int = 270,
 ) -> Markup:
     """What `paint` draws, as an SVG element.
 
@@ -50,7 +66,9 @@ def draw(
     with matplotlib.rc_context(_style(name)), warnings.catch_warnings():
         # It is the reader's browser that has the letters, or not.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        figure = Figure(figsize=(width / PIXELS_PER_INCH, height / PIXELS_PER_INCH), layout="constrained")
+        figure = Figure(
+            figsize=(width / PIXELS_PER_INCH, height / PIXELS_PER_INCH), layout="constrained"
+        )
         axes = figure.add_subplot()
         axes.set_axisbelow(True)
         paint(axes)
@@ -94,10 +112,16 @@ def _of_the_page(name: str, svg: str, alternative: str) -> Markup:
     body = re.search(r"<svg[^>]*>(.*)</svg>", svg, re.DOTALL)
     if view is None or body is None:
         raise ValueError("matplotlib wrote an SVG without a viewBox")
-    inside = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", body[1], flags=re.DOTALL)
+    inside = re.sub(
+        r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", body[1], flags=re.DOTALL
+    )
     inside = re.sub(rf'<g id="{HALO}">\s*<text', '<g><text class="halo"', inside)
     used = set(re.findall(r"#([\w-]+)[\")]", inside))
-    inside = re.sub(r' id="([^"]+)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", inside)
+    inside = re.sub(
+        r' id="([^"]+)"',
+        lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "",
+        inside,
+    )
     inside = re.sub(r'(xlink:)?href="#([^"]+)"', rf'href="#{name}-\2"', inside)
     inside = inside.replace("url(#", f"url(#{name}-")
     for colour, sentinel in COLOURS.items():

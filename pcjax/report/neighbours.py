@@ -23,7 +23,13 @@ class Seen(NamedTuple):
 
     def name_of(self, label: int) -> str:
         """What a class is called."""
-        return self.classes[label] if 0 <= label < len(self.classes) else f"{label}" if label >= 0 else "unknown"
+        return (
+            self.classes[label]
+            if 0 <= label < len(self.classes)
+            else f"{label}"
+            if label >= 0
+            else "unknown"
+        )
 
 
 def rows_of(
@@ -47,7 +53,11 @@ def rows_of(
     k = own.shape[1]
     wanted = np.unique(np.concatenate([chosen, *(one.ravel() for one in by.values())]))
     pictures = _pictures(test.examples, places[wanted])
-    shown = {int(place): picture for place, picture in zip(wanted, pictures, strict=True)} if pictures else {}
+    shown = (
+        {int(place): picture for place, picture in zip(wanted, pictures, strict=True)}
+        if pictures
+        else {}
+    )
 
     def one(place: int, shared: bool = False) -> Markup:
         label = "" if test.labels is None else f", class {test.name_of(int(test.labels[place]))}"
@@ -74,9 +84,15 @@ def rows_of(
             strips += strip(who, of[row], shared[who])
         label = "" if test.labels is None else f"class {test.name_of(int(test.labels[place]))}, "
         seen = sorted(float(of[place]) for of in coherence.values())
-        said = f"coherence {seen[0]:.3f}" if len(seen) == 1 else f"coherence {seen[0]:.3f} to {seen[-1]:.3f}"
+        said = (
+            f"coherence {seen[0]:.3f}"
+            if len(seen) == 1
+            else f"coherence {seen[0]:.3f} to {seen[-1]:.3f}"
+        )
         said += f", {len(kept)} of {k} shared{' by all' if len(students) > 1 else ''}"
-        items.append(tag("li", tag("p", f"{label}{said}"), tag("div", one(int(place))), tag("div", *strips)))
+        items.append(
+            tag("li", tag("p", f"{label}{said}"), tag("div", one(int(place))), tag("div", *strips))
+        )
     return [tag("ul", *items, class_="rows")]
 
 

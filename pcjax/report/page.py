@@ -22,7 +22,11 @@ def tag(name: str, /, *content: str, **attributes: object) -> Markup:
     >>> print(tag("p", "1 < 2 ", tag("b", "so"), class_="note"))
     <p class="note">1 &lt; 2 <b>so</b></p>
     """
-    given = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items() if value is not None}
+    given = {
+        key.rstrip("_").replace("_", "-"): value
+        for key, value in attributes.items()
+        if value is not None
+    }
     written = "".join(f' {key}="{html.escape(str(value))}"' for key, value in given.items())
     if name in VOID:
         return Markup(f"<{name}{written}>")
@@ -31,12 +35,18 @@ def tag(name: str, /, *content: str, **attributes: object) -> Markup:
 
 def joined(parts: Iterable[str]) -> Markup:
     """One piece of markup, in which what was text is escaped."""
-    return Markup("".join(part if isinstance(part, Markup) else html.escape(part, quote=False) for part in parts))
+    return Markup(
+        "".join(
+            part if isinstance(part, Markup) else html.escape(part, quote=False) for part in parts
+        )
+    )
 
 
 def page(title: str, lead: Sequence[str], sections: Sequence[tuple[str, Sequence[str]]]) -> str:
     """The whole document: a title, what stands below it, and the sections by their titles."""
-    named = [(f"section-{place}", name, content) for place, (name, content) in enumerate(sections, 1)]
+    named = [
+        (f"section-{place}", name, content) for place, (name, content) in enumerate(sections, 1)
+    ]
     links = [tag("li", tag("a", name, href=f"#{anchor}")) for anchor, name, _ in named]
     body = [
         tag("header", tag("h1", title), *lead),
@@ -76,13 +86,21 @@ def table(
     """
     body = []
     for place, (name, *cells) in enumerate(rows):
-        styles = [f"--share:{shade:.3f}" for shade in shades[place]] if shades is not None else [None] * len(cells)
+        styles = (
+            [f"--share:{shade:.3f}" for shade in shades[place]]
+            if shades is not None
+            else [None] * len(cells)
+        )
         shown = [tag("td", cell, style=style) for cell, style in zip(cells, styles, strict=True)]
         body.append(tag("tr", tag("th", name, scope="row"), *shown))
     head = tag("tr", *(tag("th", column, scope="col") for column in columns))
     kind = "matrix" if shades is not None else None
-    whole = tag("table", tag("caption", caption), tag("thead", head), tag("tbody", *body), class_=kind)
-    return tag("div", whole, class_="scroll", role="region", aria_label=f"Table: {caption}", tabindex="0")
+    whole = tag(
+        "table", tag("caption", caption), tag("thead", head), tag("tbody", *body), class_=kind
+    )
+    return tag(
+        "div", whole, class_="scroll", role="region", aria_label=f"Table: {caption}", tabindex="0"
+    )
 
 
 def figure(content: str, caption: str, class_: str | None = None) -> Markup:
@@ -92,7 +110,9 @@ def figure(content: str, caption: str, class_: str | None = None) -> Markup:
 
 def terms(pairs: Mapping[str, str]) -> Markup:
     """Names and what they are."""
-    return tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs.items()))
+    return tag(
+        "dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs.items())
+    )
 
 
 def details(summary: str, text: str) -> Markup:

@@ -10,15 +10,17 @@ import numpy as np
 from pcjax._checks import RequestError, require
 from pcjax.config import Config
 from pcjax.data import Examples
+from pcjax.evaluation.summary import DONE
 from pcjax.jobs.distill import find_teacher, teacher_model
 from pcjax.jobs.evaluate import model_of
-from pcjax.jobs.folder import config_of, own_place
 from pcjax.jobs.prepare import Loaded, load
-from pcjax.jobs.represent import represent
-from pcjax.jobs.summary import DONE
-from pcjax.report import charts, space, views
+from pcjax.report import charts
+from pcjax.report import embedding_math as space
+from pcjax.report import panels as views
 from pcjax.report.neighbours import Seen, rows_of
 from pcjax.report.page import Markup, figure, joined, table, tag
+from pcjax.run import config_of, own_place
+from pcjax.training.embedding import represent
 
 RUNS, TEACHER = "runs", "the teacher"
 BINS, DOTS, MOST_CLASSES = 16, 500, 100  # of the small panels
@@ -48,11 +50,18 @@ class _Given(NamedTuple):
     plane: space.Map  # likewise
 
 
-def sections_of(folder: pathlib.Path, losses: Mapping[str, Any], order: Sequence[str]) -> list[tuple[str, list[str]]]:
+def sections_of(
+    folder: pathlib.Path, losses: Mapping[str, Any], order: Sequence[str]
+) -> list[tuple[str, list[str]]]:
     """The first finished run of every loss, drawn from its checkpoint; what cannot be is said."""
     first = {label: seed for label in order if (seed := _first(losses[label])) is not None}
     if not first:
-        return [("Spaces", [tag("p", "No run is finished: there is no student whose space could be drawn.")])]
+        return [
+            (
+                "Spaces",
+                [tag("p", "No run is finished: there is no student whose space could be drawn.")],
+            )
+        ]
     try:
         given = _given(folder)
     except (RequestError, OSError) as error:
@@ -105,13 +114,17 @@ def _given(folder: pathlib.Path) -> _Given:
         features = represent(model, examples, loaded.normalise, config.evaluation.batch).features
     _require_finite(features)
     test = views.sampled(whole, places)
-    return _Given(config, loaded, digest, examples, places, test, space.ranks(features), space.plane(features))
+    return _Given(
+        config, loaded, digest, examples, places, test, space.ranks(features), space.plane(features)
+    )
 
 
 def _features(given: _Given, own: pathlib.Path) -> np.ndarray:
     config = config_of(own, "distill")[1]
     model = model_of("distill", config, own, given.loaded, given.teacher)
-    features = represent(model, given.examples, given.loaded.normalise, given.config.evaluation.batch).features
+    features = represent(
+        model, given.examples, given.loaded.normalise, given.config.evaluation.batch
+    ).features
     _require_finite(features)
     return features
 
@@ -126,17 +139,26 @@ def _sight(given: _Given, ranks: np.ndarray, plane: space.Map) -> _Sight:
     labels, confusion = given.test.labels, None
     if labels is not None and np.all(labels >= 0):
         voted = space.voted(near[:, : given.config.evaluation.neighbours], labels)
-        confusion = space.confusion(labels, voted, max(int(labels.max()) + 1, len(given.test.classes)))
-    coherence, density = space.correlations(given.ranks, ranks), space.density(given.ranks, ranks, BINS)
+        confusion = space.confusion(
+            labels, voted, max(int(labels.max()) + 1, len(given.test.classes))
+        )
+    coherence, density = (
+        space.correlations(given.ranks, ranks),
+        space.density(given.ranks, ranks, BINS),
+    )
     turned = plane._replace(points=space.turned(plane.points, given.plane.points))
     return _Sight(turned, near[:, :SHOWN], coherence, density, confusion)
 
 
-def _said(given: _Given, first: Mapping[str, str], unseen: Sequence[str], missing: Sequence[str]) -> list[str]:
+def _said(
+    given: _Given, first: Mapping[str, str], unseen: Sequence[str], missing: Sequence[str]
+) -> list[str]:
     """Which runs are shown, and which are not."""
     seeds = sorted(set(first.values()), key=lambda seed: (len(seed), seed))
     of = f"seed {seeds[0]}" if len(seeds) == 1 else "its first finished seed, given in the table"
-    count = f"{len(given.places):,} of " if len(given.places) < len(given.loaded.examples.test) else ""
+    count = (
+        f"{len(given.places):,} of " if len(given.places) < len(given.loaded.examples.test) else ""
+    )
     shown = (
         f"Every loss's student of {of}, on the same {count}{len(given.loaded.examples.test):,} test examples. "
         "The report of a single run, "
@@ -162,7 +184,10 @@ def _table(seen: Mapping[str, _Sight], first: Mapping[str, str], test: Seen) -> 
     for label, sight in seen.items():
         numbers = [np.median(sight.coherence), np.quantile(sight.coherence, 0.1)]
         row = [label, first.get(label, ""), *(f"{number:.3f}" for number in numbers)]
-        row += [f"{views.near_diagonal(sight.density)[0]:.0f} %", f"{100 * sight.plane.share:.0f} %"]
+        row += [
+            f"{views.near_diagonal(sight.density)[0]:.0f} %",
+            f"{100 * sight.plane.share:.0f} %",
+        ]
         if sight.confusion is not None:
             most = [
                 f"{test.name_of(true)} for {test.name_of(taken)}"
@@ -187,22 +212,32 @@ def _right(confusion: np.ndarray) -> float:
 def _panels(panels: Mapping[str, tuple[str, Markup]], how: str, *below: Markup) -> Markup:
     """One small panel a model, with its name and a few words above it."""
     shown = [
-        tag("div", tag("p", label, tag("br"), tag("small", said)), drawn) for label, (said, drawn) in panels.items()
+        tag("div", tag("p", label, tag("br"), tag("small", said)), drawn)
+        for label, (said, drawn) in panels.items()
     ]
     return figure(joined([tag("div", *shown, class_="small panels"), *below]), how)
 
 
 def _maps(seen: Mapping[str, _Sight], given: _Given) -> Markup:
     groups = views.most_numerous(given.test)
-    some = np.unique(np.linspace(0, len(given.places) - 1, min(len(given.places), DOTS)).astype(np.int64))
+    some = np.unique(
+        np.linspace(0, len(given.places) - 1, min(len(given.places), DOTS)).astype(np.int64)
+    )
     few = {name: np.flatnonzero(np.isin(some, members)) for name, members in groups.items()}
     panels = {}
     for place, (label, sight) in enumerate(seen.items()):
         share = f"{100 * sight.plane.share:.0f} % of the variance"
         said = f"Map of {len(some)} test examples as {label} sees them, {len(groups)} classes in colour."
-        panels[label] = share, charts.scatter(f"space-{place}", label, sight.plane.points[some], few, said, small=True)
+        panels[label] = (
+            share,
+            charts.scatter(
+                f"space-{place}", label, sight.plane.points[some], few, said, small=True
+            ),
+        )
     how = f"{views.A_MAP}; the students' maps are turned or mirrored to lie on the teacher's"
-    colours = [tag("li", name, style=f"--dot: var(--class-{place})") for place, name in enumerate(groups)]
+    colours = [
+        tag("li", name, style=f"--dot: var(--class-{place})") for place, name in enumerate(groups)
+    ]
     legend = [tag("ul", *colours, class_="legend")] * bool(groups)
     return _panels(panels, f"{how}{views.others_grey(given.test, groups)}.", *legend)
 
@@ -211,7 +246,10 @@ def _histograms(seen: Mapping[str, _Sight]) -> Markup:
     everyone = np.concatenate([sight.coherence for sight in _students(seen).values()])
     edges = np.linspace(min(0.0, np.floor(10 * float(np.quantile(everyone, 0.01))) / 10), 1, 31)
     shares = {label: _shares(sight.coherence, edges) for label, sight in _students(seen).items()}
-    all_, top = _shares(everyone, edges), 1.05 * max(float(share.max()) for share in shares.values())
+    all_, top = (
+        _shares(everyone, edges),
+        1.05 * max(float(share.max()) for share in shares.values()),
+    )
     panels = {}
     for place, (label, share) in enumerate(shares.items()):
         own = seen[label].coherence
@@ -235,10 +273,11 @@ def _densities(seen: Mapping[str, _Sight]) -> Markup:
     for place, (label, sight) in enumerate(_students(seen).items()):
         share, unrelated = views.near_diagonal(sight.density)
         said = f"{share:.0f} % near the diagonal"
-        alternative = (
-            f"Density of {label}'s ranks against the teacher's: {share:.0f} % of the pairs lie near the diagonal."
+        alternative = f"Density of {label}'s ranks against the teacher's: {share:.0f} % of the pairs lie near the diagonal."
+        panels[label] = (
+            said,
+            charts.rank_density(f"ranks-{place}", "", sight.density, alternative, charts.PANEL),
         )
-        panels[label] = said, charts.rank_density(f"ranks-{place}", "", sight.density, alternative, charts.PANEL)
     return _panels(
         panels,
         "All pairs of an anchor and another example: how near the teacher ranks it (across, from the left) and the "
@@ -270,7 +309,10 @@ def _confusions(seen: Mapping[str, _Sight], given: _Given) -> list[str]:
         right = _right(sight.confusion)
         shares = sight.confusion / np.maximum(sight.confusion.sum(axis=1, keepdims=True), 1)
         said = f"Confusion of {len(shares)} classes as {label} sees them: {right:.1f} % are right."
-        panels[label] = f"{right:.1f} % right", charts.confusion_map(f"classes-{place}", shares, said)
+        panels[label] = (
+            f"{right:.1f} % right",
+            charts.confusion_map(f"classes-{place}", shares, said),
+        )
     k = min(given.config.evaluation.neighbours, len(given.places) - 1)
     how = (
         f"The class that most of an example's {k} nearest among these test examples have. A row is a true class, a "

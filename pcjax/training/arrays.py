@@ -12,7 +12,10 @@ import tensorstore as ts
 def named(state: Any) -> dict[str, Any]:
     """The leaves of a pytree by their path, "student/embed/kernel"."""
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
-    named = {"|".join(_key(key) for key in path).replace("/", ".").replace("|", "/"): leaf for path, leaf in leaves}
+    named = {
+        "|".join(_key(key) for key in path).replace("/", ".").replace("|", "/"): leaf
+        for path, leaf in leaves
+    }
     if len(named) != len(leaves):
         raise TypeError(f"two of {[*named]} share a name")
     return named

@@ -100,10 +100,15 @@ class Checkpoints:
         alone = ocp.options.MultiprocessingOptions(
             primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process_{here}"
         )
-        shared: dict[str, Any] = {"temporary_path_class": COMMITTED, "multiprocessing_options": alone}
+        shared: dict[str, Any] = {
+            "temporary_path_class": COMMITTED,
+            "multiprocessing_options": alone,
+        }
         if not self._writable:
             for path in self._finished():
-                _checks.require((why := unreadable(path)) is None, self._unsound(int(path.name), why))
+                _checks.require(
+                    (why := unreadable(path)) is None, self._unsound(int(path.name), why)
+                )
         if not self._writes:
             options = ocp.CheckpointManagerOptions(read_only=True, **shared)
             return ocp.CheckpointManager(self.folder, item_names=ITEMS, options=options)
@@ -113,7 +118,9 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             create=False,
             cleanup_tmp_directories=True,
-            preservation_policy=policy.AnyPreservationPolicy([policy.LatestN(self._keep), _Best(self)]),
+            preservation_policy=policy.AnyPreservationPolicy(
+                [policy.LatestN(self._keep), _Best(self)]
+            ),
             # Where a folder cannot be made, threads that wait for it would wait for many minutes.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             **shared,
@@ -122,7 +129,11 @@ class Checkpoints:
 
     def _finished(self) -> list[pathlib.Path]:
         """The checkpoints that lie there, whatever they are worth."""
-        there = [path for path in self.folder.glob("*") if _is_step(path.name) and (path / FINISHED).exists()]
+        there = [
+            path
+            for path in self.folder.glob("*")
+            if _is_step(path.name) and (path / FINISHED).exists()
+        ]
         return sorted(there, key=lambda path: int(path.name))
 
     def _clean(self) -> None:
@@ -173,7 +184,9 @@ class Checkpoints:
                 raise
             why, number = line(error), of_the_machine(error)
             if number is not None:
-                raise OSError(number, f"checkpoint {step} in {self.folder} cannot be read now ({why})") from error
+                raise OSError(
+                    number, f"checkpoint {step} in {self.folder} cannot be read now ({why})"
+                ) from error
         if not self._writable:
             _checks.require(self._is_gone(step), self._unsound(step, why))
         return None, why
@@ -218,7 +231,9 @@ class Checkpoints:
 
     def _first(self, number: int) -> int:
         """What the first of the processes that decide together says."""
-        return int(multihost_utils.broadcast_one_to_all(np.int32(number))) if self._several else number
+        return (
+            int(multihost_utils.broadcast_one_to_all(np.int32(number))) if self._several else number
+        )
 
     def _step(self, step: int | None) -> int | None:
         """The step that the first process means."""
@@ -244,9 +259,15 @@ class Checkpoints:
     def best_of(self, steps: Sequence[int]) -> int | None:
         """The one with the highest score of these steps; the newest, if none has one."""
         scored = {step: score for step in steps if (score := self._scores.get(step)) is not None}
-        return max(scored, key=lambda step: (scored[step], step)) if scored else max(steps, default=None)
+        return (
+            max(scored, key=lambda step: (scored[step], step))
+            if scored
+            else max(steps, default=None)
+        )
 
-    def chosen_arrays(self, which: Literal["best", "last"]) -> tuple[int, dict[str, np.ndarray]] | None:
+    def chosen_arrays(
+        self, which: Literal["best", "last"]
+    ) -> tuple[int, dict[str, np.ndarray]] | None:
         """The step that is chosen and its arrays; what would be and is not as it was saved is put aside."""
         while (step := self.chosen(which)) is not None:
             found, why = self._try(step, lambda step=step: self.arrays(step))
@@ -259,7 +280,13 @@ class Checkpoints:
         return bool(self._first(step in self._unjudged))
 
     def save(
-        self, step: int, state: Any, data: dict[str, Any], score: float | None = None, *, judged: bool = True
+        self,
+        step: int,
+        state: Any,
+        data: dict[str, Any],
+        score: float | None = None,
+        *,
+        judged: bool = True,
     ) -> None:
         """Saves in the background; a score that is not finite never makes a checkpoint the best.
 
@@ -285,7 +312,9 @@ class Checkpoints:
                 "score": score,
                 "judged": judged,
                 "seconds": round(self._clock(), 1),
-                "arrays": {name: [str(x.dtype), list(x.shape), digest(x)] for name, x in arrays.items()},
+                "arrays": {
+                    name: [str(x.dtype), list(x.shape), digest(x)] for name, x in arrays.items()
+                },
                 "place": _fields.digest(data),
             }
         )
@@ -306,25 +335,35 @@ class Checkpoints:
     def _judge(self, step: int, score: float | None) -> None:
         """Puts another manifest in the place of the one that is there, whole or not at all."""
         manifest = self._manifest_of(step) | {"score": score, "judged": True}
-        replace(self.folder / str(step) / "manifest" / "metadata", json.dumps(_fields.proven(manifest)))
+        replace(
+            self.folder / str(step) / "manifest" / "metadata", json.dumps(_fields.proven(manifest))
+        )
         self._scores[step] = score
         self._unjudged.discard(step)
 
     def _attempt(self, step: int | None, write: Callable[[], Any]) -> None:
         try:
             write()
-        except Exception as error:  # of the file system, in whatever coat the libraries between give it
-            with contextlib.suppress(Exception):  # what is on the disk counts, not what Orbax meant to have there
+        except (
+            Exception
+        ) as error:  # of the file system, in whatever coat the libraries between give it
+            with contextlib.suppress(
+                Exception
+            ):  # what is on the disk counts, not what Orbax meant to have there
                 before, self._manager = self._manager, self._open()
                 before.close()
                 # Only now does nothing write any more, and what was left half written goes when the folder is opened.
                 self._manager.close()
                 self._manager = self._open()
             newest = self._manager.latest_step()
-            kept = "none is saved yet" if newest is None else f"the newest that is saved is {newest}"
+            kept = (
+                "none is saved yet" if newest is None else f"the newest that is saved is {newest}"
+            )
             which = "a checkpoint" if step is None else f"checkpoint {step}"
             self._unsaved = UnsavedError(f"{which} could not be saved ({line(error)}); {kept}")
-            self._say(f"{self._unsaved}; what was learnt stays in memory, and the next save is tried")
+            self._say(
+                f"{self._unsaved}; what was learnt stays in memory, and the next save is tried"
+            )
 
     def wait(self) -> UnsavedError | None:
         """Until what this process is saving is saved; what went wrong with the last save."""
@@ -361,7 +400,9 @@ class Checkpoints:
         if self._writes and not self._manager.is_saving_in_progress():
             self.wait()
 
-    def restore(self, state: Any, last: int | None = None) -> tuple[Any, dict[str, Any], int] | None:
+    def restore(
+        self, state: Any, last: int | None = None
+    ) -> tuple[Any, dict[str, Any], int] | None:
         """The state (in the form of the one given), the place in the data and the step; None if there is nothing.
 
         Args:
@@ -395,16 +436,24 @@ class Checkpoints:
         why = unreadable(self.folder / str(step))
         if why is not None:
             raise ValueError(why)
-        manifest = self._manager.restore(step, args=ocp.args.Composite(manifest=ocp.args.JsonRestore()))["manifest"]
+        manifest = self._manager.restore(
+            step, args=ocp.args.Composite(manifest=ocp.args.JsonRestore())
+        )["manifest"]
         if manifest.pop("digest", None) != _fields.digest(manifest):
             raise ValueError("the manifest is not what was saved")
         if manifest["step"] != step:
             raise ValueError(f"it is that of step {manifest['step']}")
         return manifest
 
-    def _arrays(self, step: int, manifest: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        wanted = {name: np.zeros(shape, dtype) for name, (dtype, shape, _) in manifest["arrays"].items()}
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(wanted), data=ocp.args.JsonRestore())
+    def _arrays(
+        self, step: int, manifest: dict[str, Any]
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        wanted = {
+            name: np.zeros(shape, dtype) for name, (dtype, shape, _) in manifest["arrays"].items()
+        }
+        items = ocp.args.Composite(
+            state=ocp.args.StandardRestore(wanted), data=ocp.args.JsonRestore()
+        )
         restored = self._manager.restore(step, args=items)
         arrays = {name: np.asarray(restored["state"][name]) for name in wanted}
         for name, array in arrays.items():
@@ -418,8 +467,12 @@ class Checkpoints:
         manifest, own = self._checked(step), named(state)
         differs = self._of_other_versions(step, manifest)
         remedy = "install what made it, or go on with --other-versions True: what follows may differ in last digits"
-        _checks.require(differs is None or self._other_versions or step == last, f"{differs}: {remedy}")
-        theirs = {name: (dtype, tuple(shape)) for name, (dtype, shape, _) in manifest["arrays"].items()}
+        _checks.require(
+            differs is None or self._other_versions or step == last, f"{differs}: {remedy}"
+        )
+        theirs = {
+            name: (dtype, tuple(shape)) for name, (dtype, shape, _) in manifest["arrays"].items()
+        }
         self.require_same(step, own, theirs, "choose another --workdir")
         arrays, data = self._arrays(step, manifest)
         tree = jax.tree.unflatten(jax.tree.structure(state), [arrays[name] for name in own])
@@ -434,15 +487,21 @@ class Checkpoints:
         others = [name for name in own if there.get(name) != own[name]]
         if not others:
             return None
-        before, now = (", ".join(f"{name} {known.get(name)}" for name in others) for known in (there, own))
+        before, now = (
+            ", ".join(f"{name} {known.get(name)}" for name in others) for known in (there, own)
+        )
         return f"checkpoint {step} in {self.folder} was made with {before}, this run has {now}"
 
-    def require_same(self, step: int, own: dict[str, Any], there: dict[str, tuple[Any, ...]], remedy: str) -> None:
+    def require_same(
+        self, step: int, own: dict[str, Any], there: dict[str, tuple[Any, ...]], remedy: str
+    ) -> None:
         """Refuses the arrays of a checkpoint, (dtype, shape), that are not as one's own."""
         ours = {name: (str(x.dtype), tuple(np.shape(x))) for name, x in own.items()}
         for name in sorted(there.keys() | ours.keys()):
             expected, found = ours.get(name, "nothing"), there.get(name, "nothing")
-            differs = f"checkpoint {step} in {self.folder} has {found} for {name}, expected {expected}"
+            differs = (
+                f"checkpoint {step} in {self.folder} has {found} for {name}, expected {expected}"
+            )
             _checks.require(expected == found, f"{differs}: {remedy}")
 
     def _put_aside(self, step: int, why: str) -> None:
@@ -454,7 +513,9 @@ class Checkpoints:
         others = [int(other.name) for other in self._finished() if other != path]
         if not others:
             then = "; there is none before it"
-        elif int(path.name) < max(others):  # it may have been half removed when the process was killed
+        elif int(path.name) < max(
+            others
+        ):  # it may have been half removed when the process was killed
             then = "; a newer one is there"
         else:
             then = ", and the one before it is taken"

@@ -32,7 +32,9 @@ class Display:
 
     def __init__(self, quiet: bool = False):
         quiet = quiet or jax.process_index() != 0
-        self._console = _Console(file=cast(IO[str], _Output()), quiet=quiet, highlight=False, soft_wrap=True)
+        self._console = _Console(
+            file=cast(IO[str], _Output()), quiet=quiet, highlight=False, soft_wrap=True
+        )
 
     def say(self, text: str) -> None:
         """One line."""
@@ -42,7 +44,11 @@ class Display:
         """A small table; the first column names the rows."""
         table = Table(title=Text(printable(title)), title_justify="left")
         for place, column in enumerate(columns):
-            table.add_column(Text(printable(column)), justify="left" if place == 0 else "right", no_wrap=place == 0)
+            table.add_column(
+                Text(printable(column)),
+                justify="left" if place == 0 else "right",
+                no_wrap=place == 0,
+            )
         for row in rows:
             table.add_row(*(Text(printable(cell)) for cell in row))
         self._console.print(table)
@@ -115,14 +121,20 @@ class ShownProgress:
             self._at, self._since = step, now
         rate = self._rate
         wanted = {
-            name: self._values[name] for name in ("loss", "coherence", "accuracy", "skipped") if name in self._values
+            name: self._values[name]
+            for name in ("loss", "coherence", "accuracy", "skipped")
+            if name in self._values
         }
-        shown = "  ".join([f"{rate:.3g} steps/s", *(f"{name} {value:.4f}" for name, value in wanted.items())])
+        shown = "  ".join(
+            [f"{rate:.3g} steps/s", *(f"{name} {value:.4f}" for name, value in wanted.items())]
+        )
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, shown=shown)
         elif now >= self._next_look or not self._said or step == self._steps:
             left = (self._steps - step) / max(rate, 1e-9)
-            self._display.say(f"{self._name}: step {step} of {self._steps}  {shown}  {left:.0f} s left")
+            self._display.say(
+                f"{self._name}: step {step} of {self._steps}  {shown}  {left:.0f} s left"
+            )
             self._said = True
         else:
             return

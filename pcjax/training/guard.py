@@ -36,7 +36,13 @@ class Guard:
 
     def note(self, step: int, said: Mapping[str, Any], index: np.ndarray) -> bool:
         """Keeps what a step said of itself; true when it is time to look."""
-        self._pending.append((step, {name: said[name] for name in ("taken", "finite", "alike", "large", "row")}, index))
+        self._pending.append(
+            (
+                step,
+                {name: said[name] for name in ("taken", "finite", "alike", "large", "row")},
+                index,
+            )
+        )
         return len(self._pending) >= MOST
 
     def look(self) -> list[Skipped]:

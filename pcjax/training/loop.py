@@ -13,15 +13,15 @@ import numpy as np
 
 from pcjax.config import Training
 from pcjax.data import TrainingBatches
-from pcjax.training.board import Board
 from pcjax.training.checkpoint import Checkpoints
 from pcjax.training.disk import UNFINISHED
 from pcjax.training.display import Display, ShownProgress
 from pcjax.training.guard import BadStepsError, Guard, Skipped
+from pcjax.training.metrics_log import METRICS, lines_of
 from pcjax.training.parallel import Mapped, wait_for_all
-from pcjax.training.records import METRICS, lines_of
 from pcjax.training.state import State
 from pcjax.training.stopping import Agreement, StoppedError, StopSignals, Watchdog, agreed_now
+from pcjax.training.tensorboard import Board
 
 VALIDATION = "validation_"  # before the names of what the validation examples say
 TRIED_AGAIN_AFTER = (1.0, 4.0, 10.0)  # seconds, before the last save is given up
@@ -58,7 +58,9 @@ def train(plan: Plan, display: Display) -> int:
     zeros = jax.device_get(plan.state.sums)
     score = None
     guard = Guard(plan.training.bad_steps)
-    watchdog = Watchdog(plan.name, plan.training.watchdog_seconds, "step", "training.watchdog_seconds")
+    watchdog = Watchdog(
+        plan.name, plan.training.watchdog_seconds, "step", "training.watchdog_seconds"
+    )
     with (
         StopSignals() as stop,
         watchdog,
@@ -76,7 +78,10 @@ def train(plan: Plan, display: Display) -> int:
             progress.show(step)
             last = step == plan.steps
             number = agreement.at(stop.number, step, last)
-            logged, saved = (last or step % every == 0 for every in (plan.training.log_every, plan.training.save_every))
+            logged, saved = (
+                last or step % every == 0
+                for every in (plan.training.log_every, plan.training.save_every)
+            )
             if guard.note(step, said, batch["index"]) or logged or saved or number is not None:
                 for skipped in guard.look():
                     metrics.skipped(skipped)
@@ -95,7 +100,14 @@ def train(plan: Plan, display: Display) -> int:
                     number = stopped.number
             if number is not None or guard.given_up:
                 judged = saved and number is None
-                _save_for_good(plan, watchdog, step, state, score if judged else None, judged=judged or not saved)
+                _save_for_good(
+                    plan,
+                    watchdog,
+                    step,
+                    state,
+                    score if judged else None,
+                    judged=judged or not saved,
+                )
                 if number is not None:
                     raise StoppedError(number, step)
                 raise _too_many(plan, step)
@@ -148,13 +160,21 @@ def _judged(
 
 
 def _save_for_good(
-    plan: Plan, watchdog: Watchdog, step: int, state: State, score: float | None = None, *, judged: bool = True
+    plan: Plan,
+    watchdog: Watchdog,
+    step: int,
+    state: State,
+    score: float | None = None,
+    *,
+    judged: bool = True,
 ) -> None:
     """Saves what must not be lost: tried again some times before giving up, as nothing will come after."""
     watchdog.rest()  # no step may take as long as that
     limit = plan.training.watchdog_seconds
     limit = None if limit is None else limit + max(TRIED_AGAIN_AFTER)
-    with Watchdog(f"{plan.name}: the last save", limit, "try", "training.watchdog_seconds") as patience:
+    with Watchdog(
+        f"{plan.name}: the last save", limit, "try", "training.watchdog_seconds"
+    ) as patience:
         for tries, seconds in enumerate((*TRIED_AGAIN_AFTER, None), 1):
             plan.checkpoints.save(step, state, plan.batches.get_state(), score, judged=judged)
             unsaved = plan.checkpoints.settled()
@@ -175,7 +195,11 @@ def _means(state: State) -> dict[str, float]:
     """What was summed since the last time, by the number of steps that were taken."""
     sums, skipped = jax.device_get((state.sums, state.skipped))
     count = float(sums["count"])
-    means = {name: float(total) / count if count else math.nan for name, total in sums.items() if name != "count"}
+    means = {
+        name: float(total) / count if count else math.nan
+        for name, total in sums.items()
+        if name != "count"
+    }
     return means | ({"skipped": int(skipped)} if skipped else {})
 
 
@@ -194,7 +218,9 @@ class _Metrics:
         unjudged: bool = False,
     ):
         first = jax.process_index() == 0
-        self._board = Board(path.with_name("tensorboard"), at, say) if tensorboard and first else None
+        self._board = (
+            Board(path.with_name("tensorboard"), at, say) if tensorboard and first else None
+        )
         self._path = path if first else None
         self._last, self._seconds = at, time.perf_counter()
         self._waiting, self._say, self._failing = "", say, False
@@ -211,14 +237,18 @@ class _Metrics:
             self._last, self._seconds = step, now
         self._append(record)
         if self._board is not None:
-            self._board.write(step, {name: x for name, x in record.items() if name != "step" and x is not None})
+            self._board.write(
+                step, {name: x for name, x in record.items() if name != "step" and x is not None}
+            )
 
     def close(self) -> None:
         """Tries once more to write what could not be written."""
         if self._path is not None and self._waiting:
             self._write(self._path)
         if self._waiting:
-            self._say(f"{self._waiting.count(chr(10))} lines could not be written to {self._path}, and are lost")
+            self._say(
+                f"{self._waiting.count(chr(10))} lines could not be written to {self._path}, and are lost"
+            )
         if self._board is not None:
             self._board.close()
 
@@ -243,7 +273,9 @@ class _Metrics:
             self._waiting, self._failing = "", False
         except OSError as error:
             if not self._failing:
-                self._say(f"{path} cannot be written ({error.strerror}): its lines are kept and tried again")
+                self._say(
+                    f"{path} cannot be written ({error.strerror}): its lines are kept and tried again"
+                )
             self._failing = True
 
 
@@ -255,7 +287,11 @@ def _cut(path: pathlib.Path, at: int, say: Callable[[str], Any], unjudged: bool)
     """Leaves those lines that are of no later step, nor what will be judged again; how many bytes they are."""
 
     def stays(record: Mapping[str, Any]) -> bool:
-        again = unjudged and record["step"] == at and any(name.startswith(VALIDATION) for name in record)
+        again = (
+            unjudged
+            and record["step"] == at
+            and any(name.startswith(VALIDATION) for name in record)
+        )
         return record["step"] <= at and not again
 
     unfinished, damaged = path.with_name(path.name + UNFINISHED), 0

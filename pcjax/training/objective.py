@@ -10,10 +10,10 @@ from jaxtyping import Array, Float, Int
 
 from pcjax._checks import RequestError, require, require_name
 from pcjax.config import Loss, Ramp
+from pcjax.loss_registry import CLASSIFIER, TERMS, Beginning, first_memory, key_of
 from pcjax.models import Output, heads, regressors
-from pcjax.terms import CLASSIFIER, TERMS, Beginning, first_memory, key_of
-from pcjax.training.beside import Beside
-from pcjax.training.functional import Arrays, Functional, functional
+from pcjax.models.functional import Arrays, Functional, functional
+from pcjax.training.neighbour_views import Beside
 
 Shape = tuple[int, ...]
 
@@ -25,7 +25,9 @@ class Head(NamedTuple):
     gives: tuple[str, ...] = ()
 
 
-def _of_widths(kind: Callable[..., nnx.Module]) -> Callable[[Shape, Shape, str | None, nnx.Rngs], nnx.Module]:
+def _of_widths(
+    kind: Callable[..., nnx.Module],
+) -> Callable[[Shape, Shape, str | None, nnx.Rngs], nnx.Module]:
     return lambda student, teacher, axis_name, rngs: kind(student[-1], teacher[-1], rngs=rngs)  # noqa: ARG005
 
 
@@ -79,18 +81,32 @@ class Objective(NamedTuple):
     def names(self) -> list[str]:
         """One for every loss, and none twice."""
         names = [loss.name for loss in self.losses]
-        return [name if names.count(name) == 1 else f"{name}_{place}" for place, name in enumerate(names)]
+        return [
+            name if names.count(name) == 1 else f"{name}_{place}"
+            for place, name in enumerate(names)
+        ]
 
-    def __call__(self, moment: Moment, kept: Kept) -> tuple[Float[Array, ""], dict[str, Array], Kept]:
+    def __call__(
+        self, moment: Moment, kept: Kept
+    ) -> tuple[Float[Array, ""], dict[str, Array], Kept]:
         """The sum, every loss by its name, and what is kept for the next step (the heads as they are)."""
-        total, values, statistics, memories = jnp.zeros(()), {}, dict(kept.statistics), dict(kept.memories)
+        total, values, statistics, memories = (
+            jnp.zeros(()),
+            {},
+            dict(kept.statistics),
+            dict(kept.memories),
+        )
         for place, (name, loss) in enumerate(zip(self.names(), self.losses, strict=True)):
             key, term = str(place), TERMS[loss.name]
             student, *teacher = compared(loss.kind, moment, self.maps.get(key))
             given = {"where": moment.batch["mask"], "axis_name": moment.axis_name}
             given |= {argument: moment.batch[column] for argument, column in term.columns.items()}
             if term.classifier:
-                given |= {part: moment.classifier[part] for part in CLASSIFIER if part in moment.classifier}
+                given |= {
+                    part: moment.classifier[part]
+                    for part in CLASSIFIER
+                    if part in moment.classifier
+                }
             if term.random:
                 given["key"] = key_of(self.seed, place, moment.step)
             if key in self.heads:
@@ -108,7 +124,9 @@ class Objective(NamedTuple):
             memory, before = term.memory, kept.memories.get(key)
             if memory is not None and before is not None:
                 memories[key] = memory.move(before, student, *teacher, **(given | arguments))
-                given[memory.argument] = memory.given(memories[key] if memory.holds_the_batch else before)
+                given[memory.argument] = memory.given(
+                    memories[key] if memory.holds_the_batch else before
+                )
             values[name] = term.function(student, *teacher, **given)
             total = total + at(loss.weight, moment.progress) * values[name]
         return total, values, kept._replace(statistics=statistics, memories=memories)
@@ -141,7 +159,11 @@ def _there(logits: Array | None) -> Array:
 
 
 def objective(
-    losses: tuple[Loss, ...], student: Output, teacher: Output | None, seed: int, axis_name: str | None = None
+    losses: tuple[Loss, ...],
+    student: Output,
+    teacher: Output | None,
+    seed: int,
+    axis_name: str | None = None,
 ) -> tuple[Objective, Kept]:
     """The objective for models of these outputs (only their shapes matter), with the first state of its heads."""
     functions, parameters, statistics, maps = {}, {}, {}, {}
@@ -149,7 +171,9 @@ def objective(
         key = str(place)
         for who, output in (("student", student), ("teacher", teacher)):
             if loss.kind == "logits" and (output is None or output.logits is None):
-                raise RequestError(f"the loss {loss.name} compares class scores, and the {who} gives none")
+                raise RequestError(
+                    f"the loss {loss.name} compares class scores, and the {who} gives none"
+                )
         if loss.kind == "maps" and teacher is not None:
             maps[key] = _maps(loss, student, teacher)
         if loss.head != "none":
@@ -160,7 +184,12 @@ def objective(
 
 
 def with_memories(
-    kept: Kept, what: Objective, student: Output, teacher: Output | None, examples: int, labels: np.ndarray | None
+    kept: Kept,
+    what: Objective,
+    student: Output,
+    teacher: Output | None,
+    examples: int,
+    labels: np.ndarray | None,
 ) -> Kept:
     """The same with what the losses remember before the first step, of a training set of so many examples."""
     memories = {}
@@ -171,7 +200,9 @@ def with_memories(
         own, theirs = (shape[-1] for shape in _shapes(loss, student, teacher, what.maps.get(key)))
         # No step has this number: no other key is the same.
         random = key_of(what.seed, place, 2**31 - 1)
-        start = Beginning(loss.bank, (own if loss.head == "none" else theirs, theirs), random, examples, labels)
+        start = Beginning(
+            loss.bank, (own if loss.head == "none" else theirs, theirs), random, examples, labels
+        )
         memory = first_memory(term, start, loss.arguments)
         if memory is not None:
             memories[key] = memory
@@ -181,7 +212,9 @@ def with_memories(
 def _maps(loss: Loss, student: Output, teacher: Output) -> tuple[str, str]:
     """The names of the maps that a loss compares."""
     chosen = []
-    for who, output, name in zip(("student", "teacher"), (student, teacher), loss.maps or (None, None), strict=True):
+    for who, output, name in zip(
+        ("student", "teacher"), (student, teacher), loss.maps or (None, None), strict=True
+    ):
         require(bool(output.maps), f"the loss {loss.name} compares maps, and the {who} gives none")
         if name is not None:
             require_name(f"map of the {who}", name, sorted(output.maps))
@@ -189,14 +222,18 @@ def _maps(loss: Loss, student: Output, teacher: Output) -> tuple[str, str]:
     return chosen[0], chosen[1]
 
 
-def _shapes(loss: Loss, student: Output, teacher: Output | None, maps: tuple[str, str] | None) -> tuple[Shape, Shape]:
+def _shapes(
+    loss: Loss, student: Output, teacher: Output | None, maps: tuple[str, str] | None
+) -> tuple[Shape, Shape]:
     """Of one example's part of what a loss compares."""
     nothing = jnp.zeros(())
     both = compared(loss.kind, Moment(student, teacher, {}, {}, nothing, nothing, None), maps)
     return both[0].shape[1:], both[1].shape[1:]
 
 
-def _builder(head: Head, student: Shape, teacher: Shape, axis_name: str | None, seed: int) -> Callable[[], nnx.Module]:
+def _builder(
+    head: Head, student: Shape, teacher: Shape, axis_name: str | None, seed: int
+) -> Callable[[], nnx.Module]:
     return lambda: head.build(student, teacher, axis_name, nnx.Rngs(seed))
 
 

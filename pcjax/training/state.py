@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from pcjax.config import Training
-from pcjax.training.functional import Arrays
+from pcjax.models.functional import Arrays
 from pcjax.training.objective import Kept
 
 
@@ -23,7 +23,9 @@ class State(NamedTuple):
     head_statistics: dict[str, Arrays]  # of their batch normalisation
     memories: dict[str, Any]  # what losses remember of past examples, by their places
     optimiser: Any
-    sums: dict[str, Array]  # of metrics, and the "count" of steps, since they were last written down
+    sums: dict[
+        str, Array
+    ]  # of metrics, and the "count" of steps, since they were last written down
     skipped: Int[Array, ""]  # steps that were not taken: not finite, a spike, or all examples alike
     row: Int[Array, ""]  # of these, how many came one after the other up to now
     gradients: Int[Array, ""]  # of steps that were taken and had one that is not 0
@@ -61,9 +63,13 @@ def make_optimiser(training: Training, steps: int) -> optax.GradientTransformati
     after = {
         "constant": optax.constant_schedule(rate),
         "cosine": optax.cosine_decay_schedule(rate, rest),
-        "steps": optax.piecewise_constant_schedule(rate, {round(rest * s): 0.1 for s in (0.625, 0.75, 0.875)}),
+        "steps": optax.piecewise_constant_schedule(
+            rate, {round(rest * s): 0.1 for s in (0.625, 0.75, 0.875)}
+        ),
     }[training.schedule]
-    schedule = optax.join_schedules([optax.linear_schedule(0.0, rate, max(warmup, 1)), after], [warmup])
+    schedule = optax.join_schedules(
+        [optax.linear_schedule(0.0, rate, max(warmup, 1)), after], [warmup]
+    )
 
     def only_matrices(tree: Any) -> Any:
         # Biases, and the scales and shifts of normalisations, are not decayed.

@@ -11,16 +11,19 @@ from jax import lax
 from jaxtyping import Array
 
 from pcjax.data.batches import NEIGHBOUR
+from pcjax.loss_registry import key_of
 from pcjax.models import Output
-from pcjax.terms import key_of
-from pcjax.training.beside import look
-from pcjax.training.functional import Functional
+from pcjax.models.functional import Functional
+from pcjax.training.neighbour_views import look
 from pcjax.training.objective import Kept, Moment, Objective
 from pcjax.training.state import State
 
 AXIS = "batch"
 LARGEST = 1e29  # of a metric; a hundred million of them stay finite
-KNOWN_AFTER, REMEMBERED = 10, 100  # steps whose gradients say what is usual: at first, and in the long run
+KNOWN_AFTER, REMEMBERED = (
+    10,
+    100,
+)  # steps whose gradients say what is usual: at first, and in the long run
 Batch = Mapping[str, Array]
 Step = Callable[[Any, State, Batch], tuple[State, dict[str, Array]]]
 
@@ -55,16 +58,24 @@ def make_step(
         seen = None if teacher is None else lax.stop_gradient(teacher(fixed.teacher, batch))
 
         def loss_of(trained: tuple[Any, Any]) -> tuple[Array, Any]:
-            output, statistics = student.apply(trained[0], state.statistics, batch["image"], train=True)
-            moment = Moment(output, seen, fixed.classifier, batch, state.step, state.step / steps, AXIS)
+            output, statistics = student.apply(
+                trained[0], state.statistics, batch["image"], train=True
+            )
+            moment = Moment(
+                output, seen, fixed.classifier, batch, state.step, state.step / steps, AXIS
+            )
             if objective.neighbours and teacher is not None:
 
                 def sees(images: Array) -> Output:
                     return student.apply(trained[0], state.statistics, images, train=True)[0]
 
                 key = key_of(objective.seed, len(objective.losses), state.step)
-                moment = moment._replace(beside=look(sees, functools.partial(teacher, fixed.teacher), batch, key))
-            total, parts, kept = objective(moment, Kept(trained[1], state.head_statistics, state.memories))
+                moment = moment._replace(
+                    beside=look(sees, functools.partial(teacher, fixed.teacher), batch, key)
+                )
+            total, parts, kept = objective(
+                moment, Kept(trained[1], state.head_statistics, state.memories)
+            )
             return total, (parts, statistics, kept)
 
         trained = (state.student, state.heads)
@@ -88,21 +99,33 @@ def make_step(
         if spike is not None:
             images = [batch[name] for name in ("image", f"{NEIGHBOUR}image") if name in batch]
             large = jnp.any(jnp.stack([_root_mean_square(x) for x in images]) > spike * size)
-            good &= ~large & ((state.gradients < KNOWN_AFTER) | (jnp.log(norm) <= jnp.log(spike) + state.most))
+            good &= ~large & (
+                (state.gradients < KNOWN_AFTER) | (jnp.log(norm) <= jnp.log(spike) + state.most)
+            )
         # A mean of logarithms: one gradient adds little to it, however long it is. One of 0 says nothing.
         counts = norm > 0
         share = jnp.maximum(1 / (state.gradients + 1), 1 / REMEMBERED)
-        usual = state.usual + jnp.where(counts, share * (jnp.log(jnp.where(counts, norm, 1)) - state.usual), 0)
+        usual = state.usual + jnp.where(
+            counts, share * (jnp.log(jnp.where(counts, norm, 1)) - state.usual), 0
+        )
         gradients = state.gradients + counts.astype(jnp.int32)
         most = jnp.where(gradients <= KNOWN_AFTER, usual, jnp.maximum(state.most, usual))
         taken = taken._replace(gradients=gradients, usual=usual, most=most)
         taken = jax.tree.map(lambda new, old: jnp.where(good, new, old), taken, state)
-        metrics = {"loss": loss, **parts, "gradient_norm": norm, "count": jnp.ones(()), "taken": good}
+        metrics = {
+            "loss": loss,
+            **parts,
+            "gradient_norm": norm,
+            "count": jnp.ones(()),
+            "taken": good,
+        }
         row = jnp.where(good, 0, state.row + 1)
         metrics |= {"finite": finite, "alike": alike, "large": large, "row": row}
         # Of what is finite the sum must be so too.
         summed = {name: jnp.clip(metrics[name], -LARGEST, LARGEST) for name in state.sums}
-        sums = {name: total + jnp.where(good, summed[name], 0) for name, total in state.sums.items()}
+        sums = {
+            name: total + jnp.where(good, summed[name], 0) for name, total in state.sums.items()
+        }
         skipped = state.skipped + jnp.where(good, 0, 1)
         taken = taken._replace(step=state.step + 1, sums=sums, skipped=skipped, row=row)
         return taken, metrics
@@ -119,7 +142,9 @@ def _all_finite(tree: Any) -> Array:
 def _all_alike(images: Array) -> Array:
     """Whether all examples of all devices are the same."""
     here, first = jnp.all(images == images[:1]), images[0].astype(jnp.float32)
-    return (lax.pmin(here.astype(jnp.int32), AXIS) == 1) & jnp.all(lax.pmax(first, AXIS) == lax.pmin(first, AXIS))
+    return (lax.pmin(here.astype(jnp.int32), AXIS) == 1) & jnp.all(
+        lax.pmax(first, AXIS) == lax.pmin(first, AXIS)
+    )
 
 
 def _root_mean_square(images: Array) -> Array:

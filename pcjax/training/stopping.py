@@ -18,7 +18,10 @@ from pcjax.training.guard import BadStepsError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 HANGS_AFTER = 1800.0  # seconds without a step, where there are several devices
-ASKED_EVERY, OR_SECONDS = 8, 2.0  # steps, and what they may take: asking all processes waits for their devices
+ASKED_EVERY, OR_SECONDS = (
+    8,
+    2.0,
+)  # steps, and what they may take: asking all processes waits for their devices
 
 
 class StoppedError(Exception):
@@ -57,7 +60,9 @@ class StopSignals:
             signal.signal(number, handler)
 
 
-_all_steps = itertools.count(1)  # of all trainings: a notice waits for a number that must not have passed
+_all_steps = itertools.count(
+    1
+)  # of all trainings: a notice waits for a number that must not have passed
 
 
 class Agreement:
@@ -107,7 +112,9 @@ class Watchdog:
       setting: the field of the config that says how long.
     """
 
-    def __init__(self, what: str, seconds: float | None = None, each: str | None = None, setting: str = ""):
+    def __init__(
+        self, what: str, seconds: float | None = None, each: str | None = None, setting: str = ""
+    ):
         alone = jax.device_count() == 1
         self._what, self._seconds = what, HANGS_AFTER if seconds is None and not alone else seconds
         self._each, self._setting = each, f" ({setting})" if setting else ""
@@ -117,7 +124,9 @@ class Watchdog:
     def __enter__(self) -> "Watchdog":
         self.beat(self._step)
         if self._seconds is not None:
-            threading.Thread(target=self._watch, args=(self._seconds,), name="watchdog", daemon=True).start()
+            threading.Thread(
+                target=self._watch, args=(self._seconds,), name="watchdog", daemon=True
+            ).start()
         return self
 
     def __exit__(self, *_: object) -> None:

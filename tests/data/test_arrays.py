@@ -20,7 +20,9 @@ def everything(part):
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-@pytest.mark.parametrize(("image_key", "label_key"), [("images", "labels"), ("x", "y"), ("features", "labels")])
+@pytest.mark.parametrize(
+    ("image_key", "label_key"), [("images", "labels"), ("x", "y"), ("features", "labels")]
+)
 def test_a_file_of_everything(save, image_key, label_key, tmp_path):
     path = tmp_path / "data.npz"
     rest = {f"test_{image_key}": IMAGES[:7], f"test_{label_key}": LABELS[:7].astype(np.uint8)}
@@ -86,7 +88,9 @@ def test_a_mapped_member_is_as_long_as_its_header_says(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "data.npz", "w") as archive:
         archive.writestr("x.npy", buffer.getvalue()[:-400])
         archive.writestr("y.npy", buffer.getvalue())
-    with pytest.raises(ValueError, match=r"cannot be read \(x.npy is not as long as its header says\)"):
+    with pytest.raises(
+        ValueError, match=r"cannot be read \(x.npy is not as long as its header says\)"
+    ):
         load(f"arrays:{tmp_path / 'data.npz'}")
     np.savez(tmp_path / "data.npz", x=np.full((30, 9), None))
     with pytest.raises(ValueError, match="objects are refused"):
@@ -95,7 +99,16 @@ def test_a_mapped_member_is_as_long_as_its_header_says(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("dtype", "read_as"),
-    [("u1", "u1"), ("f2", "f2"), ("f4", "f4"), ("f8", "f8"), (">f4", ">f4"), ("i8", "f4"), ("u2", "f4"), ("i1", "f4")],
+    [
+        ("u1", "u1"),
+        ("f2", "f2"),
+        ("f4", "f4"),
+        ("f8", "f8"),
+        (">f4", ">f4"),
+        ("i8", "f4"),
+        ("u2", "f4"),
+        ("i1", "f4"),
+    ],
 )
 def test_kinds_of_numbers(dtype, read_as, tmp_path):
     np.save(tmp_path / "x.npy", IMAGES[:, 0, 0].astype(dtype))
@@ -185,60 +198,189 @@ TALL = np.tile(FEATURES, (100, 1))
 nan = FEATURES.copy()
 nan[4, 1] = np.nan
 BAD = {
-    "none at all": ("x.npy", lambda path: None, "no such file or folder: expected a .npz or .npy file, or a folder"),
-    "another kind": ("x.csv", lambda path: path.write_text("1,2"), "expected a file named .npz or .npy"),
+    "none at all": (
+        "x.npy",
+        lambda path: None,
+        "no such file or folder: expected a .npz or .npy file, or a folder",
+    ),
+    "another kind": (
+        "x.csv",
+        lambda path: path.write_text("1,2"),
+        "expected a file named .npz or .npy",
+    ),
     "empty": ("x.npy", lambda path: path.write_bytes(b""), "cannot be read (EOF"),
-    "not an array": ("x.npy", lambda path: path.write_bytes(b"hello, world" * 9), "cannot be read (the magic string"),
-    "objects": ("x.npy", npy(np.array([{}, 1])), "objects are refused, save it with a dtype of numbers"),
-    "objects within": ("x.npz", npz(x=np.array([[1], [2, 3]], object)), "objects are refused, save it with a dtype"),
-    "a pickle": ("x.npy", lambda path: path.write_bytes(b"\x80\x04K\x01." + b" " * 99), "cannot be read"),
-    "truncated": ("x.npy", cut(npy(FEATURES), 0.6), "cannot be read (mmap length is greater than file size)"),
+    "not an array": (
+        "x.npy",
+        lambda path: path.write_bytes(b"hello, world" * 9),
+        "cannot be read (the magic string",
+    ),
+    "objects": (
+        "x.npy",
+        npy(np.array([{}, 1])),
+        "objects are refused, save it with a dtype of numbers",
+    ),
+    "objects within": (
+        "x.npz",
+        npz(x=np.array([[1], [2, 3]], object)),
+        "objects are refused, save it with a dtype",
+    ),
+    "a pickle": (
+        "x.npy",
+        lambda path: path.write_bytes(b"\x80\x04K\x01." + b" " * 99),
+        "cannot be read",
+    ),
+    "truncated": (
+        "x.npy",
+        cut(npy(FEATURES), 0.6),
+        "cannot be read (mmap length is greater than file size)",
+    ),
     "truncated header": ("x.npy", cut(npy(FEATURES), 0.05), "cannot be read (EOF"),
-    "truncated archive": ("x.npz", cut(npz(x=FEATURES), 0.7), "cannot be read (File is not a zip file)"),
-    "not an archive": ("x.npz", lambda path: path.write_bytes(b"hello"), "cannot be read (File is not a zip file)"),
+    "truncated archive": (
+        "x.npz",
+        cut(npz(x=FEATURES), 0.7),
+        "cannot be read (File is not a zip file)",
+    ),
+    "not an archive": (
+        "x.npz",
+        lambda path: path.write_bytes(b"hello"),
+        "cannot be read (File is not a zip file)",
+    ),
     "one bit flipped in what is compressed": (
         "x.npz",
         flipped(compressed(x=IMAGES), 0.5),
         "cannot be read (",
     ),
-    "one bit flipped": ("x.npz", flipped(npz(x=FEATURES), 0.5), "cannot be read (Bad CRC-32 for file 'x.npy')"),
-    "a shorter header": ("x.npy", shortened(npy(TALL)), "cannot be read (it is longer than its header says)"),
-    "a shorter header within": ("x.npz", shortened(npz(x=TALL)), "cannot be read (Bad CRC-32 for file 'x.npy')"),
-    "bad header": ("x.npz", raw_member(b"\x93NUMPY\x01\x00\x10\x00{'descr': '<f4',"), "cannot be read"),
+    "one bit flipped": (
+        "x.npz",
+        flipped(npz(x=FEATURES), 0.5),
+        "cannot be read (Bad CRC-32 for file 'x.npy')",
+    ),
+    "a shorter header": (
+        "x.npy",
+        shortened(npy(TALL)),
+        "cannot be read (it is longer than its header says)",
+    ),
+    "a shorter header within": (
+        "x.npz",
+        shortened(npz(x=TALL)),
+        "cannot be read (Bad CRC-32 for file 'x.npy')",
+    ),
+    "bad header": (
+        "x.npz",
+        raw_member(b"\x93NUMPY\x01\x00\x10\x00{'descr': '<f4',"),
+        "cannot be read",
+    ),
     "huge header": (
         "x.npz",
         raw_member(
-            b"\x93NUMPY\x01\x00\x46\x00" + b"{'descr': '<f4', 'fortran_order': False, 'shape': (9999999999999999,)}"
+            b"\x93NUMPY\x01\x00\x46\x00"
+            + b"{'descr': '<f4', 'fortran_order': False, 'shape': (9999999999999999,)}"
         ),
         "cannot be read",
     ),
     "no array": ("x.npz", npz(), "found the arrays none: expected one of"),
-    "no examples": ("x.npz", npz(y=LABELS), "found the arrays 'y': expected one of \"images\" (or features or x)"),
-    "no training examples": ("x.npz", npz(test_x=FEATURES), "found the arrays 'test_x': expected one of"),
-    "two of them": ("x.npz", npz(x=FEATURES, images=IMAGES), "found the arrays 'x', 'images': expected one of"),
-    "a misspelt name": ("x.npz", npz(x=FEATURES, test_image=IMAGES), "unknown arrays 'test_image': expected"),
-    "text": ("x.npy", npy(np.array([["a", "b"]])), "'images' has dtype <U1: expected integers or floats, convert it"),
-    "complex numbers": ("x.npz", npz(x=FEATURES * 1j), "'x' has dtype complex64: expected integers or floats"),
+    "no examples": (
+        "x.npz",
+        npz(y=LABELS),
+        "found the arrays 'y': expected one of \"images\" (or features or x)",
+    ),
+    "no training examples": (
+        "x.npz",
+        npz(test_x=FEATURES),
+        "found the arrays 'test_x': expected one of",
+    ),
+    "two of them": (
+        "x.npz",
+        npz(x=FEATURES, images=IMAGES),
+        "found the arrays 'x', 'images': expected one of",
+    ),
+    "a misspelt name": (
+        "x.npz",
+        npz(x=FEATURES, test_image=IMAGES),
+        "unknown arrays 'test_image': expected",
+    ),
+    "text": (
+        "x.npy",
+        npy(np.array([["a", "b"]])),
+        "'images' has dtype <U1: expected integers or floats, convert it",
+    ),
+    "complex numbers": (
+        "x.npz",
+        npz(x=FEATURES * 1j),
+        "'x' has dtype complex64: expected integers or floats",
+    ),
     "booleans": ("x.npz", npz(x=FEATURES > 0), "'x' has dtype bool: expected integers or floats"),
     "records": ("x.npy", npy(np.zeros(3, "f4,i4")), "expected integers or floats"),
     "one number": ("x.npy", npy(np.float32(1)), f"'images' has shape (): {WRONG_SHAPE}"),
     "one axis": ("x.npy", npy(FEATURES[0]), f"'images' has shape (6,): {WRONG_SHAPE}"),
-    "five axes": ("x.npy", npy(IMAGES[None]), f"'images' has shape (1, 30, 4, 5, 3): {WRONG_SHAPE}"),
-    "nobody": ("x.npy", npy(FEATURES[:0]), f"'images' has shape (0, 6): {WRONG_SHAPE}, none of them 0"),
-    "not a number": ("x.npz", npz(x=nan), "'x' holds NaN, or infinity in float32, first in example 4: leave such"),
+    "five axes": (
+        "x.npy",
+        npy(IMAGES[None]),
+        f"'images' has shape (1, 30, 4, 5, 3): {WRONG_SHAPE}",
+    ),
+    "nobody": (
+        "x.npy",
+        npy(FEATURES[:0]),
+        f"'images' has shape (0, 6): {WRONG_SHAPE}, none of them 0",
+    ),
+    "not a number": (
+        "x.npz",
+        npz(x=nan),
+        "'x' holds NaN, or infinity in float32, first in example 4: leave such",
+    ),
     "too large": ("x.npy", npy(np.full((3, 2), 1e300)), "infinity in float32, first in example 0"),
     "too few labels": ("x.npz", npz(x=FEATURES, y=LABELS[:9]), "'y' has shape (9,) and"),
     "labels as columns": ("x.npz", npz(x=FEATURES, y=np.eye(30)), "'y' has shape (30, 30) and"),
-    "labels with fractions": ("x.npz", npz(x=FEATURES, y=LABELS / 2), "'y' has dtype float64: expected integers"),
-    "labels as text": ("x.npz", npz(x=FEATURES, y=LABELS.astype(str)), "expected integers, number the classes from 0"),
-    "labels below -1": ("x.npz", npz(x=FEATURES, y=LABELS - 2), "'y' goes from -2 to 0: expected classes numbered"),
-    "labels above all": ("x.npz", npz(x=FEATURES, y=LABELS + 2**40), "expected classes numbered from 0"),
-    "labels that are ids": ("x.npz", npz(x=FEATURES, y=LABELS + 2 * 10**9), "classes numbered from 0, below 1048576"),
-    "labels twice": ("x.npz", npz(x=FEATURES, y=LABELS, labels=LABELS), "expected labels once, leave one of them"),
-    "too few names": ("x.npz", npz(x=FEATURES, y=LABELS, classes=np.array(["a", "b"])), "2 classes and a label 2"),
-    "names in numbers": ("x.npz", npz(x=FEATURES, classes=np.arange(3)), "'classes' is int64 (3,): expected names"),
-    "another shape": ("x.npz", npz(x=FEATURES, test_x=FEATURES[:, :2]), "test examples are float32 (2,), those for"),
-    "another dtype": ("x.npz", npz(x=IMAGES, test_x=IMAGES / 255), "test examples are float64 (4, 5, 3), those for"),
+    "labels with fractions": (
+        "x.npz",
+        npz(x=FEATURES, y=LABELS / 2),
+        "'y' has dtype float64: expected integers",
+    ),
+    "labels as text": (
+        "x.npz",
+        npz(x=FEATURES, y=LABELS.astype(str)),
+        "expected integers, number the classes from 0",
+    ),
+    "labels below -1": (
+        "x.npz",
+        npz(x=FEATURES, y=LABELS - 2),
+        "'y' goes from -2 to 0: expected classes numbered",
+    ),
+    "labels above all": (
+        "x.npz",
+        npz(x=FEATURES, y=LABELS + 2**40),
+        "expected classes numbered from 0",
+    ),
+    "labels that are ids": (
+        "x.npz",
+        npz(x=FEATURES, y=LABELS + 2 * 10**9),
+        "classes numbered from 0, below 1048576",
+    ),
+    "labels twice": (
+        "x.npz",
+        npz(x=FEATURES, y=LABELS, labels=LABELS),
+        "expected labels once, leave one of them",
+    ),
+    "too few names": (
+        "x.npz",
+        npz(x=FEATURES, y=LABELS, classes=np.array(["a", "b"])),
+        "2 classes and a label 2",
+    ),
+    "names in numbers": (
+        "x.npz",
+        npz(x=FEATURES, classes=np.arange(3)),
+        "'classes' is int64 (3,): expected names",
+    ),
+    "another shape": (
+        "x.npz",
+        npz(x=FEATURES, test_x=FEATURES[:, :2]),
+        "test examples are float32 (2,), those for",
+    ),
+    "another dtype": (
+        "x.npz",
+        npz(x=IMAGES, test_x=IMAGES / 255),
+        "test examples are float64 (4, 5, 3), those for",
+    ),
 }
 
 
@@ -255,7 +397,9 @@ def test_what_is_wrong_with_a_file_is_said_in_one_line_with_its_name(wrong, tmp_
 
 
 def test_what_is_wrong_with_a_folder(tmp_path):
-    with pytest.raises(ValueError, match=r"no train.npz in this folder: expected one, with \"images\""):
+    with pytest.raises(
+        ValueError, match=r"no train.npz in this folder: expected one, with \"images\""
+    ):
         load(f"arrays:{tmp_path}")
     np.save(tmp_path / "train.npy", FEATURES)
     np.savez(tmp_path / "test.npz", x=FEATURES, test_x=FEATURES)

@@ -35,7 +35,10 @@ def test_flips_are_those_of_a_loop(rng):
     before = images.copy()
     flipped = np.array([True, False, True, True, False, False])
     found = horizontal_flip(images, flipped)
-    expected = [[row[::-1] for row in image] if turn else image for image, turn in zip(images, flipped, strict=True)]
+    expected = [
+        [row[::-1] for row in image] if turn else image
+        for image, turn in zip(images, flipped, strict=True)
+    ]
     assert np.array_equal(found, expected)
     assert np.array_equal(images, before)
 
@@ -64,13 +67,18 @@ def test_statistics_where_the_mean_is_large_and_a_channel_constant(rng, monkeypa
 
 
 def test_a_constant_whose_rounding_differs_from_its_mean_is_a_constant():
-    features = np.stack([np.full(1000, 0.1), np.linspace(1e-44, 9e-44, 1000), np.linspace(1e6, 1e6 + 4, 1000)], axis=1)
+    features = np.stack(
+        [np.full(1000, 0.1), np.linspace(1e-44, 9e-44, 1000), np.linspace(1e6, 1e6 + 4, 1000)],
+        axis=1,
+    )
     assert features[:, 0].std() > 0
     mean, std = statistics(examples_of(features))
     assert std[:2].tolist() == [1, 1]
     assert np.allclose(std[2], features[:, 2].std())
     others = np.array([[0.2, 0.0, 1e6 + 2]])
-    assert np.allclose(normalise.Normaliser(examples_of(features), (mean, std))(others), [[0.1, 0, 0]], atol=1e-6)
+    assert np.allclose(
+        normalise.Normaliser(examples_of(features), (mean, std))(others), [[0.1, 0, 0]], atol=1e-6
+    )
 
 
 def test_statistics_of_many_examples_are_those_of_an_even_sample(rng, monkeypatch):

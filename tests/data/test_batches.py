@@ -16,7 +16,14 @@ RAW = np.random.default_rng(5).integers(1, 255, size=(N, 4, 5, 3), dtype=np.uint
 LABELS = np.arange(N, dtype=np.int32) % 7
 TEACHER = np.random.default_rng(6).normal(size=(N, 6)).astype(np.float16)
 EXAMPLES = whole(Arrays(RAW, LABELS), None)
-WHOLE = {"batch": BATCH, "seed": 3, "crop": 1, "flip": True, "normalise": (MEAN, STD), "columns": {"teacher": TEACHER}}
+WHOLE = {
+    "batch": BATCH,
+    "seed": 3,
+    "crop": 1,
+    "flip": True,
+    "normalise": (MEAN, STD),
+    "columns": {"teacher": TEACHER},
+}
 PLAIN = {"batch": BATCH, "seed": 3}
 NEAR = (np.arange(N)[:, None] + np.array([1, 5, 9])) % N
 
@@ -64,7 +71,9 @@ def test_neighbours_are_changed_as_the_others_are_and_the_same_for_processes_and
     next(one)
     two.set_state(one.get_state())
     assert_same(next(two), alone[1])
-    plain = np.concatenate([batch["neighbour_image"] for batch in steps(3, **(given | {"crop": 0, "flip": False}))])
+    plain = np.concatenate(
+        [batch["neighbour_image"] for batch in steps(3, **(given | {"crop": 0, "flip": False}))]
+    )
     assert not np.allclose(np.concatenate([batch["neighbour_image"] for batch in alone]), plain)
 
 
@@ -123,7 +132,9 @@ def test_two_runs_are_equal_and_another_seed_is_another_run():
 
 
 def test_an_epoch_visits_an_example_at_most_once_and_each_in_another_order():
-    epochs = np.stack([batch["index"] for batch in steps(40 * STEPS, **PLAIN)]).reshape(40, STEPS * BATCH)
+    epochs = np.stack([batch["index"] for batch in steps(40 * STEPS, **PLAIN)]).reshape(
+        40, STEPS * BATCH
+    )
     assert all(len(set(epoch)) == STEPS * BATCH for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 40
     seen = np.bincount(epochs.ravel(), minlength=N)
@@ -156,7 +167,9 @@ def test_processes_together_see_what_one_would(count):
     shares = [steps(STEPS + 2, **WHOLE, process_index=i, process_count=count) for i in range(count)]
     for step, batch in enumerate(alone):
         assert_same(joined([share[step] for share in shares]), batch)
-    one, two = (training_batches(EXAMPLES, **WHOLE, process_index=i, process_count=i + 1) for i in (0, 1))
+    one, two = (
+        training_batches(EXAMPLES, **WHOLE, process_index=i, process_count=i + 1) for i in (0, 1)
+    )
     next(one)
     two.set_state(one.get_state())  # a run may go on with another number of processes
     assert np.array_equal(next(two)["index"], alone[1]["index"][BATCH // 2 :])
@@ -167,7 +180,9 @@ def test_changes_are_those_of_a_loop_and_all_of_them_happen():
     happened = set()
     for batch in steps(10 * STEPS, **WHOLE):
         for image, index in zip(batch["image"], batch["index"], strict=True):
-            crops = looped_crop(np.repeat(RAW[index : index + 1], 9, axis=0), offsets, 1)  # zeros come before the mean
+            crops = looped_crop(
+                np.repeat(RAW[index : index + 1], 9, axis=0), offsets, 1
+            )  # zeros come before the mean
             possible = normalised(np.concatenate([crops, crops[:, :, ::-1]]))
             equal = np.abs(possible - image).max(axis=(1, 2, 3)) < 1e-5
             assert equal.sum() == 1
@@ -191,7 +206,9 @@ def test_changes_leave_the_order_and_the_data_alone():
 def test_columns_may_be_mapped_from_a_file(tmp_path):
     np.save(tmp_path / "teacher.npy", TEACHER)
     mapped = np.load(tmp_path / "teacher.npy", mmap_mode="r")
-    batch = next(training_batches(EXAMPLES, **PLAIN, columns={"teacher": mapped, "weight": np.arange(N)}))
+    batch = next(
+        training_batches(EXAMPLES, **PLAIN, columns={"teacher": mapped, "weight": np.arange(N)})
+    )
     assert type(batch["teacher"]) is np.ndarray
     assert np.array_equal(batch["teacher"], TEACHER[batch["index"]])
     assert np.array_equal(batch["weight"], batch["index"])
@@ -212,7 +229,11 @@ def test_some_rows_of_a_store():
 def test_evaluation_yields_everything_once_in_order(size, count):
     size *= count
     pieces = [
-        list(evaluation_batches(EXAMPLES, batch=size, normalise=(MEAN, STD), process_index=i, process_count=count))
+        list(
+            evaluation_batches(
+                EXAMPLES, batch=size, normalise=(MEAN, STD), process_index=i, process_count=count
+            )
+        )
         for i in range(count)
     ]
     batches = [joined(shares) for shares in zip(*pieces, strict=True)]
@@ -240,7 +261,9 @@ OTHERS = {
     "flip was True and is False": {"flip": False},
     "mean was [0.1, 0.4, 0.6] and is [0.0, 0.0, 0.0]": {"normalise": None},
     "columns was {'teacher': 'float16 (23, 6)'} and is {}": {"columns": {}},
-    "columns was {'teacher': 'float16 (23, 6)'} and is {'teacher": {"columns": {"teacher": TEACHER[:, :5]}},
+    "columns was {'teacher': 'float16 (23, 6)'} and is {'teacher": {
+        "columns": {"teacher": TEACHER[:, :5]}
+    },
 }
 
 
@@ -266,7 +289,16 @@ def test_the_state_of_other_data_is_refused():
 
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
-    "state", [None, {}, {"step": 1}, {"step": -1, "pipeline": {}}, {"step": True, "pipeline": {}}, {"step": "1"}, [1]]
+    "state",
+    [
+        None,
+        {},
+        {"step": 1},
+        {"step": -1, "pipeline": {}},
+        {"step": True, "pipeline": {}},
+        {"step": "1"},
+        [1],
+    ],
 )
 def test_what_is_no_state_is_refused(state):
     with pytest.raises(ValueError, match="expected one that get_state has given"):
@@ -286,16 +318,31 @@ REFUSED = [
     ({"crop": -1}, "got crop -1: expected an integer of at least 0"),
     ({"flip": 0.5}, "got flip 0.5: expected True or False"),
     ({"normalise": 2}, "got normalise int: expected (mean, std)"),
-    ({"normalise": (MEAN[:2], STD)}, "got a mean of shape (2,) and a std of shape (3,): expected a number or (3,)"),
+    (
+        {"normalise": (MEAN[:2], STD)},
+        "got a mean of shape (2,) and a std of shape (3,): expected a number or (3,)",
+    ),
     ({"normalise": (MEAN, 0 * STD)}, "expected finite numbers, and a std above 0"),
     ({"normalise": (np.nan, 1)}, "expected finite numbers, and a std above 0"),
     ({"columns": {"label": LABELS}}, "got a column named 'label', as part of every batch is"),
-    ({"neighbours": NEAR[:-1]}, "got neighbours of shape (22, 3) and dtype int64 for 23 examples: expected (23, k)"),
+    (
+        {"neighbours": NEAR[:-1]},
+        "got neighbours of shape (22, 3) and dtype int64 for 23 examples: expected (23, k)",
+    ),
     ({"neighbours": NEAR + 1}, "got neighbours from 1 to 23: expected 0 to 22"),
-    ({"columns": {"teacher": TEACHER[:-1]}}, "got column 'teacher' of shape (22, 6) for 23 examples"),
+    (
+        {"columns": {"teacher": TEACHER[:-1]}},
+        "got column 'teacher' of shape (22, 6) for 23 examples",
+    ),
     ({"columns": {"teacher": np.float32(1)}}, "got column 'teacher' of shape () for 23 examples"),
-    ({"examples": FLAT, "crop": 1}, "got crop=1 and flip=False for examples of shape (6,): only images"),
-    ({"examples": FLAT, "flip": True}, "got crop=0 and flip=True for examples of shape (6,): only images"),
+    (
+        {"examples": FLAT, "crop": 1},
+        "got crop=1 and flip=False for examples of shape (6,): only images",
+    ),
+    (
+        {"examples": FLAT, "flip": True},
+        "got crop=0 and flip=True for examples of shape (6,): only images",
+    ),
 ]
 
 
@@ -309,6 +356,10 @@ def test_refused_with_the_value_and_the_expectation(given, message):
 
 @pytest.mark.bad_input
 def test_evaluation_refuses_what_training_does():
-    for given in ({"batch": 0}, {"batch": 3, "process_count": 2}, {"batch": 4, "normalise": (0, -1)}):
+    for given in (
+        {"batch": 0},
+        {"batch": 3, "process_count": 2},
+        {"batch": 4, "normalise": (0, -1)},
+    ):
         with pytest.raises(ValueError, match="expected"):
             evaluation_batches(EXAMPLES, **given)

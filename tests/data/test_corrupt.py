@@ -13,7 +13,9 @@ SEEDS = np.arange(6)
 @pytest.fixture
 def images(rng):
     """Smooth, as images are: noise would be left by a blur as it would by anything."""
-    waves = np.sin(np.arange(12) / 2 + rng.uniform(0, 6, size=(6, 1, 1))) * np.cos(np.arange(12)[:, None] / 3)
+    waves = np.sin(np.arange(12) / 2 + rng.uniform(0, 6, size=(6, 1, 1))) * np.cos(
+        np.arange(12)[:, None] / 3
+    )
     return (0.5 + 0.4 * waves[..., None]).astype(np.float32)
 
 
@@ -27,7 +29,9 @@ def test_laws(name, images):
         assert once.max() <= 1
         assert (corrupted(images, name, severity, seeds=SEEDS) == once).all()
         # of each image alone: neither its place in a batch nor the others matter
-        assert (corrupted(images[[4, 1]], name, severity, seeds=SEEDS[[4, 1]]) == once[[4, 1]]).all()
+        assert (
+            corrupted(images[[4, 1]], name, severity, seeds=SEEDS[[4, 1]]) == once[[4, 1]]
+        ).all()
     distances = [np.abs(once - images).mean() for once in changed]
     assert 0 < distances[0] < distances[1] < distances[2]
     other = corrupted(images, name, 2, seeds=SEEDS + 6)
@@ -38,8 +42,12 @@ def test_by_hand(images):
     steps = np.zeros((1, 1, 8, 1), np.float32)
     steps[..., 4:, :] = 1
     # a box as wide as two pixels: half of itself, a quarter of each neighbour
-    assert np.allclose(corrupted(steps, "box_blur", 2, seeds=SEEDS[:1]).ravel(), [0, 0, 0, 0.25, 0.75, 1, 1, 1])
-    assert np.allclose(corrupted(steps, "contrast", 2, seeds=SEEDS[:1]).ravel(), [0.375] * 4 + [0.625] * 4)
+    assert np.allclose(
+        corrupted(steps, "box_blur", 2, seeds=SEEDS[:1]).ravel(), [0, 0, 0, 0.25, 0.75, 1, 1, 1]
+    )
+    assert np.allclose(
+        corrupted(steps, "contrast", 2, seeds=SEEDS[:1]).ravel(), [0.375] * 4 + [0.625] * 4
+    )
     pixels = corrupted(images, "pixelate", 3, seeds=SEEDS)  # 3 x 3 of 12 x 12
     assert (pixels.reshape(6, 3, 4, 3, 4) == pixels[:, ::4, ::4].reshape(6, 3, 1, 3, 1)).all()
     flat = np.full((1, 100, 100, 3), 0.5, np.float32)
@@ -66,13 +74,17 @@ def test_examples_are_corrupted_on_the_scale_that_they_are_normalised_on(dtype, 
     assert np.allclose(seen(clean), seen(some), atol=1e-4)
     bright = seen(corrupted_examples(some, "brightness", 1, train)) - seen(some)
     most = 0.15 / normalise[1] * (1 if dtype == np.uint8 else 7)
-    assert np.allclose(bright[(bright < 0.99 * most) | (bright > 1.01 * most)].max(initial=0), 0, atol=most)
+    assert np.allclose(
+        bright[(bright < 0.99 * most) | (bright > 1.01 * most)].max(initial=0), 0, atol=most
+    )
     assert np.isclose(np.median(bright), most, rtol=1e-3)
 
 
 @pytest.mark.bad_input
 def test_refused():
-    with pytest.raises(ValueError, match="unknown corruption 'fog': expected one of 'gaussian_noise'"):
+    with pytest.raises(
+        ValueError, match="unknown corruption 'fog': expected one of 'gaussian_noise'"
+    ):
         corrupted(np.zeros((1, 2, 2, 1)), "fog", 1, seeds=SEEDS[:1])
     with pytest.raises(ValueError, match="got severity 4: expected an integer from 0 to 3"):
         corrupted(np.zeros((1, 2, 2, 1)), "contrast", 4, seeds=SEEDS[:1])

@@ -32,7 +32,9 @@ def test_what_fits_is_left_alone_and_what_does_not_is_changed(rng):
     assert (images == np.repeat(grey[rows], 3, axis=3)).all()
     assert labels.tolist() == [2, 0]
     # and back: of equal channels the luminance is each of them
-    assert (fitted(dataset(np.repeat(grey, 3, axis=3)), (6, 6, 1)).train.take(np.arange(4)) == grey).all()
+    assert (
+        fitted(dataset(np.repeat(grey, 3, axis=3)), (6, 6, 1)).train.take(np.arange(4)) == grey
+    ).all()
     half = fitted(data, (3, 3, 1))
     assert half.train.shape == half.train.take(rows).shape[1:] == (3, 3, 1)
     assert abs(half.train.take(rows).mean() - grey[rows].mean()) < 12
@@ -43,9 +45,17 @@ def test_what_fits_is_left_alone_and_what_does_not_is_changed(rng):
 @pytest.mark.parametrize(
     ("there", "wanted", "message"),
     [
-        ((2, 5), (4, 4, 1), "for a model of examples of shape (4, 4, 1): expected them alike, only images can be"),
+        (
+            (2, 5),
+            (4, 4, 1),
+            "for a model of examples of shape (4, 4, 1): expected them alike, only images can be",
+        ),
         ((2, 4, 4, 1), (16,), "expected them alike, only images can be resized"),
-        ((2, 4, 4, 4), (4, 4, 3), "expected as many channels, or 1 for 3, or 3 for 1; convert the images"),
+        (
+            (2, 4, 4, 4),
+            (4, 4, 3),
+            "expected as many channels, or 1 for 3, or 3 for 1; convert the images",
+        ),
     ],
 )
 def test_what_cannot_be_matched_is_refused(there, wanted, message):

@@ -29,7 +29,9 @@ def picture(i, size, kind="PNG"):
     return image.astype(np.uint8), buffer.getvalue()
 
 
-def prepared(folder, splits, *, shape=(8, 6, 3), labels=True, make=None, file_format="array_record"):
+def prepared(
+    folder, splits, *, shape=(8, 6, 3), labels=True, make=None, file_format="array_record"
+):
     """Has TFDS prepare a data set named tiny: {split: labels}."""
     kinds = {"image": tfds.features.Image(shape=shape)}
     if labels:
@@ -78,14 +80,20 @@ def test_on_disk_and_in_memory_are_the_same_examples(tmp_path, monkeypatch):
     memory = load("tfds:tiny", data_dir=given)
     monkeypatch.setattr(records, "IN_MEMORY", 0)
     disk = load("tfds:tiny", data_dir=given)
-    for one, two in ((memory.train, disk.train), (memory.validation, disk.validation), (memory.test, disk.test)):
+    for one, two in (
+        (memory.train, disk.train),
+        (memory.validation, disk.validation),
+        (memory.test, disk.test),
+    ):
         assert isinstance(two.store, records.Records)
         assert not isinstance(one.store, records.Records)
         order = np.array([3, 0, 2, 3])
         assert np.array_equal(one.take(order), two.take(order))
         assert np.array_equal(one.labels, two.labels)
         assert np.allclose(statistics(one), statistics(two))
-    pipelines = [training_batches(data.train, batch=16, seed=0, crop=1, flip=True) for data in (memory, disk)]
+    pipelines = [
+        training_batches(data.train, batch=16, seed=0, crop=1, flip=True) for data in (memory, disk)
+    ]
     for _ in range(5):
         one, two = (next(batches) for batches in pipelines)
         assert all(np.array_equal(one[name], two[name]) for name in one)
@@ -98,7 +106,12 @@ def test_on_disk_and_in_memory_are_the_same_examples(tmp_path, monkeypatch):
 @pytest.mark.parametrize("size", [8, 16, 40])
 def test_images_of_differing_sizes_are_brought_to_one(kind, size, tmp_path):
     made = [picture(i, given, kind) for i, given in enumerate(SIZES)]
-    given = prepared(tmp_path, {"train": [0, 1, 2, 0], "test": [0]}, shape=(None, None, 3), make=lambda i: made[i][1])
+    given = prepared(
+        tmp_path,
+        {"train": [0, 1, 2, 0], "test": [0]},
+        shape=(None, None, 3),
+        make=lambda i: made[i][1],
+    )
     data = load("tfds:tiny", data_dir=given, image_size=size, validation=0.0)
     assert data.train.shape == (size, size, 3)
     for i, image in enumerate(everything(data.train).astype(np.float64)):
@@ -106,7 +119,10 @@ def test_images_of_differing_sizes_are_brought_to_one(kind, size, tmp_path):
         height, width = SIZES[i]
         kept = [min(height, width) / height, min(height, width) / width]
         for axis in (0, 1):
-            ramp = 255 * (0.5 + kept[axis] * ((np.arange(size) + 0.5) / size - 0.5)) - 255 / SIZES[i][axis] / 2
+            ramp = (
+                255 * (0.5 + kept[axis] * ((np.arange(size) + 0.5) / size - 0.5))
+                - 255 / SIZES[i][axis] / 2
+            )
             assert (
                 np.abs(image[..., axis].mean(axis=1 - axis) - ramp).max() < 10
             )  # a step between two rows is 6 at least, 32 at most
@@ -118,7 +134,9 @@ def test_images_of_differing_sizes_are_brought_to_one(kind, size, tmp_path):
 def test_grey_colour_and_transparency(tmp_path):
     def painted(mode, i):
         buffer = io.BytesIO()
-        Image.new(mode, (6, 8), 40 + i if mode in ("L", "P") else (40 + i,) * len(mode)).save(buffer, "PNG")
+        Image.new(mode, (6, 8), 40 + i if mode in ("L", "P") else (40 + i,) * len(mode)).save(
+            buffer, "PNG"
+        )
         return buffer.getvalue()
 
     modes = ["RGB", "L", "RGBA", "RGB"]
@@ -137,11 +155,17 @@ def test_grey_colour_and_transparency(tmp_path):
 def test_which_splits_serve_for_what(tmp_path):
     lengths = {
         "own": ({"train": [0] * 20, "validation": [1] * 5, "test": [2] * 7}, (20, 5, 7)),
-        "unlabelled test": ({"train": [0] * 20, "validation": [1] * 5, "test": [-1] * 7}, (18, 2, 5)),
+        "unlabelled test": (
+            {"train": [0] * 20, "validation": [1] * 5, "test": [-1] * 7},
+            (18, 2, 5),
+        ),
         "no test": ({"train": [0] * 20, "validation": [1] * 5}, (18, 2, 5)),
         "only training": ({"train": [0] * 20}, (14, 2, 4)),
         "only an unlabelled test besides": ({"train": [0] * 20, "test": [-1] * 7}, (14, 2, 4)),
-        "others besides": ({"train": [0] * 20, "test": [1] * 7, "unsupervised": [0] * 3}, (18, 2, 7)),
+        "others besides": (
+            {"train": [0] * 20, "test": [1] * 7, "unsupervised": [0] * 3},
+            (18, 2, 7),
+        ),
     }
     for name, (splits, expected) in lengths.items():
         data = load("tfds:tiny", data_dir=prepared(tmp_path / name, splits))
@@ -162,7 +186,10 @@ def refused(*args, **kwargs):
 
 def test_what_is_not_there_is_said_with_how_to_get_it(tmp_path):
     said = refused("tfds:cifar100", data_dir=str(tmp_path))
-    assert f"no data set 'cifar100' prepared by TFDS in {tmp_path}: give its data_dir, or prepare it once" in said
+    assert (
+        f"no data set 'cifar100' prepared by TFDS in {tmp_path}: give its data_dir, or prepare it once"
+        in said
+    )
     assert f"`tfds build cifar100 --data_dir {tmp_path} --file_format array_record`" in said
     assert "no data set 'cifar101'" in refused("tfds:cifar101", data_dir=str(tmp_path / "nowhere"))
     assert "no data set '../tiny'" in refused("tfds:../tiny", data_dir=str(tmp_path))
@@ -175,17 +202,26 @@ def test_what_is_not_there_is_said_with_how_to_get_it(tmp_path):
 
 def test_what_is_damaged_is_said(tmp_path):
     given = prepared(
-        tmp_path / "a", {"train": [0, 1, 2]}, make=lambda i: b"no image" if i == 1 else picture(i, (8, 6))[1]
+        tmp_path / "a",
+        {"train": [0, 1, 2]},
+        make=lambda i: b"no image" if i == 1 else picture(i, (8, 6))[1],
     )
     said = refused("tfds:tiny", data_dir=given)
-    assert "tiny/1.0.0 train: the image of record 1 cannot be decoded (cannot identify image file" in said
-    given = prepared(tmp_path / "b", {"train": [0, 1, 2]}, make=lambda i: picture(i, (8, 6))[1][:-30])
+    assert (
+        "tiny/1.0.0 train: the image of record 1 cannot be decoded (cannot identify image file"
+        in said
+    )
+    given = prepared(
+        tmp_path / "b", {"train": [0, 1, 2]}, make=lambda i: picture(i, (8, 6))[1][:-30]
+    )
     assert "the image of record 0 cannot be decoded" in refused("tfds:tiny", data_dir=given)
     given = prepared(tmp_path / "c", {"train": [0, 1, 2]})
     (file,) = pathlib.Path(given).rglob("*.array_record-*")
     content = file.read_bytes()
     file.write_bytes(content[: len(content) // 2])
-    assert "tiny/1.0.0 train: records cannot be read (a file was cut off)" in refused("tfds:tiny", data_dir=given)
+    assert "tiny/1.0.0 train: records cannot be read (a file was cut off)" in refused(
+        "tfds:tiny", data_dir=given
+    )
     file.unlink()
     assert "records cannot be read" in refused("tfds:tiny", data_dir=given)
 
@@ -224,7 +260,10 @@ def test_no_code_that_a_data_set_names_is_imported(name, legacy, tmp_path, monke
     before = set(sys.modules)
     assert f"names {name}" in refused("tfds:tiny", data_dir=folder)
     new = set(sys.modules) - before
-    assert not any(module.startswith(("evil", "this", "unittest.__main__")) or "_test" in module for module in new)
+    assert not any(
+        module.startswith(("evil", "this", "unittest.__main__")) or "_test" in module
+        for module in new
+    )
     assert not canary.exists()
 
 

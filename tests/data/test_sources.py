@@ -38,17 +38,28 @@ def test_the_split_is_the_same_on_every_machine():
     for a, b in zip(parts(one), parts(two), strict=True):
         assert np.array_equal(a.rows, b.rows)
         assert a.fingerprint == b.fingerprint
-    assert one.test.rows[:8].tolist() == [0, 1, 13, 15, 19, 25, 26, 29]  # no other: results would not compare
+    assert one.test.rows[:8].tolist() == [
+        0,
+        1,
+        13,
+        15,
+        19,
+        25,
+        26,
+        29,
+    ]  # no other: results would not compare
     assert len({part.fingerprint for part in parts(one)}) == 3
 
 
 @pytest.mark.parametrize(
-    ("n", "share", "count"), [(10, 0.1, 1), (10, 0.0, 0), (3, 0.1, 0), (7, 0.5, 4), (1000, 0.999, 999)]
+    ("n", "share", "count"),
+    [(10, 0.1, 1), (10, 0.0, 0), (3, 0.1, 0), (7, 0.5, 4), (1000, 0.999, 999)],
 )
 def test_how_many_are_held_out(n, share, count, rng):
     for labels in (None, rng.integers(0, 3, size=n).astype(np.int32)):
         given = Examples(
-            Arrays(rng.normal(size=(n + 5, 2)), None if labels is None else np.pad(labels, (5, 0))), np.arange(n) + 5
+            Arrays(rng.normal(size=(n + 5, 2)), None if labels is None else np.pad(labels, (5, 0))),
+            np.arange(n) + 5,
         )
         kept, held = hold_out(given, share)
         assert len(held) == count
@@ -124,24 +135,36 @@ def test_a_part_is_a_share(part):
 
 
 def save(path, labels, **more):
-    np.savez(path, images=np.random.default_rng(0).normal(size=(len(labels), 3)), labels=np.array(labels), **more)
+    np.savez(
+        path,
+        images=np.random.default_rng(0).normal(size=(len(labels), 3)),
+        labels=np.array(labels),
+        **more,
+    )
     return f"arrays:{path}"
 
 
 @pytest.mark.bad_input
 def test_unseen_classes_need_others_and_labels(tmp_path):
     for unseen in (1, 9, 10):
-        with pytest.raises(ValueError, match=f"got unseen {unseen} for 'digits', which has 10 classes: expected at le"):
+        with pytest.raises(
+            ValueError,
+            match=f"got unseen {unseen} for 'digits', which has 10 classes: expected at le",
+        ):
             load("digits", unseen=unseen)
     with pytest.raises(ValueError, match="got unseen -1: expected an integer of at least 0"):
         load("digits", unseen=-1)
     known = [0, 1, 2, 3] * 10
     assert set(load(save(tmp_path / "known.npz", known), unseen=2).train.labels) == {0, 1}
     for name, given in (("one", [*known, -1]), ("none", [-1] * 40)):
-        with pytest.raises(ValueError, match="examples without a label: expected the class of each"):
+        with pytest.raises(
+            ValueError, match="examples without a label: expected the class of each"
+        ):
             load(save(tmp_path / f"{name}.npz", given), unseen=2)
     np.save(tmp_path / "plain.npy", np.zeros((40, 3)))
-    with pytest.raises(ValueError, match="training examples without a label: expected the class of each"):
+    with pytest.raises(
+        ValueError, match="training examples without a label: expected the class of each"
+    ):
         load(f"arrays:{tmp_path / 'plain.npy'}", unseen=2)
 
 
@@ -149,7 +172,10 @@ def test_unseen_classes_need_others_and_labels(tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"source": "mnist"}, 'unknown data source \'mnist\': expected "digits", "tfds:NAME" or "arrays:PATH"'),
+        (
+            {"source": "mnist"},
+            'unknown data source \'mnist\': expected "digits", "tfds:NAME" or "arrays:PATH"',
+        ),
         ({"source": "tfds:"}, "unknown data source 'tfds:'"),
         ({"source": "digits:8"}, "unknown data source 'digits:8'"),
         ({"source": None}, "unknown data source None"),
@@ -160,7 +186,10 @@ def test_unseen_classes_need_others_and_labels(tmp_path):
         ({"validation": 0.9999}, "nothing is left of 'digits' to train on"),
         ({"data_dir": "here"}, "got data_dir 'here' for 'digits': only \"tfds:NAME\" has one"),
         ({"image_size": 8}, "got image_size 8 for 'digits': only \"tfds:NAME\" has one"),
-        ({"source": "tfds:mnist", "image_size": 0}, "got image_size 0: expected an integer of at least 1"),
+        (
+            {"source": "tfds:mnist", "image_size": 0},
+            "got image_size 0: expected an integer of at least 1",
+        ),
     ],
 )
 def test_refused_with_the_value_and_the_expectation(given, message):

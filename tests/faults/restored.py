@@ -19,4 +19,10 @@ everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 for name, array in arrays.items():
     placed = jax.make_array_from_callback(array.shape, everywhere, array.__getitem__)
     for shard in placed.addressable_shards:
-        print("shard", shard.device.id, name, hashlib.blake2b(np.asarray(shard.data).tobytes()).hexdigest(), flush=True)
+        print(
+            "shard",
+            shard.device.id,
+            name,
+            hashlib.blake2b(np.asarray(shard.data).tobytes()).hexdigest(),
+            flush=True,
+        )

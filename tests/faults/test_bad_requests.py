@@ -15,7 +15,7 @@ from children import everything_in
 from pcjax import config
 from pcjax.config import Comparison, Config, Contender, Loss, Model, Teacher
 from pcjax.jobs.recipes import RECIPES
-from pcjax.terms import TERMS
+from pcjax.loss_registry import TERMS
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +32,10 @@ WRONG = {
     typing.Literal: (1, True, "", "nonsense", [], {}),
     Config: (1, "x", [], True, {"nonsense": 1}, [[[]]]),
 }
-LEGAL = ("data_dir", "other_dir")  # an empty name is what they are refused with, or the working directory
+LEGAL = (
+    "data_dir",
+    "other_dir",
+)  # an empty name is what they are refused with, or the working directory
 
 
 def fields(cls, path=()):
@@ -50,7 +53,11 @@ FIELDS = list(fields(Config))
 
 def kind_of(hint):
     """What of WRONG a type is wrong by, and whether it may be None."""
-    options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+    options = (
+        typing.get_args(hint)
+        if typing.get_origin(hint) in (types.UnionType, typing.Union)
+        else (hint,)
+    )
     optional = type(None) in options
     one = next(option for option in options if option is not type(None))
     if dataclasses.is_dataclass(one):
@@ -107,9 +114,17 @@ def test_every_field_of_a_stored_config(section, refused, tmp_path):
                 name = next(step for step in reversed(place) if isinstance(step, str))
                 arguments = ("distill", path, "--workdir", tmp_path / "new")
                 # Of a name that is unknown it is said what it would be the name of.
-                known = {"name": ("unknown model", "unknown loss", "contender"), "corruptions": ("unknown corruption",)}
+                known = {
+                    "name": ("unknown model", "unknown loss", "contender"),
+                    "corruptions": ("unknown corruption",),
+                }
                 refused(
-                    "a field of a stored config", arguments, name, *known.get(name, ()), "nonsense", "unknown field "
+                    "a field of a stored config",
+                    arguments,
+                    name,
+                    *known.get(name, ()),
+                    "nonsense",
+                    "unknown field ",
                 )
 
 
@@ -139,7 +154,10 @@ def test_every_field_on_the_command_line(section, refused, tmp_path):
         refused("a field on the command line", misspelt, f"{flag}x")
 
 
-LIVE = {"student": Model("mlp", features=16, widths=(16,)), "teacher": Teacher(Model("mlp", features=16), live=True)}
+LIVE = {
+    "student": Model("mlp", features=16, widths=(16,)),
+    "teacher": Teacher(Model("mlp", features=16), live=True),
+}
 
 
 @pytest.mark.parametrize("name", [name for name, term in TERMS.items() if term.arguments])
@@ -156,18 +174,37 @@ def test_every_argument_of_every_loss(name, refused, tmp_path):
         below = {"start": -2.0, "end": -1.0}
         for value in (-1, "nonsense", below, NAN):
             arguments = stored["losses"][0]["arguments"] | {argument: value}
-            config_ = stored | {"losses": [stored["losses"][0] | {"arguments": arguments}, *stored["losses"][1:]]}
+            config_ = stored | {
+                "losses": [stored["losses"][0] | {"arguments": arguments}, *stored["losses"][1:]]
+            }
             path.write_text(json.dumps({"job": "distill", "config": config_}))
             what = (argument, argument.removeprefix("teacher_"))
-            refused("an argument of a loss", ("distill", path, "--workdir", tmp_path / "new"), *what)
+            refused(
+                "an argument of a loss", ("distill", path, "--workdir", tmp_path / "new"), *what
+            )
 
 
 def test_texts_that_are_no_stored_config(refused, tmp_path):
     whole = changed(("data", "source"), "digits")
     rng = np.random.default_rng(0)
     texts = [whole[: int(cut)].encode() for cut in rng.integers(0, len(whole) - 1, 9)]
-    texts += [b"\xff\xfe" + whole.encode("utf-16-le"), b"\x00" * 99, rng.bytes(5000), b"[" * 100_000, b'{"a":' * 50_000]
-    texts += [b"3", b"null", b'"x"', b"[]", b"NaN", b"{}", b'{"job": "distill"}', b'{"job": 3, "config": {}}']
+    texts += [
+        b"\xff\xfe" + whole.encode("utf-16-le"),
+        b"\x00" * 99,
+        rng.bytes(5000),
+        b"[" * 100_000,
+        b'{"a":' * 50_000,
+    ]
+    texts += [
+        b"3",
+        b"null",
+        b'"x"',
+        b"[]",
+        b"NaN",
+        b"{}",
+        b'{"job": "distill"}',
+        b'{"job": 3, "config": {}}',
+    ]
     for job in ("teach2", "", "../x", None, [], "__import__('os').system('true')"):
         texts.append(json.dumps({"job": job, "config": json.loads(WHOLE.to_json())}).encode())
     texts.append(whole.replace('"data":', '"data": {}, "data":', 1).encode())
@@ -180,20 +217,40 @@ def test_texts_that_are_no_stored_config(refused, tmp_path):
     for text in texts:
         (run / "config.json").write_bytes(text)
         new = ("--workdir", tmp_path / "new")
-        jobs = [("evaluate", run), ("distill", run / "config.json", *new), ("report", run), ("embed", run)]
+        jobs = [
+            ("evaluate", run),
+            ("distill", run / "config.json", *new),
+            ("report", run),
+            ("embed", run),
+        ]
         for arguments in jobs[:2] if len(text) > 100_000 else jobs:
             names = (run / "config.json", "unknown data source")
             refused("a damaged or forged config.json", arguments, *names)
         if len(text) <= 5000:
             refused("a damaged or forged config.json", ("distill", "--teacher.run", run, *new), run)
-            refused("a damaged or forged config.json", ("compare", "--losses", "pkt", "--workdir", run), run)
+            refused(
+                "a damaged or forged config.json",
+                ("compare", "--losses", "pkt", "--workdir", run),
+                run,
+            )
 
 
 def test_results_that_are_damaged(refused, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.json").write_text(changed(("data", "source"), "digits"))
-    texts = [b"", b"3", b"null", b"[]", b'"x"', b"[[1, 2]]", b"{", b'{"teacher": 3}', b'{"student": []}', b"\xff\x00"]
+    texts = [
+        b"",
+        b"3",
+        b"null",
+        b"[]",
+        b'"x"',
+        b"[[1, 2]]",
+        b"{",
+        b'{"teacher": 3}',
+        b'{"student": []}',
+        b"\xff\x00",
+    ]
     texts += [b"[" * 100_000, b'{"versions": "1.0"}']
     for text in texts:
         (run / "result.json").write_bytes(text)
@@ -252,10 +309,18 @@ def test_commands_and_paths(refused, tmp_path):
         "/dev/null",
         tmp_path / "loop",
     ]
-    configs += [tmp_path / f"{name}.py" for name in ("exits", "fails", "none", "class")] + ["x" * 300, f"{none}\n.py"]
+    configs += [tmp_path / f"{name}.py" for name in ("exits", "fails", "none", "class")] + [
+        "x" * 300,
+        f"{none}\n.py",
+    ]
     for job in ("distill", "teach", "compare", "tune"):
         for path in configs:
-            refused("a config that is none", (job, path, *new), "config", str(path).split("\n")[0] or "config")
+            refused(
+                "a config that is none",
+                (job, path, *new),
+                "config",
+                str(path).split("\n")[0] or "config",
+            )
         for workdir in (text, folder, text / "below", "/dev/null", "/proc/none"):
             losses = ("--losses", "pkt") if job in ("compare", "tune") else ()
             refused("a folder that cannot be", (job, *losses, "--workdir", workdir), workdir)
@@ -270,7 +335,11 @@ def test_commands_and_paths(refused, tmp_path):
             "s3://bucket/run",
             "not\udcffUTF",
         ):
-            refused("a folder at which nothing is saved", (job, *losses, "--workdir", workdir), "--workdir")
+            refused(
+                "a folder at which nothing is saved",
+                (job, *losses, "--workdir", workdir),
+                "--workdir",
+            )
         refused("a config that is a pipe", (job, *losses, "--workdir", piped), piped)
     for job in ("evaluate", "embed", "report"):
         for given in (
@@ -311,8 +380,22 @@ def test_commands_and_paths(refused, tmp_path):
         flag = f"--losses.{place}.arguments.power"
         refused("an argument on the command line", ("distill", flag, "2", *new), flag)
     for value in ("nan", "inf", "-1", "", "x", "1e999", "1e-300", str(HUGE * 10**300)):
-        refused("an argument on the command line", ("distill", "--losses.0.arguments.power", value, *new), "power")
-    for word in ("Distill", "distill ", "", "--nonsense", "rm", "../distill", "evaluate\x00", "-", "--"):
+        refused(
+            "an argument on the command line",
+            ("distill", "--losses.0.arguments.power", value, *new),
+            "power",
+        )
+    for word in (
+        "Distill",
+        "distill ",
+        "",
+        "--nonsense",
+        "rm",
+        "../distill",
+        "evaluate\x00",
+        "-",
+        "--",
+    ):
         refused("an unknown job", (word,), "unknown job", "job")
     for source in (
         "",

@@ -43,12 +43,18 @@ def test_killed_at_random_moments(unstopped, tmp_path, tried):
         process = start("distill", *SMALL, "--workdir", folder)
         # Every other time as soon as this sitting has written something, which is when saves are under way.
         if random_.random() < 0.5:
-            assert wait_until(lambda m=metrics, b=before: m.exists() and m.stat().st_mtime_ns != b, process, every=0.01)
+            assert wait_until(
+                lambda m=metrics, b=before: m.exists() and m.stat().st_mtime_ns != b,
+                process,
+                every=0.01,
+            )
             time.sleep(random_.random())
         else:
             time.sleep(IMPORTS + random_.random() * max(longest, 1))
         alive = process.poll() is None
-        longest *= 1.0 if alive else 0.8  # the machine had more to do when it was measured, or to compile
+        longest *= (
+            1.0 if alive else 0.8
+        )  # the machine had more to do when it was measured, or to compile
         process.kill()
         process.communicate()
         killed += alive
@@ -83,7 +89,9 @@ def test_told_to_stop_at_random_moments(unstopped, tmp_path, tried, number, stat
         assert outcome_of(folder) == outcome_of(unstopped[0])
 
 
-@pytest.mark.parametrize(("job", "written"), [("evaluate", "result.json"), ("embed", "features.npz")])
+@pytest.mark.parametrize(
+    ("job", "written"), [("evaluate", "result.json"), ("embed", "features.npz")]
+)
 def test_told_to_stop_while_it_looks_at_a_run(unstopped, tried, job, written):
     assert finish(start(job, unstopped[0]))[0] == 0
     began = time.monotonic()
@@ -100,7 +108,10 @@ def test_told_to_stop_while_it_looks_at_a_run(unstopped, tried, job, written):
         assert status in (0, 143)
         stopped += status == 143
         takes *= 0.8 if status == 0 else 1.0  # the machine had more to do when it was measured
-        assert status == 0 or f"stopped by SIGTERM; what was saved stays; to go on: pcjax {job}" in complaint
+        assert (
+            status == 0
+            or f"stopped by SIGTERM; what was saved stays; to go on: pcjax {job}" in complaint
+        )
         if job == "evaluate":
             assert json.loads((unstopped[0] / written).read_text()) == json.loads(before)
         else:
@@ -115,9 +126,20 @@ def much_to_judge(tmp_path_factory):
     folder = tmp_path_factory.mktemp("much")
     rng = np.random.default_rng(0)
     for part, n in (("train", 300), ("validation", 1000), ("test", 60)):
-        np.savez(folder / f"{part}.npz", x=rng.normal(size=(n, 8)).astype(np.float32), y=np.arange(n) % 3)
+        np.savez(
+            folder / f"{part}.npz", x=rng.normal(size=(n, 8)).astype(np.float32), y=np.arange(n) % 3
+        )
     teacher = ["--teacher.training.save-every", "4", "--teacher.training.steps", "4"]
-    asked = [*SMALL, *teacher, "--training.steps", "4", "--training.save-every", "2", "--evaluation.batch", "4"]
+    asked = [
+        *SMALL,
+        *teacher,
+        "--training.steps",
+        "4",
+        "--training.save-every",
+        "2",
+        "--evaluation.batch",
+        "4",
+    ]
     asked += ["--data.source", f"arrays:{folder}", "--training.parallel", "pmap"]
     children.pcjax("distill", *asked, "--workdir", folder / "whole")
     return asked, outcome_of(folder / "whole", 4)
@@ -148,11 +170,15 @@ def test_told_to_stop_while_a_checkpoint_is_judged(processes, much_to_judge, tmp
     if processes == 1:
         assert outcome_of(run, 4) == whole
     names = [sorted(json.loads(line)) for line in metrics.read_text().splitlines()]
-    assert [sorted({*line} - {"steps_per_second"}) for line in names] == [sorted(line) for line in whole[0]]
+    assert [sorted({*line} - {"steps_per_second"}) for line in names] == [
+        sorted(line) for line in whole[0]
+    ]
     tried("SIGTERM while a checkpoint is judged", f"{processes}: saved at once, judged later")
 
 
-@pytest.mark.parametrize(("raised", "told"), [("Event loop is closed", False), ("something else", True)])
+@pytest.mark.parametrize(
+    ("raised", "told"), [("Event loop is closed", False), ("something else", True)]
+)
 def test_what_a_stopped_read_says_late_is_not_told(raised, told):
     """It may end when the command has said its last line, and while the interpreter takes itself down."""
     late = "import atexit, sys; from pcjax import cli\n"
@@ -173,7 +199,10 @@ def test_the_same_command_twice_at_once(unstopped, tmp_path, tried):
     first.send_signal(signal.SIGCONT)
     assert finish(first)[0] == 0
     assert (status, complaint.count("\n")) == (2, 1), (said, complaint)
-    assert f"another command is at work in {run}: wait for its end, or choose another --workdir" in complaint
+    assert (
+        f"another command is at work in {run}: wait for its end, or choose another --workdir"
+        in complaint
+    )
     assert outcome_of(run) == outcome_of(unstopped[0])
     tried("the same command twice at once", "the second one refused, the first one undisturbed")
 
@@ -188,7 +217,9 @@ def test_output_that_was_closed(redirected, unstopped, tried):
 
 
 def test_output_that_cannot_say_every_character(unstopped, tried):
-    status, said, complaint = finish(start("evaluate", unstopped[0], env=environment(PYTHONIOENCODING="ascii")))
+    status, said, complaint = finish(
+        start("evaluate", unstopped[0], env=environment(PYTHONIOENCODING="ascii"))
+    )
     assert (status, complaint) == (0, "")
     assert "1.000 ? 0.000" in said
     tried("output that cannot say every character", "said without")
@@ -196,7 +227,9 @@ def test_output_that_cannot_say_every_character(unstopped, tried):
 
 def same_arrays(one, other):
     with np.load(one) as found, np.load(other) as expected:
-        return found.files == expected.files and all(np.array_equal(found[name], expected[name]) for name in found)
+        return found.files == expected.files and all(
+            np.array_equal(found[name], expected[name]) for name in found
+        )
 
 
 def test_output_that_nobody_reads(tmp_path, tried):
@@ -211,21 +244,33 @@ def test_output_that_finds_no_room(tmp_path, tried):
     with open("/dev/full", "w") as full:  # noqa: PTH123
         process = start("distill", *SMALL, "--workdir", tmp_path / "run", stdout=full)
         status, _, complaint = finish(process)
-    assert (status, complaint) == (1, "pcjax: all is done, but could not all be told: No space left on device\n")
+    assert (status, complaint) == (
+        1,
+        "pcjax: all is done, but could not all be told: No space left on device\n",
+    )
     assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == STEPS
     tried("standard output on a full disk", "trained to the end, status 1, one line")
 
 
 def test_steps_that_are_never_finite(tmp_path, tried):
     folder = tmp_path / "run"
-    wild = ["--training.optimiser", "sgd", "--training.learning-rate", "1e37", "--training.bad-steps", "5"]
+    wild = [
+        "--training.optimiser",
+        "sgd",
+        "--training.learning-rate",
+        "1e37",
+        "--training.bad-steps",
+        "5",
+    ]
     wild += ["--training.schedule", "constant", "--training.warmup", "0.0"]
     status, said, complaint = finish(start("distill", *SMALL, *wild, "--workdir", folder))
     assert (status, complaint.count("\n")) == (1, 1)
     assert "5 steps in a row (training.bad_steps)" in complaint
     assert "was not finite and was not taken; its examples (" in said
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert all(len(set(line["skipped_examples"])) == 64 for line in lines if "skipped_examples" in line)
+    assert all(
+        len(set(line["skipped_examples"])) == 64 for line in lines if "skipped_examples" in line
+    )
     checkpoints = Checkpoints(folder / "checkpoints", {}, writable=False)
     arrays, _ = checkpoints.arrays(checkpoints.latest)
     checkpoints.close()
@@ -261,7 +306,9 @@ def test_a_data_set_of_one_example(tmp_path, tried):
 
 
 def test_a_step_that_never_ends(tmp_path, tried):
-    process = start("distill", *SMALL, "--training.watchdog-seconds", "0.01", "--workdir", tmp_path / "run")
+    process = start(
+        "distill", *SMALL, "--training.watchdog-seconds", "0.01", "--workdir", tmp_path / "run"
+    )
     _, complaint = process.communicate(timeout=200)
     assert process.returncode == 1
     assert "Thread 0x" in complaint
@@ -271,10 +318,17 @@ def test_a_step_that_never_ends(tmp_path, tried):
 
 def test_a_batch_that_never_ends_while_a_run_is_looked_at(unstopped, tmp_path, tried):
     """Where there are several devices, half an hour is waited, and here less; where there is one, without end."""
-    impatient = "from pcjax import cli; from pcjax.training import stopping; stopping.HANGS_AFTER = 0.01\n"
+    impatient = (
+        "from pcjax import cli; from pcjax.training import stopping; stopping.HANGS_AFTER = 0.01\n"
+    )
     impatient += f"cli.main(['embed', {str(unstopped[0])!r}])\n"
     of_one, of_two = (
-        finish(start(program=(sys.executable, "-c", impatient), env=environment(JAX_NUM_CPU_DEVICES=devices)))
+        finish(
+            start(
+                program=(sys.executable, "-c", impatient),
+                env=environment(JAX_NUM_CPU_DEVICES=devices),
+            )
+        )
         for devices in (1, 2)
     )
     assert of_one[0] == 0

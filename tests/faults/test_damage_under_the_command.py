@@ -23,7 +23,7 @@ from children import (
 )
 from counts import tries
 
-from pcjax.jobs.judge import versions
+from pcjax.evaluation.evaluate import versions
 from pcjax.training.checkpoint import FORMAT
 
 pytestmark = pytest.mark.slow
@@ -43,7 +43,11 @@ def stopped(tmp_path_factory):
     for _ in range(3):  # on a busy machine it may be told too late
         run = tmp_path_factory.mktemp("stopped") / "run"
         process = start("distill", *SMALL, "--workdir", run)
-        wait_until(lambda run=run: len(steps_saved(run)) >= 2 and steps_saved(run)[-1] >= 12, process, every=0.01)
+        wait_until(
+            lambda run=run: len(steps_saved(run)) >= 2 and steps_saved(run)[-1] >= 12,
+            process,
+            every=0.01,
+        )
         process.send_signal(signal.SIGTERM)
         if finish(process)[0] == 143:
             return run
@@ -61,7 +65,9 @@ def cut(path, random_):
 
 
 def swap(path, random_):
-    other = random_.choice([file for file in path.parents[1].rglob("*") if file.is_file() and file != path])
+    other = random_.choice(
+        [file for file in path.parents[1].rglob("*") if file.is_file() and file != path]
+    )
     held = path.read_bytes()
     path.write_bytes(other.read_bytes())
     other.write_bytes(held)
@@ -77,7 +83,9 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("how", DAMAGES)
-def test_a_damaged_checkpoint_is_named_and_the_run_ends_as_if_it_had_not_been(how, whole, stopped, tmp_path, tried):
+def test_a_damaged_checkpoint_is_named_and_the_run_ends_as_if_it_had_not_been(
+    how, whole, stopped, tmp_path, tried
+):
     for place in range(TRIES):
         random_ = random.Random(f"{how} {place}")  # noqa: S311
         run = tmp_path / f"run{place}"
@@ -86,15 +94,25 @@ def test_a_damaged_checkpoint_is_named_and_the_run_ends_as_if_it_had_not_been(ho
         files = [path for path in (run / CHECKPOINTS / f"{newest}").rglob("*") if path.is_file()]
         # Every other time in what holds most; the marks and small files are the rest.
         largest = max(files, key=lambda path: path.stat().st_size)
-        path = largest if place % 2 == 0 else random_.choice([path for path in files if path.stat().st_size])
+        path = (
+            largest
+            if place % 2 == 0
+            else random_.choice([path for path in files if path.stat().st_size])
+        )
         DAMAGES[how](path, random_)
         status, said, complaint = finish(start("distill", *SMALL, "--workdir", run))
         assert (status, complaint) == (0, ""), (path, said)
-        named = f"checkpoint {newest} is unsound" in said or f"checkpoint {newest} was never finished" in said
+        named = (
+            f"checkpoint {newest} is unsound" in said
+            or f"checkpoint {newest} was never finished" in said
+        )
         if named:
             assert f"going on after step {newest} of" not in said
         assert outcome_of(run) == whole, path
-        tried(f"{how} in the newest checkpoint, then the command", "named, " * named + "the end bit-identical")
+        tried(
+            f"{how} in the newest checkpoint, then the command",
+            "named, " * named + "the end bit-identical",
+        )
 
 
 # A field of the config, another value, and how the command line and the one that was asked for before say it.
@@ -148,7 +166,9 @@ def test_other_versions_are_refused_by_the_command(stopped, whole, tmp_path, tri
     before = everything_in(run)
     status, _, complaint = finish(start(*asked))
     assert (status, complaint.count("\n")) == (2, 1), complaint
-    differs = f"was made with jax 0.9.9, optax 0.1, this run has jax {now['jax']}, optax {now['optax']}: "
+    differs = (
+        f"was made with jax 0.9.9, optax 0.1, this run has jax {now['jax']}, optax {now['optax']}: "
+    )
     assert f"checkpoint {step} in {run / CHECKPOINTS} {differs}install what made it" in complaint
     assert everything_in(run) == before
     status, said, complaint = finish(start(*asked, "--other-versions", "True"))
@@ -159,9 +179,13 @@ def test_other_versions_are_refused_by_the_command(stopped, whole, tmp_path, tri
     assert json.loads((run / "config.json").read_text())["config"]["other_versions"] is False
     status, said, complaint = finish(start(*asked))
     assert (status, complaint) == (0, "")
-    assert said.replace("\n", " ").count("what follows may differ in last digits") == 1  # of the teacher
+    assert (
+        said.replace("\n", " ").count("what follows may differ in last digits") == 1
+    )  # of the teacher
     assert outcome_of(run) == whole
-    tried("other versions, then the command", "refused, by name; gone on with where that is asked for")
+    tried(
+        "other versions, then the command", "refused, by name; gone on with where that is asked for"
+    )
 
 
 def test_another_format_is_refused_by_the_command(stopped, tmp_path, tried):

@@ -9,19 +9,29 @@ import pytest
 from children import change_manifest
 
 from pcjax._checks import RequestError
-from pcjax.jobs.judge import versions
+from pcjax.evaluation.evaluate import versions
 from pcjax.training.checkpoint import FORMAT, Checkpoints
 
 pytestmark = pytest.mark.slow
 
-MANIFEST = {"role": "student", "seed": 0, "batch": 32, "data": "aa", "optimiser": "sgd", "config": "bb"}
+MANIFEST = {
+    "role": "student",
+    "seed": 0,
+    "batch": 32,
+    "data": "aa",
+    "optimiser": "sgd",
+    "config": "bb",
+}
 SCORES = {1: 0.9, 2: 0.2, 3: 0.5}
 VERSIONS = dict.fromkeys(versions(), "1.2")
 
 
 def state(step=0):
     rng = np.random.default_rng(step)
-    student = {"embed/kernel": rng.normal(size=(4, 3)).astype(np.float32), "embed/bias": np.float32(step)}
+    student = {
+        "embed/kernel": rng.normal(size=(4, 3)).astype(np.float32),
+        "embed/bias": np.float32(step),
+    }
     return {
         "step": np.int32(step),
         "student": student,
@@ -32,7 +42,9 @@ def state(step=0):
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
-    checkpoints = Checkpoints(folder / "checkpoints", MANIFEST, keep=2, say=pytest.fail, about={"versions": VERSIONS})
+    checkpoints = Checkpoints(
+        folder / "checkpoints", MANIFEST, keep=2, say=pytest.fail, about={"versions": VERSIONS}
+    )
     for step, score in SCORES.items():
         checkpoints.save(step, state(step), {"step": step}, score)
     checkpoints.close()
@@ -41,7 +53,9 @@ def saved(tmp_path_factory):
 
 
 def opened(folder, said, manifest=MANIFEST, versions=VERSIONS):
-    return Checkpoints(folder / "checkpoints", manifest, keep=2, say=said.append, about={"versions": versions})
+    return Checkpoints(
+        folder / "checkpoints", manifest, keep=2, say=said.append, about={"versions": versions}
+    )
 
 
 def outcome_of(folder):
@@ -59,7 +73,9 @@ def outcome_of(folder):
 
 
 def files_of(folder, step):
-    return sorted(path for path in (folder / "checkpoints" / str(step)).rglob("*") if path.is_file())
+    return sorted(
+        path for path in (folder / "checkpoints" / str(step)).rglob("*") if path.is_file()
+    )
 
 
 def judge(folder, damaged, tried, fault):
@@ -83,7 +99,9 @@ def copy_of(saved, tmp_path, name):
 def test_one_flipped_bit_anywhere(saved, tmp_path, tried, part):
     rng = np.random.default_rng(part)
     sizes = {
-        path.relative_to(saved): path.stat().st_size for step in (1, 3) for path in files_of(saved, step)
+        path.relative_to(saved): path.stat().st_size
+        for step in (1, 3)
+        for path in files_of(saved, step)
     }  # the best and the newest
     names, weights = [*sizes], np.array([*sizes.values()])
     for number in range(100):
@@ -178,11 +196,19 @@ def changes(rng):
             [str(shape), "(4, 3)"],
         )
     for dtype in ("float16", "float64", "int32", "uint8", "bool", "complex64"):
-        yield {}, lambda s, x=dtype: s["student"].update({"embed/bias": np.zeros((), x)}), ["student/embed.bias", dtype]
+        yield (
+            {},
+            lambda s, x=dtype: s["student"].update({"embed/bias": np.zeros((), x)}),
+            ["student/embed.bias", dtype],
+        )
         yield {}, lambda s, x=dtype: s.update(step=np.zeros(1, x)), [dtype, "int32", "for step"]
     for number in range(5):
         name = f"more/{number}"
-        yield {}, lambda s, x=name: s["student"].update({x: np.zeros(1)}), [name.replace("/", "."), "nothing"]
+        yield (
+            {},
+            lambda s, x=name: s["student"].update({x: np.zeros(1)}),
+            [name.replace("/", "."), "nothing"],
+        )
     for moments in ((), ("mu",), ("mu", "nu"), ("mu", "nu", "count"), ("trace",)):
         optimiser = {name: np.zeros(2) for name in moments}
         yield {}, lambda s, x=optimiser: s.update(optimiser=x), ["optimiser/", "nothing"]
@@ -201,12 +227,18 @@ def test_what_is_not_this_run_is_refused_by_name(saved, tmp_path, tried):
         assert all(part in str(caught.value) for part in named), (named, str(caught.value))
         assert not said
     assert len(cases) >= 60
-    tried("another shape, dtype, tree, optimiser, seed, batch or data set", "refused by name", len(cases))
+    tried(
+        "another shape, dtype, tree, optimiser, seed, batch or data set",
+        "refused by name",
+        len(cases),
+    )
     assert len(VERSIONS) >= 8
     for name in VERSIONS:
         said = []
         checkpoints = opened(folder, said, versions=VERSIONS | {name: "1.3"})
-        with pytest.raises(RequestError, match=rf"was made with {name} 1\.2, this run has {name} 1\.3: install"):
+        with pytest.raises(
+            RequestError, match=rf"was made with {name} 1\.2, this run has {name} 1\.3: install"
+        ):
             checkpoints.restore(state())
         checkpoints.close()
         assert not said
@@ -221,7 +253,8 @@ def test_another_format_is_refused(saved, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "arrays", [{"x": ["object", [1], ""]}, {"x": ["float32", [2**60], ""]}, {"../x": ["f4", [1]]}, 3]
+    "arrays",
+    [{"x": ["object", [1], ""]}, {"x": ["float32", [2**60], ""]}, {"../x": ["f4", [1]]}, 3],
 )
 def test_manifests_made_up_by_someone(saved, tmp_path, arrays):
     folder = copy_of(saved, tmp_path, "copy")

@@ -12,27 +12,67 @@ from children import everything_in
 from pcjax import cli
 from pcjax._checks import RequestError
 from pcjax._fields import proven
-from pcjax.jobs import tables
+from pcjax.evaluation import tables
+from pcjax.evaluation.results import result_of
 from pcjax.jobs.compare import _outcome
-from pcjax.jobs.results import result_of
 from pcjax.jobs.tune import _tried
-from pcjax.report import comparison as drawn
-from pcjax.report import side_by_side, words
+from pcjax.report import comparison_page as drawn
+from pcjax.report import formatting as words
+from pcjax.report import side_by_side
 from pcjax.training.display import Display
 from pcjax.training.loop import _Metrics
-from pcjax.training.records import read_records
+from pcjax.training.metrics_log import read_records
 
 pytestmark = pytest.mark.slow
 
 SMALL = [
-    *("--teacher.model.widths", "24", "--teacher.model.features", "12", "--teacher.training.steps", "4"),
-    *("--student.widths", "8", "--student.features", "4", "--training.steps", "8", "--training.batch", "64"),
+    *(
+        "--teacher.model.widths",
+        "24",
+        "--teacher.model.features",
+        "12",
+        "--teacher.training.steps",
+        "4",
+    ),
+    *(
+        "--student.widths",
+        "8",
+        "--student.features",
+        "4",
+        "--training.steps",
+        "8",
+        "--training.batch",
+        "64",
+    ),
     *("--training.save-every", "4", "--training.log-every", "2", "--losses", "pkt"),
 ]
 TEXTS = (
-    *(b"", b"3", b"null", b"[]", b'"x"', b"{", b"\xff\xfe{}", b"\x00" * 99, b"[" * 100_000, b'{"a":' * 50_000),
-    *(b'{"score": NaN}', b'{"score": true}', b'{"score": "1"}', b'{"score": [1]}', b'{"score": 1e999}', b"{}"),
-    *(b'{"status": "done"}', b'{"status": "done", "metrics": {}}', b'{"digest": "0"}', b"{}" + b" " * 2**26),
+    *(
+        b"",
+        b"3",
+        b"null",
+        b"[]",
+        b'"x"',
+        b"{",
+        b"\xff\xfe{}",
+        b"\x00" * 99,
+        b"[" * 100_000,
+        b'{"a":' * 50_000,
+    ),
+    *(
+        b'{"score": NaN}',
+        b'{"score": true}',
+        b'{"score": "1"}',
+        b'{"score": [1]}',
+        b'{"score": 1e999}',
+        b"{}",
+    ),
+    *(
+        b'{"status": "done"}',
+        b'{"status": "done", "metrics": {}}',
+        b'{"digest": "0"}',
+        b"{}" + b" " * 2**26,
+    ),
 )
 VALUES = (3, "x", None, [], {}, True, float("nan"), 10**400, {"a": {"b": 1}})
 
@@ -59,14 +99,27 @@ def ended(whole):
 
 
 def command_of(ended, job):
-    taught = () if job == "compare" else ("--teacher.run", ended / "comparison" / "teacher", "--trials", "1")
+    taught = (
+        ()
+        if job == "compare"
+        else ("--teacher.run", ended / "comparison" / "teacher", "--trials", "1")
+    )
     folder = ended / ("comparison" if job == "compare" else "tuning")
-    return (job, *SMALL, *taught, *(("--seeds", "2") if job == "compare" else ()), "--workdir", folder)
+    return (
+        job,
+        *SMALL,
+        *taught,
+        *(("--seeds", "2") if job == "compare" else ()),
+        "--workdir",
+        folder,
+    )
 
 
 def refused(command, arguments, name):
     status, said, complaint = command(*arguments)
-    assert (status, said, complaint.count("\n")) == (2, "", 1), f"{arguments}: {status} {said} {complaint}"
+    assert (status, said, complaint.count("\n")) == (2, "", 1), (
+        f"{arguments}: {status} {said} {complaint}"
+    )
     assert str(name) in complaint
 
 
@@ -112,7 +165,10 @@ def test_what_came_of_a_run_is_whole_or_refused(job, ended, tried):
             path.write_text(json.dumps(forged))
             try:
                 assert read(path.parent) == forged
-                numbers = [*read(path.parent).get("metrics", {}).values(), read(path.parent).get("score")]
+                numbers = [
+                    *read(path.parent).get("metrics", {}).values(),
+                    read(path.parent).get("score"),
+                ]
                 assert all(one is None or isinstance(one, (int, float)) for one in numbers)
             except RequestError:
                 tried(f"a forged {path.name}", "refused, with what to do")
@@ -137,7 +193,9 @@ def test_what_came_of_a_run_is_whole_or_refused(job, ended, tried):
 def test_the_command_refuses_before_it_changes_anything(job, ended, command, tried):
     path = ended / OUTCOMES[job][0]
     text = path.read_bytes()
-    if job == "compare":  # the first run is missing: that of the second is looked at before the first is trained
+    if (
+        job == "compare"
+    ):  # the first run is missing: that of the second is looked at before the first is trained
         (path.parent.parent / "0" / path.name).unlink()
     for damaged in (b"", text[:-9], text.replace(b"0.", b"0.9", 1)):
         path.write_bytes(damaged)
@@ -163,7 +221,11 @@ def test_the_command_refuses_before_it_changes_anything(job, ended, command, tri
 @pytest.mark.parametrize("job", OUTCOMES)
 def test_a_link_out_of_the_folder(job, ended, command, tmp_path, tried):
     own = (ended / OUTCOMES[job][0]).parent
-    for place in (own, own.parent, *([ended / "comparison" / "teacher"] if job == "compare" else [])):
+    for place in (
+        own,
+        own.parent,
+        *([ended / "comparison" / "teacher"] if job == "compare" else []),
+    ):
         outside = tmp_path / "outside"
         place.rename(outside)
         place.symlink_to(outside, target_is_directory=True)
@@ -185,8 +247,26 @@ def test_a_link_out_of_the_folder(job, ended, command, tmp_path, tried):
 
 LINES = [{"step": step, "loss": 1.0 / step, "steps_per_second": 9.0} for step in range(1, 9)]
 DAMAGED = (
-    *(b"", b"{", b"3", b"null", b"[]", b'"x"', b"\xff\xfe", b"\x00" * 9999, b"[" * 100_000, b"{}", b'{"step": "3"}'),
-    *(b'{"step": true}', b'{"step": 3.0}', b'{"step": -3}', b'{"step": 3, "loss": NaN}', b'{"step": 3, "loss": 1e999}'),
+    *(
+        b"",
+        b"{",
+        b"3",
+        b"null",
+        b"[]",
+        b'"x"',
+        b"\xff\xfe",
+        b"\x00" * 9999,
+        b"[" * 100_000,
+        b"{}",
+        b'{"step": "3"}',
+    ),
+    *(
+        b'{"step": true}',
+        b'{"step": 3.0}',
+        b'{"step": -3}',
+        b'{"step": 3, "loss": NaN}',
+        b'{"step": 3, "loss": 1e999}',
+    ),
     *(
         b'{"step": 3, "loss": "x"}',
         b'{"step": 3, "loss": {}}',
@@ -214,8 +294,19 @@ def test_lines_of_metrics(ends, tmp_path, tried):
             assert path.read_bytes() == b"".join(line + b"\n" for line in lines[:6])
             assert len(said) == (not cut)
             metrics.write(7, {"loss": 0.5})
-            assert [record["step"] for record in read_records(tmp_path).sound] == [1, 2, 3, 4, 5, 6, 7]
-            tried("a damaged line of metrics.jsonl", "left out and said, or cut off where a crash cut it")
+            assert [record["step"] for record in read_records(tmp_path).sound] == [
+                1,
+                2,
+                3,
+                4,
+                5,
+                6,
+                7,
+            ]
+            tried(
+                "a damaged line of metrics.jsonl",
+                "left out and said, or cut off where a crash cut it",
+            )
 
 
 def test_a_claim_of_a_gigabyte_is_not_allocated(tmp_path, tried):
@@ -241,7 +332,10 @@ def test_a_run_whose_metrics_are_damaged_goes_on_to_what_it_was(ended, command, 
         assert status == 0, complaint
         assert ("had 1 lines" in said) == damaged.startswith(b"nonsense")
         assert json.loads((own / "outcome.json").read_text())["metrics"] == known["metrics"]
-        tried("damaged metrics.jsonl of a comparison's run", "left out and said, the table is the same")
+        tried(
+            "damaged metrics.jsonl of a comparison's run",
+            "left out and said, the table is the same",
+        )
     (own / "metrics.jsonl").unlink()
     os.mkfifo(own / "metrics.jsonl")
     (own / "outcome.json").unlink()
@@ -258,7 +352,11 @@ def test_results_of_a_run(ended, command, tried):
     student = known["student"] | {
         "throughput": {"examples_per_second": 9.5, "batch": 8, "device": "cpu"},
         "other": {"tfds:some.thing": {"knn_accuracy": 0.5, "linear_probe_accuracy": None}},
-        "corruptions": {"clean": 0.9, "blur": {"1": 0.8, "2": 0.7, "3": 0.6, "mean": 0.7}, "mean": 0.7},
+        "corruptions": {
+            "clean": 0.9,
+            "blur": {"1": 0.8, "2": 0.7, "3": 0.6, "mean": 0.7},
+            "mean": 0.7,
+        },
         "unseen": {
             "examples": 9,
             "classes": 2,

@@ -21,7 +21,9 @@ def state(step):
 def disk(tmp_path):
     """A small disk of its own."""
     made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=900k", "none", tmp_path], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=900k", "none", tmp_path],
+        capture_output=True,
+        check=False,
     )
     if made.returncode:
         pytest.skip("only root may mount a small disk")
@@ -42,7 +44,9 @@ def break_(disk, how):
 
 
 def mend(disk, how):
-    (disk / "filling").unlink() if how == "full" else subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+    (disk / "filling").unlink() if how == "full" else subprocess.run(
+        ["mount", "-o", "remount,rw", disk], check=True
+    )
 
 
 @pytest.mark.parametrize("how", ["full", "read-only"])
@@ -57,7 +61,10 @@ def test_a_save_that_fails_is_said_and_tried_again(disk, how, before, tried):
     for step in (5, 6):
         checkpoints.save(step, state(step), {"step": step})
         assert checkpoints.wait() is not None
-        assert f"checkpoint {step} could not be saved" in said[-1] or "a checkpoint could not be saved" in said[-1]
+        assert (
+            f"checkpoint {step} could not be saved" in said[-1]
+            or "a checkpoint could not be saved" in said[-1]
+        )
         assert (f"newest that is saved is {before}" if before else "none is saved yet") in said[-1]
     mend(disk, how)
     checkpoints.save(7, state(7), {"step": 7})

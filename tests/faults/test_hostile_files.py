@@ -51,7 +51,10 @@ def npy(path, array):
 def bomb(path, name):
     """Zeros without end, honestly declared."""
     size = 2**28
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive, archive.open(name, "w") as file:
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open(name, "w") as file,
+    ):
         file.write(header((size // 4096, 1024)))
         for _ in range(size // 2**22):
             file.write(bytes(2**22))
@@ -60,11 +63,19 @@ def bomb(path, name):
 def hostile(folder, canary):
     """Every file by what it is, under every name by which something is read."""
     payload = Payload(canary)
-    pickled, objects = pickle.dumps(payload), npy(folder / "scratch.npy", np.array([[payload]], object))
-    raw = {"a pickle": pickled, "an old pickle": pickle.dumps(payload, protocol=0), "an array of objects": objects}
+    pickled, objects = (
+        pickle.dumps(payload),
+        npy(folder / "scratch.npy", np.array([[payload]], object)),
+    )
+    raw = {
+        "a pickle": pickled,
+        "an old pickle": pickle.dumps(payload, protocol=0),
+        "an array of objects": objects,
+    }
     raw["a pickle after a header"] = header((1,), "|O") + pickled
     raw["a header of code"] = (
-        b"\x93NUMPY\x01\x00\x60\x00" + f"__import__('os').system('touch {canary}')".encode().ljust(96)
+        b"\x93NUMPY\x01\x00\x60\x00"
+        + f"__import__('os').system('touch {canary}')".encode().ljust(96)
     )
     raw["a tag of YAML"] = f"!!python/object/apply:os.system ['touch {canary}']\n".encode()
     for shape in ((10**9, 6), (2**62, 4), (-1, 6), (2**31, 2**31, 2**31), (10**12,) * 30):
@@ -82,20 +93,31 @@ def hostile(folder, canary):
     zipped(folder / "torch.npz", **{"archive/data.pkl": pickled, "archive/version": b"3"})
     yield "a checkpoint of PyTorch as .npz", folder / "torch.npz"
     sound = npy(folder / "sound.npy", ROWS)
-    for name in (f"../../{canary.name}", f"/{canary}", f"..\\{canary.name}", "x.npy/../../y.npy", "C:\\x.npy"):
+    for name in (
+        f"../../{canary.name}",
+        f"/{canary}",
+        f"..\\{canary.name}",
+        "x.npy/../../y.npy",
+        "C:\\x.npy",
+    ):
         zipped(folder / "names.npz", **{"x.npy": sound, name: sound})
         yield f"a member named {name}", folder / "names.npz"
     bomb(folder / "bomb.npz", "x.npy")
     yield "a bomb", folder / "bomb.npz"
     bomb(folder / "bomb.npz", "train.npy")
     yield "a bomb as features", folder / "bomb.npz"
-    zipped(folder / "main.npz", **{"__main__.py": f"import pathlib; pathlib.Path({str(canary)!r}).touch()"})
+    zipped(
+        folder / "main.npz",
+        **{"__main__.py": f"import pathlib; pathlib.Path({str(canary)!r}).touch()"},
+    )
     yield "an archive that runs", folder / "main.npz"
     (folder / "main.json").write_bytes((folder / "main.npz").read_bytes())
     yield "an archive that runs as .json", folder / "main.json"
 
 
-def test_nothing_in_a_file_is_run_and_nothing_it_claims_is_allocated(tmp_path, command, tried, monkeypatch):
+def test_nothing_in_a_file_is_run_and_nothing_it_claims_is_allocated(
+    tmp_path, command, tried, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(arrays, "IN_MEMORY", MEMORY)
     canary, new = tmp_path / "canary", tmp_path / "new"
@@ -109,7 +131,9 @@ def test_nothing_in_a_file_is_run_and_nothing_it_claims_is_allocated(tmp_path, c
     }
     for what, path in hostile(tmp_path, canary):
         for way, arguments in ways.items():
-            if "features" in way and not (path.suffix == ".npz" and ("features" in what or "pickle" in what)):
+            if "features" in way and not (
+                path.suffix == ".npz" and ("features" in what or "pickle" in what)
+            ):
                 continue  # refused for its name, or as examples are
             claims = "header" in what or "bomb" in what
             if claims:  # all else is slower while it is watched
@@ -166,7 +190,9 @@ def test_links_out_of_a_checkpoint(what, tmp_path, tried):
     """Moved aside and named: what a link leads to is not what was saved here."""
     state, place = {"x": np.arange(5.0)}, {"step": 2}
     for name in ("run", "other"):
-        checkpoints = Checkpoints(tmp_path / name / "checkpoints", {"role": name if what == "x" else "a"})
+        checkpoints = Checkpoints(
+            tmp_path / name / "checkpoints", {"role": name if what == "x" else "a"}
+        )
         checkpoints.save(1, state, {"step": 1})
         checkpoints.save(2, {"x": state["x"] + (name == "other")}, place)
         checkpoints.close()
@@ -188,8 +214,17 @@ def test_links_out_of_a_checkpoint(what, tmp_path, tried):
 def test_code_in_a_config_is_text(tmp_path, command, tried, monkeypatch):
     monkeypatch.chdir(tmp_path)
     canary, new = tmp_path / "canary", tmp_path / "new"
-    codes = [f"$(touch {canary})", f"`touch {canary}`", f"__import__('pathlib').Path({str(canary)!r}).touch()"]
-    codes += [f"; touch {canary}", f"!!python/object/apply:os.system ['touch {canary}']", "{0.__class__}", "%(x)s"]
+    codes = [
+        f"$(touch {canary})",
+        f"`touch {canary}`",
+        f"__import__('pathlib').Path({str(canary)!r}).touch()",
+    ]
+    codes += [
+        f"; touch {canary}",
+        f"!!python/object/apply:os.system ['touch {canary}']",
+        "{0.__class__}",
+        "%(x)s",
+    ]
     codes += ["../" * 9 + "etc/passwd", f"file://{canary}", "\x00", "\x1b[2J\x1b]0;title\x07"]
     whole = json.loads(Config().to_json())
     places = [("data", "source"), ("data", "data_dir"), ("teacher", "run"), ("teacher", "features")]

@@ -6,7 +6,17 @@ import random
 import subprocess
 
 import pytest
-from children import SMALL, STEPS, environment, fault, finish, outcome_of, start, steps_saved, wait_until
+from children import (
+    SMALL,
+    STEPS,
+    environment,
+    fault,
+    finish,
+    outcome_of,
+    start,
+    steps_saved,
+    wait_until,
+)
 from counts import tries
 
 pytestmark = pytest.mark.slow
@@ -26,7 +36,9 @@ EVERY = [*((call, 0) for call in range(42)), *((4, files) for files in range(2, 
 
 
 def killed(run, name, call, files=0, inside="checkpoints", errors=0, more=()):
-    given = fault(**{"in": run / inside, "from": name, "at": call, "files": files, "errors": errors})
+    given = fault(
+        **{"in": run / inside, "from": name, "at": call, "files": files, "errors": errors}
+    )
     return finish(start("distill", *SMALL, *more, "--workdir", run, env=environment(**given)))
 
 
@@ -62,7 +74,9 @@ def test_killed_in_each_phase_of_a_save(whole, tmp_path, tried):
 def test_killed_while_an_unsound_one_is_put_aside(call, whole, tmp_path, tried):
     run = tmp_path / "run"
     assert killed(run, "12", 19)[0] == -9
-    array = max((run / "checkpoints" / "12" / "state").rglob("d/*"), key=lambda path: path.stat().st_size)
+    array = max(
+        (run / "checkpoints" / "12" / "state").rglob("d/*"), key=lambda path: path.stat().st_size
+    )
     os.truncate(array, array.stat().st_size // 2)
     status, said, complaint = killed(run, "unsound", call, inside="")
     assert status == -9, (said, complaint)
@@ -94,7 +108,11 @@ def test_a_disk_that_fails_for_a_while_at_the_end(whole, tmp_path, tried):
 
 def test_a_disk_that_stays_full(whole, tmp_path, tried):
     """The last save fails: status 1 and one line; with room the same command goes on from what was saved before."""
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", tmp_path], capture_output=True, check=False)
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "none", tmp_path],
+        capture_output=True,
+        check=False,
+    )
     if made.returncode:
         pytest.skip("only root may mount a small disk")
     run, filling = tmp_path / "run", tmp_path / "filling"

@@ -40,7 +40,11 @@ def look(process, run, complaint):
         return None
     saved = [int(path.name) for path in (run / "checkpoints").glob("*") if path.name.isdecimal()]
     compiled = complaint.read_text().count("Compiling ")
-    return Sample(max(saved, default=0), pages * os.sysconf("SC_PAGE_SIZE"), files, compiled) if saved else None
+    return (
+        Sample(max(saved, default=0), pages * os.sysconf("SC_PAGE_SIZE"), files, compiled)
+        if saved
+        else None
+    )
 
 
 def sitting(run, place, kill_after):
@@ -49,7 +53,15 @@ def sitting(run, place, kill_after):
     samples, began = [], None
     with said.open("w") as out, complaint.open("w") as error:
         process = start(
-            *("distill", "--training.steps", STEPS, "--training.save-every", SAVE_EVERY, "--workdir", run),
+            *(
+                "distill",
+                "--training.steps",
+                STEPS,
+                "--training.save-every",
+                SAVE_EVERY,
+                "--workdir",
+                run,
+            ),
             env=environment(JAX_LOG_COMPILES=1, XLA_FLAGS=""),
             stdout=out,
             stderr=error,
@@ -87,7 +99,10 @@ def test_memory_files_and_compiled_programs_stay_as_they_are(tmp_path, tried, re
         # A few saves and validations warm it up; what is judged at the end compiles programs of its own.
         warm = [one for one in samples if samples[0].step + 5 * SAVE_EVERY <= one.step < STEPS]
         if len(warm) >= 20:
-            memory, files = growth([one.memory for one in warm]), growth([one.files for one in warm])
+            memory, files = (
+                growth([one.memory for one in warm]),
+                growth([one.files for one in warm]),
+            )
             compiled = warm[-1].compiled - warm[0].compiled
             all_growths.append((memory, files, compiled))
             print(

@@ -15,7 +15,18 @@ import time
 
 import children
 import pytest
-from children import LOST, SMALL, STEPS, arrays_of, environment, finish, outcome_of, start, start_two, wait_until
+from children import (
+    LOST,
+    SMALL,
+    STEPS,
+    arrays_of,
+    environment,
+    finish,
+    outcome_of,
+    start,
+    start_two,
+    wait_until,
+)
 from counts import tries
 
 pytestmark = pytest.mark.slow
@@ -34,7 +45,10 @@ def unfinished(run):
 
 
 def newest(run):
-    return max((int(path.name) for path in (run / "checkpoints").glob("*") if path.name.isdecimal()), default=0)
+    return max(
+        (int(path.name) for path in (run / "checkpoints").glob("*") if path.name.isdecimal()),
+        default=0,
+    )
 
 
 def written(run):
@@ -49,7 +63,8 @@ PHASES = {
     "trains": lambda run, before: written(run) not in (None, "", before),
     "saves": lambda run, before: unfinished(run),
     "evaluates": lambda run, before: (
-        (run / "checkpoints" / str(STEPS) / "commit_success.txt").exists() and not (run / "result.json").exists()
+        (run / "checkpoints" / str(STEPS) / "commit_success.txt").exists()
+        and not (run / "result.json").exists()
     ),
 }
 
@@ -89,14 +104,19 @@ def test_one_is_told_to_stop_in_each_phase(whole, tmp_path, tried):
                 assert complaint.startswith("pcjax: stopped by SIGTERM"), f"{phase}: {complaint}"
                 assert complaint.count("\n") == 1, f"{phase}: {complaint}"
             stopped = {
-                complaint.split("after step ")[1].split(",")[0] for *_, complaint in ends if "after" in complaint
+                complaint.split("after step ")[1].split(",")[0]
+                for *_, complaint in ends
+                if "after" in complaint
             }
             assert len(stopped) <= 1, ends
             assert phase not in ("trains", "compiles") or stopped, ends
             for step in stopped:
                 # The teacher, which is trained first, has checkpoints of its own.
                 assert [*run.glob(f"**/checkpoints/{step}/commit_success.txt")]
-            tried(f"SIGTERM to one of two while it {phase}", "both 143, " + ("same step saved" if stopped else "ended"))
+            tried(
+                f"SIGTERM to one of two while it {phase}",
+                "both 143, " + ("same step saved" if stopped else "ended"),
+            )
         both(start_two("distill", *SMALL, "--workdir", run))
         assert outcome_of(run) == whole
         tried("SIGTERM to one of two, then to the end", "bit-identical")
@@ -128,7 +148,9 @@ def test_one_that_is_late_is_told_to_stop_as_training_begins(tmp_path, tried):
     processes[1].send_signal(signal.SIGTERM)
     ends = [finish(process, timeout=60) for process in processes]
     assert {status for status, *_ in ends} == {143}, ends
-    assert len({complaint.split("after step ")[1].split(",")[0] for *_, complaint in ends}) == 1, ends
+    assert len({complaint.split("after step ")[1].split(",")[0] for *_, complaint in ends}) == 1, (
+        ends
+    )
     tried("SIGTERM to one of two that is late", "both 143, same step saved")
 
 
@@ -150,17 +172,28 @@ command()
 
 
 def test_where_steps_are_slow_fewer_are_waited_for(tmp_path, tried):
-    asked = ["--teacher.training.steps", "1000", "--teacher.training.log-every", "1", "--workdir", tmp_path]
+    asked = [
+        "--teacher.training.steps",
+        "1000",
+        "--teacher.training.log-every",
+        "1",
+        "--workdir",
+        tmp_path,
+    ]
     processes = start_two("distill", *SMALL, *asked, program=(sys.executable, "-c", SLOW))
     metrics = tmp_path / "teacher" / "metrics.jsonl"
-    assert wait_until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 8, processes[0])
+    assert wait_until(
+        lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 8, processes[0]
+    )
     told = json.loads(metrics.read_text().splitlines()[-1])["step"]
     processes[1].send_signal(signal.SIGTERM)
     ends = [finish(process, timeout=60) for process in processes]
     assert {status for status, *_ in ends} == {143}, ends
     (stopped,) = {int(complaint.split("after step ")[1].split(",")[0]) for *_, complaint in ends}
     assert told < stopped <= told + 4
-    tried("SIGTERM to one of two of slow steps", "both 143, same step saved, at most four steps later")
+    tried(
+        "SIGTERM to one of two of slow steps", "both 143, same step saved, at most four steps later"
+    )
 
 
 # SIGTERM stays what JAX makes of it where processes join: the notice that its preemption service passes on to all.
@@ -211,14 +244,19 @@ def test_one_hangs(whole, tmp_path, tried):
     """The first process hangs where it writes metrics, the second one in a collective that the first never comes to."""
     run, seconds = tmp_path / "run", 20
     asked = ["distill", *SMALL, "--training.watchdog-seconds", seconds, "--workdir", run]
-    processes = start_with_a_fault(*asked, **{"in": run, "from": "metrics.jsonl", "at": 6, "hangs": 300})
+    processes = start_with_a_fault(
+        *asked, **{"in": run, "from": "metrics.jsonl", "at": 6, "hangs": 300}
+    )
     ended, found = f"has not ended for {seconds} s (training.watchdog_seconds)", 0
     for status, _, complaint in [finish(process) for process in processes]:
         assert status == 1, complaint
         stacks = ended in complaint and "Thread 0x" in complaint
         assert stacks or LOST in complaint
         found += stacks
-        tried("one of two processes hangs", "status 1, the stacks of all threads" if stacks else "status 1, told")
+        tried(
+            "one of two processes hangs",
+            "status 1, the stacks of all threads" if stacks else "status 1, told",
+        )
     assert found
     both(start_two(*asked))
     assert outcome_of(run) == whole
@@ -232,7 +270,10 @@ def test_the_newest_checkpoint_is_damaged(whole, tmp_path, tried):
     processes[1].send_signal(signal.SIGTERM)
     assert [finish(process)[0] for process in processes] == [143, 143]
     step = newest(run)
-    array = max((run / "checkpoints" / f"{step}" / "state").rglob("d/*"), key=lambda path: path.stat().st_size)
+    array = max(
+        (run / "checkpoints" / f"{step}" / "state").rglob("d/*"),
+        key=lambda path: path.stat().st_size,
+    )
     os.truncate(array, array.stat().st_size // 2)
     ends = [finish(process) for process in start_two("distill", *SMALL, "--workdir", run)]
     assert [(status, complaint) for status, _, complaint in ends] == [(0, ""), (0, "")]
@@ -256,7 +297,10 @@ def test_two_that_see_different_disks_are_told(tmp_path, tried):
 def test_the_disk_fails_for_a_while(whole, tmp_path, tried):
     run = tmp_path / "run"
     fault = {"in": run / "checkpoints", "from": "12", "at": 0, "errors": 8}
-    ends = [finish(process) for process in start_with_a_fault("distill", *SMALL, "--workdir", run, **fault)]
+    ends = [
+        finish(process)
+        for process in start_with_a_fault("distill", *SMALL, "--workdir", run, **fault)
+    ]
     assert [(status, complaint) for status, _, complaint in ends] == [(0, ""), (0, "")]
     assert "could not be saved" in ends[0][1]
     assert outcome_of(run) == whole
@@ -275,7 +319,10 @@ def test_the_disk_stays_broken(whole, tmp_path, tried):
     assert newest(run) == 27
     both(start_two("distill", *SMALL, "--workdir", run))
     assert outcome_of(run) == whole
-    tried("a disk that stays broken, under two processes", "both status 1, one line, resumed bit-identical")
+    tried(
+        "a disk that stays broken, under two processes",
+        "both status 1, one line, resumed bit-identical",
+    )
 
 
 def test_one_is_killed(whole, tmp_path, tried):
@@ -288,7 +335,9 @@ def test_one_is_killed(whole, tmp_path, tried):
         # Later sittings in the same folder are known by what they save.
         when = PHASES[phase] if sittings == 0 else lambda run, before: newest(run) > before
         then = None if sittings == 0 else before
-        assert wait_until(lambda run=run, when=when, then=then: when(run, then), processes[0], every=0.002)
+        assert wait_until(
+            lambda run=run, when=when, then=then: when(run, then), processes[0], every=0.002
+        )
         time.sleep(random_.random() * 0.3)
         alive = all(process.poll() is None for process in processes)
         processes[who].kill()
@@ -315,8 +364,12 @@ def test_one_is_killed(whole, tmp_path, tried):
 def check_shards(run, step, environments, devices=8):
     """After a restore every device of a job holds every array as it was saved."""
     saved, _ = arrays_of(run, step)
-    expected = {f"{name} {hashlib.blake2b(array.tobytes()).hexdigest()}" for name, array in saved.items()}
-    started = [start(run, step, program=(sys.executable, RESTORED), env=env) for env in environments]
+    expected = {
+        f"{name} {hashlib.blake2b(array.tobytes()).hexdigest()}" for name, array in saved.items()
+    }
+    started = [
+        start(run, step, program=(sys.executable, RESTORED), env=env) for env in environments
+    ]
     ends = [finish(process, timeout=200) for process in started]
     assert {status for status, *_ in ends} == {0}, ends
     # Gloo says something too.
@@ -373,4 +426,7 @@ def test_one_process_with_eight_devices_and_two_with_four(first, tmp_path, tried
     said = [finish(process) for process in begin(3 - first)]
     assert {status for status, *_ in said} == {0}, said
     assert f"going on after step {step} of {STEPS}" in said[0][1]
-    tried("1 process with 8 devices and 2 with 4, either way", "bit-identical after the restore, gone on to the end")
+    tried(
+        "1 process with 8 devices and 2 with 4, either way",
+        "bit-identical after the restore, gone on to the end",
+    )

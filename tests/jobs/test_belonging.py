@@ -13,7 +13,7 @@ from pcjax._checks import RequestError
 from pcjax.config import Model
 from pcjax.jobs import prepare
 from pcjax.jobs.distill import load_teacher
-from pcjax.jobs.folder import config_of
+from pcjax.run import config_of
 from pcjax.training.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.slow
@@ -30,8 +30,26 @@ class Place:
         self.folder, self.images, self.teacher = folder, folder / "images", folder / "teacher"
         self.data = ("--data.source", f"arrays:{self.images}")
         self.taught = (*self.data, "--teacher.run", self.teacher)
-        self.compare = ("compare", *SMALL, *self.taught, "--losses", "pkt", "--workdir", folder / "comparison")
-        self.tune = ("tune", *SMALL, *self.taught, "--losses", "pkt", "--trials", "1", "--workdir", folder / "tuning")
+        self.compare = (
+            "compare",
+            *SMALL,
+            *self.taught,
+            "--losses",
+            "pkt",
+            "--workdir",
+            folder / "comparison",
+        )
+        self.tune = (
+            "tune",
+            *SMALL,
+            *self.taught,
+            "--losses",
+            "pkt",
+            "--trials",
+            "1",
+            "--workdir",
+            folder / "tuning",
+        )
 
     def another_test_set(self):
         with np.load(self.images / "test.npz") as test:
@@ -99,7 +117,10 @@ def test_a_teacher_whose_config_was_changed_since(field, value, place, command):
             Model("mlp", features=20, widths=(24,)),
             r"has .*\(12, 10\)\) for student/classify\.kernel, expected .*\(20, 10\)",
         ),
-        (Model("mlp", features=12, widths=(24, 24)), r"has nothing for statistics/norms\.1\.mean, expected"),
+        (
+            Model("mlp", features=12, widths=(24, 24)),
+            r"has nothing for statistics/norms\.1\.mean, expected",
+        ),
     ],
 )
 def test_weights_of_another_model_are_refused_by_their_leaf(model, message, place):
@@ -124,7 +145,11 @@ def another_teacher(place, command):
 @pytest.mark.parametrize("job", ["evaluate", "report", "distill"])
 def test_a_run_beside_another_teacher(job, another_teacher, command):
     run = another_teacher.folder / "run"
-    asked = ("distill", *SMALL, *another_teacher.taught, "--workdir", run) if job == "distill" else (job, run)
+    asked = (
+        ("distill", *SMALL, *another_teacher.taught, "--workdir", run)
+        if job == "distill"
+        else (job, run)
+    )
     before = everything_in(run)
     refused(command, asked, "was made with teacher")
     assert everything_in(run) == before
@@ -140,7 +165,9 @@ def test_runs_that_have_ended_beside_another_teacher_or_data(job, other, place, 
         shutil.rmtree(place.teacher)
         assert command("teach", *SMALL, *place.data, "--workdir", place.teacher)[0] == 0
     before = everything_in(place.folder / {"compare": "comparison", "tune": "tuning"}[job])
-    asked = (*place.compare, "--seeds", 2) if job == "compare" else (*place.tune, "--losses", "pkt,cka")
+    asked = (
+        (*place.compare, "--seeds", 2) if job == "compare" else (*place.tune, "--losses", "pkt,cka")
+    )
     refused(command, asked, f"came of {other}", "choose another --workdir")
     after = everything_in(place.folder / {"compare": "comparison", "tune": "tuning"}[job])
     assert after == before
@@ -149,12 +176,20 @@ def test_runs_that_have_ended_beside_another_teacher_or_data(job, other, place, 
 def test_features_of_other_test_images(place, command):
     place.another_test_set()
     features = ("--teacher.features", place.teacher / "features.npz")
-    refused(command, ("distill", *SMALL, *place.data, *features, "--workdir", place.folder / "new"), "is of other data")
+    refused(
+        command,
+        ("distill", *SMALL, *place.data, *features, "--workdir", place.folder / "new"),
+        "is of other data",
+    )
 
 
 @pytest.mark.parametrize("asked", ["evaluate", "distill"])
 def test_a_run_beside_other_test_images(asked, place, command):
     place.another_test_set()
     run = place.folder / "run"
-    asked = ("distill", *SMALL, *place.taught, "--workdir", run) if asked == "distill" else ("evaluate", run)
+    asked = (
+        ("distill", *SMALL, *place.taught, "--workdir", run)
+        if asked == "distill"
+        else ("evaluate", run)
+    )
     refused(command, asked, "was made with data")

@@ -8,8 +8,9 @@ from scipy import stats
 from test_commands import SMALL
 
 from pcjax.config import Config, Contender, Loss, Ramp, Teacher, read
-from pcjax.jobs import compare, recipes, summary, tune
-from pcjax.terms import TERMS
+from pcjax.evaluation import summary
+from pcjax.jobs import compare, recipes, tune
+from pcjax.loss_registry import TERMS
 from pcjax.training import disk
 
 LOSSES = ["--losses", "pkt,cross_entropy"]
@@ -31,7 +32,10 @@ def results(folder):
 def test_a_comparison_says_what_it_promises(comparison):
     found = results(comparison)
     assert found["losses"].keys() == {"pkt", "cross_entropy"}
-    assert {name: loss["labelled"] for name, loss in found["losses"].items()} == {"pkt": False, "cross_entropy": True}
+    assert {name: loss["labelled"] for name, loss in found["losses"].items()} == {
+        "pkt": False,
+        "cross_entropy": True,
+    }
     best, other = found["losses"].values()
     assert best["summary"]["knn_accuracy"]["mean"] >= other["summary"]["knn_accuracy"]["mean"]
     assert "knn_accuracy" not in best["paired"]
@@ -42,7 +46,10 @@ def test_a_comparison_says_what_it_promises(comparison):
         assert loss["temporary_bytes"] > 0
     table = (comparison / "comparison.md").read_text().splitlines()
     assert [line.split("|")[1].strip() for line in table[2:]] == [
-        *(f"{name} (labels)" if loss["labelled"] else name for name, loss in found["losses"].items()),
+        *(
+            f"{name} (labels)" if loss["labelled"] else name
+            for name, loss in found["losses"].items()
+        ),
         "untrained",
         "teacher",
     ]
@@ -57,7 +64,10 @@ def test_no_run_that_has_ended_stays_held(command, tmp_path, monkeypatch):
 
     monkeypatch.setattr(disk, "hold", watched)
     for job, count in (("compare", "--seeds"), ("tune", "--trials")):
-        assert command(job, *SMALL, "--losses", "pkt,cka", count, 2, "--workdir", tmp_path / job)[0] == 0
+        assert (
+            command(job, *SMALL, "--losses", "pkt,cka", count, 2, "--workdir", tmp_path / job)[0]
+            == 0
+        )
         assert len(held) == 6  # its own, the teacher's, and four runs'
         assert max(held) == 2
         held.clear()
@@ -65,7 +75,8 @@ def test_no_run_that_has_ended_stays_held(command, tmp_path, monkeypatch):
 
 def test_contenders_begin_alike_and_see_the_same(comparison):
     runs = [
-        json.loads((comparison / "runs" / name / "0" / "result.json").read_text()) for name in ("pkt", "cross_entropy")
+        json.loads((comparison / "runs" / name / "0" / "result.json").read_text())
+        for name in ("pkt", "cross_entropy")
     ]
     assert runs[0]["untrained"] == runs[1]["untrained"]
     assert runs[0]["teacher"] == runs[1]["teacher"]
@@ -118,7 +129,9 @@ def test_what_could_not_be_trained_is_not_in_the_way_of_others(command, tmp_path
     assert results(tmp_path / "all")["losses"].keys() == {"pkt"}
 
 
-def test_a_comparison_of_something_else_is_refused_and_nothing_changed(comparison, command, tmp_path):
+def test_a_comparison_of_something_else_is_refused_and_nothing_changed(
+    comparison, command, tmp_path
+):
     def everything():
         return {path: path.read_bytes() for path in comparison.glob("*.*")}
 
@@ -132,7 +145,11 @@ def test_a_comparison_of_something_else_is_refused_and_nothing_changed(compariso
         ([*LOSSES, "--training.steps", "9"], "training.steps 8, asked for now is 9"),
         ([other], "losses"),
     ):
-        place = ["compare", *given[:1], *SMALL, *given[1:]] if given == [other] else ["compare", *SMALL, *given]
+        place = (
+            ["compare", *given[:1], *SMALL, *given[1:]]
+            if given == [other]
+            else ["compare", *SMALL, *given]
+        )
         status, _, complaint = command(*place, "--seeds", "2", "--workdir", comparison)
         assert (status, complaint.count("\n")) == (2, 1)
         assert message in complaint
@@ -143,7 +160,9 @@ def test_a_comparison_of_something_else_is_refused_and_nothing_changed(compariso
 
 
 @pytest.mark.parametrize("given_up_after", [3, pytest.param(100, marks=pytest.mark.slow)])
-def test_a_run_that_diverges_is_said_to_and_the_others_go_on(given_up_after, comparison, command, tmp_path):
+def test_a_run_that_diverges_is_said_to_and_the_others_go_on(
+    given_up_after, comparison, command, tmp_path
+):
     config = tmp_path / "wild.py"
     config.write_text(
         "from pcjax.config import *\n"
@@ -184,13 +203,24 @@ def test_a_run_that_diverges_is_said_to_and_the_others_go_on(given_up_after, com
         status, said, complaint = command("tune", config, *asked, "--trials", 1)
         assert status == 0, complaint
         assert "all tries of wild diverged: lower training.learning_rate" in said
-        assert [one.name for one in read(tmp_path / "tuning" / "tuned.json").comparison.contenders] == ["tame"]
+        assert [
+            one.name for one in read(tmp_path / "tuning" / "tuned.json").comparison.contenders
+        ] == ["tame"]
 
 
 RUNS = {
-    "a": {seed: {"status": "done", "metrics": {"knn_accuracy": x}} for seed, x in enumerate([0.90, 0.92, 0.97])},
-    "b": {seed: {"status": "done", "metrics": {"knn_accuracy": x}} for seed, x in enumerate([0.89, 0.90, 0.93])},
-    "c": {0: {"status": "diverged", "metrics": {}}, 1: {"status": "done", "metrics": {"knn_accuracy": 0.5}}},
+    "a": {
+        seed: {"status": "done", "metrics": {"knn_accuracy": x}}
+        for seed, x in enumerate([0.90, 0.92, 0.97])
+    },
+    "b": {
+        seed: {"status": "done", "metrics": {"knn_accuracy": x}}
+        for seed, x in enumerate([0.89, 0.90, 0.93])
+    },
+    "c": {
+        0: {"status": "diverged", "metrics": {}},
+        1: {"status": "done", "metrics": {"knn_accuracy": 0.5}},
+    },
     "d": {0: {"status": "diverged", "metrics": {}}},
 }
 
@@ -201,10 +231,18 @@ def test_means_and_differences_are_scipys():
     a, b = ([run["metrics"]["knn_accuracy"] for run in RUNS[name].values()] for name in "ab")
     expected = stats.ttest_1samp(b, 0).confidence_interval(0.95)
     got = found["losses"]["b"]["summary"]["knn_accuracy"]
-    assert (got["low"], got["high"], got["n"]) == (pytest.approx(expected.low), pytest.approx(expected.high), 3)
+    assert (got["low"], got["high"], got["n"]) == (
+        pytest.approx(expected.low),
+        pytest.approx(expected.high),
+        3,
+    )
     expected = stats.ttest_rel(b, a).confidence_interval(0.95)
     got = found["losses"]["b"]["paired"]["knn_accuracy"]
-    assert (got["to"], got["low"], got["high"]) == ("a", pytest.approx(expected.low), pytest.approx(expected.high))
+    assert (got["to"], got["low"], got["high"]) == (
+        "a",
+        pytest.approx(expected.low),
+        pytest.approx(expected.high),
+    )
     # One seed in common: the difference of that one, and nothing to say how sure it is.
     got = found["losses"]["c"]["paired"]["knn_accuracy"]
     assert got == {"to": "a", "mean": pytest.approx(0.5 - 0.92), "low": None, "high": None, "n": 1}
@@ -212,7 +250,10 @@ def test_means_and_differences_are_scipys():
 
 
 def test_a_contender_that_diverged_once_is_not_the_best():
-    lucky = {0: {"status": "done", "metrics": {"knn_accuracy": 0.99}}, 1: {"status": "diverged", "metrics": {}}}
+    lucky = {
+        0: {"status": "done", "metrics": {"knn_accuracy": 0.99}},
+        1: {"status": "diverged", "metrics": {}},
+    }
     found = summary.summarise(
         {"lucky": lucky, "a": RUNS["a"], "b": RUNS["b"]}, dict.fromkeys(("lucky", "a", "b"), False)
     )
@@ -233,7 +274,11 @@ def test_numbers_are_those_of_a_result():
         "parameters": 7,
         "coherence": {"spearman": {"value": 0.3, "low": 0.2, "high": 0.4}},
         "retrieval": {"recall_at_1": 0.25},
-        "unseen": {"coherence": {"spearman": {"value": 0.1}}, "retrieval": {"recall_at_1": 0.75}, "knn_accuracy": 0.6},
+        "unseen": {
+            "coherence": {"spearman": {"value": 0.1}},
+            "retrieval": {"recall_at_1": 0.75},
+            "knn_accuracy": 0.6,
+        },
     }
     found["unseen"] |= {"examples": 40, "classes": 3}
     expected = {"knn_accuracy": 0.5, "spearman": 0.3, "recall_at_1": 0.25}
@@ -248,22 +293,30 @@ def test_a_recipe_can_be_distilled_and_stored(name):
 
 
 MIXED = Contender(
-    "mixed", (Loss(arguments={"temperature": Ramp(0.4, 0.1)}), Loss("kd", arguments={"temperature": 4.0}))
+    "mixed",
+    (Loss(arguments={"temperature": Ramp(0.4, 0.1)}), Loss("kd", arguments={"temperature": 4.0})),
 )
 
 
-@pytest.mark.parametrize("contender", [MIXED, *recipes.contenders([*recipes.RECIPES], ())], ids=lambda c: c.name)
+@pytest.mark.parametrize(
+    "contender", [MIXED, *recipes.contenders([*recipes.RECIPES], ())], ids=lambda c: c.name
+)
 def test_tuning_tries_what_is_given_first_and_then_others(contender):
     tried = tune.settings(contender, 9)
     assert tried[0] == contender
     assert tried == tune.settings(contender, 9)
-    assert len({Config(losses=one.losses, teacher=Teacher(live=True)).digest() for one in tried}) == 9
+    assert (
+        len({Config(losses=one.losses, teacher=Teacher(live=True)).digest() for one in tried}) == 9
+    )
     for one in tried:
         for before, after in zip(contender.losses, one.losses, strict=True):
             assert (before.name, before.head, before.bank) == (after.name, after.head, after.bank)
             assert {*before.arguments} <= {*after.arguments} <= {*before.arguments, *tune.SCALES}
             given = TERMS[before.name].numbers | before.arguments
-            pairs = [(before.weight, after.weight), *((given[name], x) for name, x in after.arguments.items())]
+            pairs = [
+                (before.weight, after.weight),
+                *((given[name], x) for name, x in after.arguments.items()),
+            ]
             for value, other in pairs:
                 if isinstance(value, float):
                     assert 1 / 8.1 <= other / value <= 8.1
@@ -292,7 +345,9 @@ def test_tuning_writes_a_comparison(comparison, command, tmp_path):
     assert "pkt, try 2 of 2: weight" in said
     scores = {}
     for path in (tmp_path / "tuning" / "trials").rglob("trial.json"):
-        scores[path.parent.parent.name, int(path.parent.name)] = json.loads(path.read_text())["score"]
+        scores[path.parent.parent.name, int(path.parent.name)] = json.loads(path.read_text())[
+            "score"
+        ]
     assert scores.keys() == {(name, number) for name in ("pkt", "kd") for number in (0, 1)}
     chosen = read(tmp_path / "tuning" / "tuned.json").comparison.contenders
     for contender in chosen:
@@ -326,13 +381,22 @@ def test_tuning_writes_a_comparison(comparison, command, tmp_path):
             "x (teacher.run): expected the --workdir of an earlier",
         ),
         (
-            ["--losses", "pkt,cross_entropy", "--data.source", "arrays:{tmp}/plain.npy", "--training.batch", "8"],
+            [
+                "--losses",
+                "pkt,cross_entropy",
+                "--data.source",
+                "arrays:{tmp}/plain.npy",
+                "--training.batch",
+                "8",
+            ],
             "no labels",
         ),
     ],
 )
 def test_what_cannot_be_compared_is_refused_in_a_line(job, asked, message, command, tmp_path):
-    np.save(tmp_path / "plain.npy", np.random.default_rng(0).normal(size=(90, 6)).astype(np.float32))
+    np.save(
+        tmp_path / "plain.npy", np.random.default_rng(0).normal(size=(90, 6)).astype(np.float32)
+    )
     given = [word.replace("{tmp}", str(tmp_path)) for word in asked]
     status, _, complaint = command(job, *given, "--workdir", tmp_path / "none")
     assert (status, complaint.count("\n")) == (2, 1)

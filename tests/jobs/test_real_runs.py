@@ -14,7 +14,14 @@ pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parents[2]
 REAL = ROOT.parent / "shared" / "tfds"
 SMALL = [
-    *("--teacher.model.widths", "24", "--teacher.model.features", "12", "--teacher.training.steps", "6"),
+    *(
+        "--teacher.model.widths",
+        "24",
+        "--teacher.model.features",
+        "12",
+        "--teacher.training.steps",
+        "6",
+    ),
     *("--teacher.training.batch", "64", "--teacher.training.optimiser", "sgd"),
     *("--student.name", "cnn", "--student.widths", "4", "6", "--student.features", "4"),
     *("--training.batch", "64", "--training.optimiser", "sgd", "--training.learning-rate", "0.05"),
@@ -41,11 +48,15 @@ def test_two_processes_with_two_devices_train_as_one_with_four(how, loss, tmp_pa
     for name, expected in one.items():
         # Where ranks jump, momentum, a sum of gradients, shows it at once; parameters move by a twentieth of it.
         if loss or not name.startswith("optimiser/"):
-            assert np.abs(two[name].astype(float) - expected).max() <= 1e-5 * max(np.abs(expected).max(), 1), name
+            assert np.abs(two[name].astype(float) - expected).max() <= 1e-5 * max(
+                np.abs(expected).max(), 1
+            ), name
     for found, expected in zip(losses(tmp_path / "two"), losses(tmp_path / "one"), strict=True):
         assert found == pytest.approx(expected, rel=1e-5, abs=1e-5)
     # Each process has looked at its part of what was judged.
-    found, expected = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("two", "one"))
+    found, expected = (
+        json.loads((tmp_path / name / "result.json").read_text()) for name in ("two", "one")
+    )
     for who in ("teacher", "untrained", "student"):
         assert abs(found[who]["knn_accuracy"] - expected[who]["knn_accuracy"]) <= 0.01
         values = [of[who]["coherence"]["spearman"]["value"] for of in (found, expected)]
@@ -54,7 +65,9 @@ def test_two_processes_with_two_devices_train_as_one_with_four(how, loss, tmp_pa
 
 def losses(folder):
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "steps_per_second"} for line in lines]
+    return [
+        {k: v for k, v in json.loads(line).items() if k != "steps_per_second"} for line in lines
+    ]
 
 
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -75,25 +88,46 @@ def test_a_signal_saves_and_the_same_command_goes_on(number, expected, tmp_path)
     assert f"going on after step {stopped} of {steps}" in said
     pcjax(*asked, "--workdir", tmp_path / "whole", env=environment(JAX_NUM_CPU_DEVICES=1))
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
-    (found, _), (expected_arrays, _) = (arrays_of(tmp_path / name, steps) for name in ("run", "whole"))
+    (found, _), (expected_arrays, _) = (
+        arrays_of(tmp_path / name, steps) for name in ("run", "whole")
+    )
     for name, array in expected_arrays.items():
         assert np.array_equal(found[name], array), name
 
 
 def test_a_training_goes_on_where_the_teacher_differs_in_its_last_digits(tmp_path):
-    asked = ["distill", *SMALL, "--training.steps", "3000", "--training.save-every", "1000", "--workdir", tmp_path]
+    asked = [
+        "distill",
+        *SMALL,
+        "--training.steps",
+        "3000",
+        "--training.save-every",
+        "1000",
+        "--workdir",
+        tmp_path,
+    ]
     process = start(*asked, env=environment(JAX_NUM_CPU_DEVICES=1))
     metrics = tmp_path / "metrics.jsonl"
     assert wait_until(lambda: metrics.exists() and losses(tmp_path), process)
     process.send_signal(signal.SIGTERM)
     assert finish(process)[0] == 143
     # Another processor would compute so.
-    said = pcjax(*asked, env=environment(JAX_NUM_CPU_DEVICES=1, XLA_FLAGS="--xla_cpu_max_isa=SSE4_2"))
+    said = pcjax(
+        *asked, env=environment(JAX_NUM_CPU_DEVICES=1, XLA_FLAGS="--xla_cpu_max_isa=SSE4_2")
+    )
     assert "going on after step" in said
 
 
 def test_a_comparison_that_is_stopped_goes_on(tmp_path):
-    few = [*SMALL, "--training.steps", "300", "--training.save-every", "300", "--training.devices", "1"]
+    few = [
+        *SMALL,
+        "--training.steps",
+        "300",
+        "--training.save-every",
+        "300",
+        "--training.devices",
+        "1",
+    ]
     asked = ["compare", *few, "--losses", "pkt,cka", "--seeds", "1"]
     process = start(*asked, "--workdir", tmp_path / "run")
     second = tmp_path / "run" / "runs" / "cka" / "0" / "metrics.jsonl"
@@ -108,7 +142,10 @@ def test_a_comparison_that_is_stopped_goes_on(tmp_path):
     assert "going on after step" in said
     assert "pkt, seed" not in said
     found = json.loads((tmp_path / "run" / "comparison.json").read_text())["losses"]
-    assert {name: loss["runs"]["0"]["status"] for name, loss in found.items()} == {"pkt": "done", "cka": "done"}
+    assert {name: loss["runs"]["0"]["status"] for name, loss in found.items()} == {
+        "pkt": "done",
+        "cka": "done",
+    }
 
 
 def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(tmp_path):
@@ -131,7 +168,10 @@ def test_two_processes_compare_as_one(tmp_path):
     for status, _, complaint in map(finish, start_two(*asked, "--workdir", tmp_path / "two")):
         assert status == 0, complaint
     found = json.loads((tmp_path / "two" / "comparison.json").read_text())["losses"]
-    assert [run["status"] for loss in found.values() for run in loss["runs"].values()] == ["done", "done"]
+    assert [run["status"] for loss in found.values() for run in loss["runs"].values()] == [
+        "done",
+        "done",
+    ]
     assert not [*(tmp_path / "two").rglob("*.unfinished")]
 
 
@@ -169,7 +209,9 @@ def test_what_a_newcomer_runs(tmp_path):
     assert student["knn_accuracy"] >= 0.95 * teacher["knn_accuracy"]
     assert student["knn_accuracy"] >= untrained["knn_accuracy"] + 0.05
     assert student["parameters"] <= teacher["parameters"] / 10
-    assert student["coherence"]["spearman"]["low"] > untrained["coherence"]["spearman"]["high"] + 0.2
+    assert (
+        student["coherence"]["spearman"]["low"] > untrained["coherence"]["spearman"]["high"] + 0.2
+    )
     assert result["seconds"] <= 150
 
 
@@ -179,7 +221,14 @@ def test_what_a_newcomer_runs(tmp_path):
         ("fashion_mnist", ["--training.batch", "64", "--teacher.training.batch", "64"]),
         (
             "cifar100_resnet56_resnet20",
-            ["--teacher.model.name", "resnet8", "--student.name", "resnet8", "--training.batch", "32"],
+            [
+                "--teacher.model.name",
+                "resnet8",
+                "--student.name",
+                "resnet8",
+                "--training.batch",
+                "32",
+            ],
         ),
     ],
 )

@@ -26,15 +26,23 @@ MAPS, PATCHES = ((4, 6, 4, 3), (4, 3, 6, 5)), ((4, 3, 3, D), (4, 3, 3, D))
 fixed = np.random.default_rng(7)
 LABELS = np.array([0, 5, 2, -1, 1, 3, 3, -1, 4])
 HEAD = {"kernel": fixed.normal(size=(D, 4))}
-PROTOTYPES = {"student_prototypes": fixed.normal(size=(5, D)), "teacher_prototypes": fixed.normal(size=(5, D))}
+PROTOTYPES = {
+    "student_prototypes": fixed.normal(size=(5, D)),
+    "teacher_prototypes": fixed.normal(size=(5, D)),
+}
 REFERENCES = {"references": (fixed.normal(size=(4, 5)), fixed.normal(size=(4, 7)))}
-BAG = {name: fixed.normal(size=(N, D)) for name in ("student_neighbours", "teacher_neighbours", "student_mixtures")}
+BAG = {
+    name: fixed.normal(size=(N, D))
+    for name in ("student_neighbours", "teacher_neighbours", "student_mixtures")
+}
 
 
 def queue_of(*widths):
     """Eight points in a queue of eleven; the other places hold what must not matter."""
     points = tuple(fixed.normal(size=(11, width)).astype(np.float32) for width in widths)
-    return {"queue": losses.Queue(points if len(widths) > 1 else points[0], np.int32(8), np.int32(8))}
+    return {
+        "queue": losses.Queue(points if len(widths) > 1 else points[0], np.int32(8), np.int32(8))
+    }
 
 
 FRESH = losses.crd_memory(jax.random.key(0), 30, D)
@@ -46,24 +54,34 @@ DRAWN = {"key": jax.random.key(1), "indices": fixed.permutation(30)[:N], "negati
 CASES = {
     "kd": Case(by_torch.kd, SAME, ({}, {"temperature": 1.5})),
     "cross_entropy": Case(
-        by_torch.cross_entropy, SAME, ({"labels": LABELS}, {"labels": LABELS, "label_smoothing": 0.2})
+        by_torch.cross_entropy,
+        SAME,
+        ({"labels": LABELS}, {"labels": LABELS, "label_smoothing": 0.2}),
     ),
     "dkd": Case(
-        by_torch.dkd, SAME, ({"labels": LABELS}, {"labels": LABELS, "alpha": 2.0, "beta": 0.5, "temperature": 1.5})
+        by_torch.dkd,
+        SAME,
+        ({"labels": LABELS}, {"labels": LABELS, "alpha": 2.0, "beta": 0.5, "temperature": 1.5}),
     ),
     "dist": Case(by_torch.dist, SAME, ({}, {"beta": 2.0, "gamma": 0.5, "temperature": 4.0})),
     "shared_classifier": Case(
-        by_torch.shared_classifier, SAME, (HEAD, {**HEAD, "bias": np.arange(4.0), "temperature": 1.0})
+        by_torch.shared_classifier,
+        SAME,
+        (HEAD, {**HEAD, "bias": np.arange(4.0), "temperature": 1.0}),
     ),
     "simkd": Case(by_torch.mean_squared_error, PATCHES),
     "hint": Case(by_torch.mean_squared_error, PATCHES),
     "variational_information": Case(
-        by_torch.variational_information, PATCHES, ({"variance": np.array(5.0)}, {"variance": np.linspace(0.1, 3, D)})
+        by_torch.variational_information,
+        PATCHES,
+        ({"variance": np.array(5.0)}, {"variance": np.linspace(0.1, 3, D)}),
     ),
     "embed_distill": Case(by_torch.embed_distill, SAME, ({}, {"distance": "cosine"})),
     "orthogonal_projection": Case(by_torch.orthogonal_projection, SAME),
     "procrustes": Case(by_torch.procrustes, FEATURES),
-    "locality_preserving": Case(by_torch.locality_preserving, FEATURES, ({}, {"neighbours": 3, "width": 9.0})),
+    "locality_preserving": Case(
+        by_torch.locality_preserving, FEATURES, ({}, {"neighbours": 3, "width": 9.0})
+    ),
     "attention_transfer": Case(by_torch.attention_transfer, MAPS, ({}, {"form": "distance"})),
     "neuron_selectivity": Case(by_torch.neuron_selectivity, MAPS),
     "proto2proto": Case(
@@ -71,23 +89,40 @@ CASES = {
         PATCHES,
         (
             {**PROTOTYPES, "threshold": 6.0},
-            {**PROTOTYPES, "threshold": 8.0, "active": "student", "prototype_weight": 1.0, "patch_weight": 3.0},
+            {
+                **PROTOTYPES,
+                "threshold": 8.0,
+                "active": "student",
+                "prototype_weight": 1.0,
+                "patch_weight": 3.0,
+            },
         ),
     ),
     "rkd_distance": Case(by_torch.rkd_distance, FEATURES),
     "rkd_angle": Case(by_torch.rkd_angle, FEATURES),
     "similarity_preserving": Case(by_torch.similarity_preserving, FEATURES),
     "pkt": Case(by_torch.pkt, FEATURES),
-    "correlation_congruence": Case(by_torch.correlation_congruence, FEATURES, ({}, {"gamma": 1.3, "order": 4})),
+    "correlation_congruence": Case(
+        by_torch.correlation_congruence, FEATURES, ({}, {"gamma": 1.3, "order": 4})
+    ),
     "cka": Case(by_torch.cka, FEATURES),
-    "darkrank_hard": Case(by_torch.darkrank_hard, FEATURES, ({}, {"alpha": 2.0, "beta": 1.5, "list_length": 6})),
-    "darkrank_soft": Case(by_torch.darkrank_soft, FEATURES, ({}, {"alpha": 2.0, "beta": 1.5, "list_length": 3})),
+    "darkrank_hard": Case(
+        by_torch.darkrank_hard, FEATURES, ({}, {"alpha": 2.0, "beta": 1.5, "list_length": 6})
+    ),
+    "darkrank_soft": Case(
+        by_torch.darkrank_soft, FEATURES, ({}, {"alpha": 2.0, "beta": 1.5, "list_length": 3})
+    ),
     "pairwise_ranking": Case(
         by_torch.pairwise_ranking,
         FEATURES,
         (
             {},
-            {"penalty": "exponential", "margin": "difference", "sharpness": 2.0, "dissimilarity": "cosine"},
+            {
+                "penalty": "exponential",
+                "margin": "difference",
+                "sharpness": 2.0,
+                "dissimilarity": "cosine",
+            },
             {"penalty": "logistic", "margin": "deviation"},
         ),
     ),
@@ -96,8 +131,19 @@ CASES = {
         FEATURES,
         (
             {"temperature": 0.1},
-            {"temperature": 0.3, "dissimilarity": "cosine", "teacher_temperature": 0.2, "scale": "batch", "power": 2},
-            {"temperature": 0.2, "weighting": "neighbours", "teacher_dissimilarity": "manhattan", **REFERENCES},
+            {
+                "temperature": 0.3,
+                "dissimilarity": "cosine",
+                "teacher_temperature": 0.2,
+                "scale": "batch",
+                "power": 2,
+            },
+            {
+                "temperature": 0.2,
+                "weighting": "neighbours",
+                "teacher_dissimilarity": "manhattan",
+                **REFERENCES,
+            },
             {"temperature": 0.2, "ranking": "logistic", "dissimilarity": "angular", "power": 1.5},
             {"temperature": 0.2, "ranking": "permutahedron", "dissimilarity": "correlation"},
         ),
@@ -107,26 +153,42 @@ CASES = {
         SAME,
         (
             {"temperature": 0.2, "frame": "teacher", "dissimilarity": "squared_euclidean"},
-            {"temperature": 0.2, "frame": "teacher", "dissimilarity": "cosine", "weighting": "neighbours"},
+            {
+                "temperature": 0.2,
+                "frame": "teacher",
+                "dissimilarity": "cosine",
+                "weighting": "neighbours",
+            },
         ),
     ),
     "spearman": Case(
         by_torch.spearman,
         FEATURES,
-        ({"temperature": 0.2}, {"temperature": 0.3, "dissimilarity": "cosine", "ranking": "logistic"}),
+        (
+            {"temperature": 0.2},
+            {"temperature": 0.3, "dissimilarity": "cosine", "ranking": "logistic"},
+        ),
     ),
     "info_nce": Case(
         by_torch.info_nce,
         SAME,
-        ({"temperature": 0.3, "teacher_gradient": True}, queue_of(D), {"symmetric": False} | queue_of(D)),
+        (
+            {"temperature": 0.3, "teacher_gradient": True},
+            queue_of(D),
+            {"symmetric": False} | queue_of(D),
+        ),
     ),
     "relational_representation": Case(
         by_torch.relational_representation,
         SAME,
         (queue_of(D), queue_of(D) | {"temperature": 0.3, "teacher_temperature": 0.5}),
     ),
-    "similarity_kl": Case(by_torch.similarity_kl, SAME, (queue_of(D), {"temperature": 0.3} | queue_of(D))),
-    "similarity_kl of pairs": Case(by_torch.similarity_kl, FEATURES, ({"temperature": 0.2} | queue_of(5, 7),)),
+    "similarity_kl": Case(
+        by_torch.similarity_kl, SAME, (queue_of(D), {"temperature": 0.3} | queue_of(D))
+    ),
+    "similarity_kl of pairs": Case(
+        by_torch.similarity_kl, FEATURES, ({"temperature": 0.2} | queue_of(5, 7),)
+    ),
     "bingo": Case(
         by_torch.bingo,
         SAME,
@@ -161,7 +223,9 @@ def drawn_features(rng, shapes, badly_scaled):
     student = rng.normal(size=shapes[0]) + (teacher if shapes[0] == shapes[1] else 0)
     if not badly_scaled:
         return student, teacher
-    return 3 + student * np.logspace(-1, 1, shapes[0][-1]), teacher * np.logspace(1.5, -1.5, shapes[1][-1]) - 2
+    return 3 + student * np.logspace(-1, 1, shapes[0][-1]), teacher * np.logspace(
+        1.5, -1.5, shapes[1][-1]
+    ) - 2
 
 
 def tensors(given):
@@ -171,7 +235,8 @@ def tensors(given):
 
 
 @pytest.mark.parametrize(
-    ("name", "setting"), [(name, i) for name, case in CASES.items() for i in range(len(case.settings))]
+    ("name", "setting"),
+    [(name, i) for name, case in CASES.items() for i in range(len(case.settings))],
 )
 def test_value_and_gradient_are_those_of_pytorch(name, setting, rng, x64):
     case, given = CASES[name], CASES[name].settings[setting]
@@ -182,7 +247,9 @@ def test_value_and_gradient_are_those_of_pytorch(name, setting, rng, x64):
         both = (student,) if name == "cross_entropy" else (student, teacher)
         return loss(*both, **given)
 
-    evaluate = jax.jit(jax.value_and_grad(found, moved), compiler_options={"xla_backend_optimization_level": 0})
+    evaluate = jax.jit(
+        jax.value_and_grad(found, moved), compiler_options={"xla_backend_optimization_level": 0}
+    )
     for badly_scaled in (False, True):
         if badly_scaled and name == "proto2proto":  # its threshold is one for all scales
             continue

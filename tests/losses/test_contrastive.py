@@ -47,7 +47,9 @@ def values_of(loss, student, teacher, **given):
 def test_info_nce(symmetric, with_queue, both, points, x64):
     student, teacher = both
     queue = {"queue": queue_of(points)} if with_queue else {}
-    found = values_of(losses.info_nce, student, teacher, temperature=0.3, symmetric=symmetric, **queue)
+    found = values_of(
+        losses.info_nce, student, teacher, temperature=0.3, symmetric=symmetric, **queue
+    )
     u, v, k = unit(student), unit(teacher), unit(points) if with_queue else np.zeros((0, D))
     for i in range(N):
         positive = np.exp(u[i] @ v[i] / 0.3)
@@ -63,7 +65,9 @@ def test_the_teachers_head_may_be_learnt(both, x64):
         def everything(student, teacher):
             moving = functools.partial(getattr(losses, name), teacher_gradient=True, **rest)
             held = jax.grad(getattr(losses, name), argnums=(0, 1))
-            return jax.value_and_grad(moving, argnums=(0, 1))(student, teacher), held(student, teacher, **rest)
+            return jax.value_and_grad(moving, argnums=(0, 1))(student, teacher), held(
+                student, teacher, **rest
+            )
 
         student, teacher = both
         (_, moving), held = everything(student, teacher)
@@ -77,7 +81,9 @@ def test_the_teachers_head_may_be_learnt(both, x64):
 def test_relational_representation(both, points, x64):
     student, teacher = both
     given = {"temperature": 0.5, "teacher_temperature": 0.2}
-    found = values_of(losses.relational_representation, student, teacher, queue=queue_of(points), **given)
+    found = values_of(
+        losses.relational_representation, student, teacher, queue=queue_of(points), **given
+    )
     p = scipy.special.softmax(unit(teacher) @ unit(points).T / 0.2, axis=1)
     q = scipy.special.softmax(unit(student) @ unit(points).T / 0.5, axis=1)
     assert np.allclose(found, -(p * np.log(q)).sum(axis=1))
@@ -106,7 +112,12 @@ def test_bingo(both, points, rng, x64):
     student, teacher = both
     u_p, v_p, u_m = (rng.normal(size=(N, D)) for _ in range(3))
     share = rng.random(N)
-    given = {"student_neighbours": u_p, "teacher_neighbours": v_p, "student_mixtures": u_m, "share": share}
+    given = {
+        "student_neighbours": u_p,
+        "teacher_neighbours": v_p,
+        "student_mixtures": u_m,
+        "share": share,
+    }
     found = values_of(losses.bingo, student, teacher, queue=queue_of(points), own=0.7, **given)
 
     def loss(query, key):
@@ -123,8 +134,16 @@ def test_bingo(both, points, rng, x64):
 
 def crd_given(started=False, **given):
     memory = losses.crd_memory(jax.random.key(3), 20, D)
-    memory = memory._replace(started=jnp.asarray(started), log_normalisers=jnp.array([12.0, 13.0]) * started)
-    return {"memory": memory, "indices": jnp.arange(N) * 3, "key": jax.random.key(1), "negatives": 8, **given}
+    memory = memory._replace(
+        started=jnp.asarray(started), log_normalisers=jnp.array([12.0, 13.0]) * started
+    )
+    return {
+        "memory": memory,
+        "indices": jnp.arange(N) * 3,
+        "key": jax.random.key(1),
+        "negatives": 8,
+        **given,
+    }
 
 
 @pytest.mark.parametrize("labels", [None, np.array([4, 9])], ids=["all", "classes"])
@@ -133,14 +152,23 @@ def test_crd_where_there_is_but_one_negative(labels, x64):
     memory = losses.crd_memory(jax.random.key(0), 2, 2, labels=labels)
     assert np.abs(memory.student).max() <= np.sqrt(3 / 2)
     student, teacher = np.array([[3.0, 4.0], [1.0, 0.0]]), np.array([[0.0, 2.0], [1.2, 1.6]])
-    given = {"indices": np.array([1, 0]), "key": jax.random.key(5), "negatives": 3, "temperature": 0.5}
+    given = {
+        "indices": np.array([1, 0]),
+        "key": jax.random.key(5),
+        "negatives": 3,
+        "temperature": 0.5,
+    }
     expected, normalisers = np.zeros(2), []
     for embeddings, points in ((unit(teacher), memory.student), (unit(student), memory.teacher)):
-        e = np.exp(embeddings @ np.asarray(points, np.float64)[[1, 0]].T / 0.5)  # own place on the diagonal
+        e = np.exp(
+            embeddings @ np.asarray(points, np.float64)[[1, 0]].T / 0.5
+        )  # own place on the diagonal
         positive, negative = np.diag(e), np.diag(e[:, ::-1])
         z = 2 * (positive + 3 * negative).mean() / 4
         noise = 3 / 2
-        expected -= np.log(positive / z / (positive / z + noise)) + 3 * np.log(noise / (negative / z + noise))
+        expected -= np.log(positive / z / (positive / z + noise)) + 3 * np.log(
+            noise / (negative / z + noise)
+        )
         normalisers.append(np.log(z))
     assert np.allclose(values_of(losses.crd, student, teacher, memory=memory, **given), expected)
 
@@ -189,7 +217,13 @@ def test_the_memory_of_eight_devices_is_that_of_one(rng):
     student[~where] = np.nan
 
     def step(memory, student, teacher, indices, where, axis_name="batch"):
-        rest = {"indices": indices, "key": key, "negatives": 8, "where": where, "axis_name": axis_name}
+        rest = {
+            "indices": indices,
+            "key": key,
+            "negatives": 8,
+            "where": where,
+            "axis_name": axis_name,
+        }
         return losses.crd_update(memory, student, teacher, **rest)
 
     batch = student, teacher, indices, where
@@ -217,7 +251,13 @@ def test_nothing_valid_starts_nothing():
 
 X, WIDE = np.ones((4, 3), np.float32), np.ones((4, 5), np.float32)
 QUEUE = {"queue": empty_queue(8, 3)}
-BINGO = {"student_neighbours": X, "teacher_neighbours": X, "student_mixtures": X, "share": 0.5, **QUEUE}
+BINGO = {
+    "student_neighbours": X,
+    "teacher_neighbours": X,
+    "student_mixtures": X,
+    "share": 0.5,
+    **QUEUE,
+}
 
 
 def crd(**given):
@@ -230,25 +270,76 @@ def crd(**given):
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (lambda: losses.info_nce(X, WIDE), "expected as many columns in both, give one of them a linear head"),
-        (lambda: losses.info_nce(X, X, temperature=0.0), "got temperature 0.0: expected a positive, finite number"),
-        (lambda: losses.info_nce(X, X, queue=X), "got queue ndarray: expected one made by empty_queue"),
-        (lambda: losses.info_nce(X, X, queue=empty_queue(8, 4)), "expected one array (capacity, 3), as many features"),
-        (lambda: losses.info_nce(X, X, queue=empty_queue(8, (3, 3))), "expected one array (capacity, 3)"),
-        (lambda: losses.relational_representation(X, X, teacher_temperature=-1, **QUEUE), "got teacher_temperature -1"),
-        (lambda: losses.similarity_kl(X, WIDE, **QUEUE), "got a queue of the teacher of shapes [(8, 3)]: expected one"),
-        (lambda: losses.similarity_kl(X, X, queue=empty_queue(8, (3, 3, 3))), "got a queue of 3 arrays: expected"),
-        (lambda: losses.bingo(X, X, **BINGO | {"student_mixtures": WIDE}), "got student_mixtures (4, 5) for a student"),
-        (lambda: losses.bingo(X, X, **BINGO | {"share": np.ones(3)}), "got share of shape (3,): expected () or (4,)"),
-        (lambda: losses.bingo(X, X, **BINGO, own=1.5), "got own 1.5: expected a number from 0 to 1"),
-        (lambda: losses.crd_memory(jax.random.key(0), 1, 3), "got examples 1: expected an integer of at least 2"),
-        (lambda: losses.crd_memory(jax.random.key(0), 4, 3, labels=[1, 1, 1, 1]), "got labels of 1 class"),
-        (lambda: losses.crd_memory(jax.random.key(0), 4, 3, labels=[0.5, 1]), "expected 4 integers"),
+        (
+            lambda: losses.info_nce(X, WIDE),
+            "expected as many columns in both, give one of them a linear head",
+        ),
+        (
+            lambda: losses.info_nce(X, X, temperature=0.0),
+            "got temperature 0.0: expected a positive, finite number",
+        ),
+        (
+            lambda: losses.info_nce(X, X, queue=X),
+            "got queue ndarray: expected one made by empty_queue",
+        ),
+        (
+            lambda: losses.info_nce(X, X, queue=empty_queue(8, 4)),
+            "expected one array (capacity, 3), as many features",
+        ),
+        (
+            lambda: losses.info_nce(X, X, queue=empty_queue(8, (3, 3))),
+            "expected one array (capacity, 3)",
+        ),
+        (
+            lambda: losses.relational_representation(X, X, teacher_temperature=-1, **QUEUE),
+            "got teacher_temperature -1",
+        ),
+        (
+            lambda: losses.similarity_kl(X, WIDE, **QUEUE),
+            "got a queue of the teacher of shapes [(8, 3)]: expected one",
+        ),
+        (
+            lambda: losses.similarity_kl(X, X, queue=empty_queue(8, (3, 3, 3))),
+            "got a queue of 3 arrays: expected",
+        ),
+        (
+            lambda: losses.bingo(X, X, **BINGO | {"student_mixtures": WIDE}),
+            "got student_mixtures (4, 5) for a student",
+        ),
+        (
+            lambda: losses.bingo(X, X, **BINGO | {"share": np.ones(3)}),
+            "got share of shape (3,): expected () or (4,)",
+        ),
+        (
+            lambda: losses.bingo(X, X, **BINGO, own=1.5),
+            "got own 1.5: expected a number from 0 to 1",
+        ),
+        (
+            lambda: losses.crd_memory(jax.random.key(0), 1, 3),
+            "got examples 1: expected an integer of at least 2",
+        ),
+        (
+            lambda: losses.crd_memory(jax.random.key(0), 4, 3, labels=[1, 1, 1, 1]),
+            "got labels of 1 class",
+        ),
+        (
+            lambda: losses.crd_memory(jax.random.key(0), 4, 3, labels=[0.5, 1]),
+            "expected 4 integers",
+        ),
         (lambda: crd(memory=X), "got memory ndarray: expected one of crd_memory"),
         (lambda: crd(negatives=0), "got negatives 0: expected an integer of at least 1"),
-        (lambda: crd(indices=np.arange(3)), "got indices of shape (3,) and dtype int32: expected 4 integers"),
-        (lambda: crd(indices=X[:, 0]), "got indices of shape (4,) and dtype float32: expected 4 integers"),
-        (lambda: crd(memory=losses.crd_memory(jax.random.key(0), 10, 5)), "got embeddings (4, 3) for a memory (10, 5)"),
+        (
+            lambda: crd(indices=np.arange(3)),
+            "got indices of shape (3,) and dtype int32: expected 4 integers",
+        ),
+        (
+            lambda: crd(indices=X[:, 0]),
+            "got indices of shape (4,) and dtype float32: expected 4 integers",
+        ),
+        (
+            lambda: crd(memory=losses.crd_memory(jax.random.key(0), 10, 5)),
+            "got embeddings (4, 3) for a memory (10, 5)",
+        ),
     ],
 )
 def test_refusals(request_, message):

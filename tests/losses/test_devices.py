@@ -28,17 +28,30 @@ VARIANTS = {
 
 
 def problem(rng, dtype, masked, references):
-    x, weights = rng.normal(size=(3 * DEVICES, 5)).astype(dtype), rng.normal(size=(5, 4)).astype(dtype)
+    x, weights = (
+        rng.normal(size=(3 * DEVICES, 5)).astype(dtype),
+        rng.normal(size=(5, 4)).astype(dtype),
+    )
     teacher = np.tanh(x[:, :4] * 2)
     where = (rng.random(3 * DEVICES) < 0.7) if masked else np.ones(3 * DEVICES, bool)
     where[:3] = not masked  # one device with nothing at all
-    more = (rng.normal(size=(4, 4)).astype(dtype), rng.normal(size=(4, 4)).astype(dtype)) if references else None
+    more = (
+        (rng.normal(size=(4, 4)).astype(dtype), rng.normal(size=(4, 4)).astype(dtype))
+        if references
+        else None
+    )
     return x, weights, teacher, where, more
 
 
 def loss_of(weights, x, teacher, where, more, axis_name, **kwargs):
     return perception_coherence(
-        x @ weights, teacher, temperature=0.2, where=where, references=more, axis_name=axis_name, **kwargs
+        x @ weights,
+        teacher,
+        temperature=0.2,
+        where=where,
+        references=more,
+        axis_name=axis_name,
+        **kwargs,
     )
 
 
@@ -57,7 +70,9 @@ def by_pmap(x, weights, teacher, where, more, reduction=lax.pmean, **kwargs):
         return reduction(jax.value_and_grad(loss)(weights, x, teacher, where, more), "batch")
 
     split = [a.reshape(DEVICES, -1, *a.shape[1:]) for a in (x, teacher, where)]
-    results = jax.pmap(step, axis_name="batch", in_axes=(None, 0, 0, 0, None))(weights, *split, more)
+    results = jax.pmap(step, axis_name="batch", in_axes=(None, 0, 0, 0, None))(
+        weights, *split, more
+    )
     return jax.tree.map(lambda a: a[0], results)
 
 
@@ -71,7 +86,9 @@ def by_shard_map(x, weights, teacher, where, more, reduction=lax.pmean, check=Tr
 
     split = P("batch")
     mesh = Mesh(np.array(jax.devices()), ("batch",))
-    mapped = jax.shard_map(step, mesh=mesh, in_specs=(P(), split, split, split, P()), out_specs=P(), check_vma=check)
+    mapped = jax.shard_map(
+        step, mesh=mesh, in_specs=(P(), split, split, split, P()), out_specs=P(), check_vma=check
+    )
     return jax.jit(mapped)(weights, x, teacher, where, more)
 
 
@@ -80,7 +97,9 @@ def by_shard_map_of_the_mean(x, weights, teacher, where, more, **kwargs):
 
     def step(weights, x, teacher, where, more):
         def mean(weights):
-            return lax.pmean(loss_of(weights, x, teacher, where, more, axis_name="batch", **kwargs), "batch")
+            return lax.pmean(
+                loss_of(weights, x, teacher, where, more, axis_name="batch", **kwargs), "batch"
+            )
 
         return jax.value_and_grad(mean)(weights)
 
@@ -131,12 +150,17 @@ QUICK = ("chunks, batch scale", "teacher's frame")
     + [
         pytest.param(name, way, marks=pytest.mark.slow)
         for name, way in [(name, "pmap") for name in VARIANTS if name not in ("default", *QUICK)]
-        + [(name, "shard_map") for name in ("permutahedron", "chunks, batch scale", "teacher's frame")]
+        + [
+            (name, "shard_map")
+            for name in ("permutahedron", "chunks, batch scale", "teacher's frame")
+        ]
     ],
 )
 def test_eight_devices_equal_one_in_every_variant(way, name, rng, x64):
     given = problem(rng, np.float64, masked=True, references=True)
-    assert_same(WAYS[way](*given, **VARIANTS[name]), one_device(*given, **VARIANTS[name]), np.float64)
+    assert_same(
+        WAYS[way](*given, **VARIANTS[name]), one_device(*given, **VARIANTS[name]), np.float64
+    )
 
 
 @pytest.mark.parametrize("way", ["pmap", "shard_map"])
@@ -194,13 +218,17 @@ def test_two_mapped_axes(rng, x64):
         loss = functools.partial(loss_of, axis_name=both, more=None)
         return lax.pmean(jax.value_and_grad(loss)(weights, x, teacher, where), both)
 
-    mapped = jax.shard_map(step, mesh=mesh, in_specs=(P(), P(both), P(both), P(both)), out_specs=P())
+    mapped = jax.shard_map(
+        step, mesh=mesh, in_specs=(P(), P(both), P(both), P(both)), out_specs=P()
+    )
     found = jax.jit(mapped)(weights, x, teacher, where)
     assert_same(found, one_device(x, weights, teacher, where, more), np.float64)
 
 
 def test_one_example_a_device(rng, x64):
-    x, weights, teacher, where, more = (a if a is None else a[:DEVICES] for a in problem(rng, np.float64, False, False))
+    x, weights, teacher, where, more = (
+        a if a is None else a[:DEVICES] for a in problem(rng, np.float64, False, False)
+    )
     weights = rng.normal(size=(5, 4))
     given = x, weights, teacher, where, more
     assert_same(by_pmap(*given), one_device(*given), np.float64)
@@ -211,7 +239,9 @@ def test_what_is_masked_lies_amid_the_others_on_every_device(rng):
     features = 300 + rng.normal(size=(DEVICES, 3, 4)).astype(np.float32)
     where = rng.random((DEVICES, 3)) < 0.6
     where[0] = False
-    fill = jax.pmap(functools.partial(perception._without_masked, axis_name="batch"), axis_name="batch")
+    fill = jax.pmap(
+        functools.partial(perception._without_masked, axis_name="batch"), axis_name="batch"
+    )
     filled = np.asarray(fill(features, where))
     assert np.array_equal(filled[where], features[where])
     assert np.allclose(filled[~where], features[where].mean(axis=0), rtol=1e-6)
@@ -231,7 +261,10 @@ def test_what_only_some_arguments_vary_over(rng):
         return jax.grad(lambda x: lax.psum(total(x), "batch"))(x)
 
     found = jax.shard_map(rank_gradient, mesh=mesh, in_specs=P("batch"), out_specs=P())(where)
-    expected = sum(jax.grad(lambda x: jnp.sum(soft_rank(x, temperature=0.3, where=row) ** 2))(x) for row in where)
+    expected = sum(
+        jax.grad(lambda x: jnp.sum(soft_rank(x, temperature=0.3, where=row) ** 2))(x)
+        for row in where
+    )
     assert np.allclose(found, expected, atol=1e-4)
 
     def loss(student, teacher, chunk_size):
@@ -240,6 +273,8 @@ def test_what_only_some_arguments_vary_over(rng):
     def gradient(student, teachers):
         return jax.grad(lambda student: lax.pmean(loss(student, teachers[0], 2), "batch"))(student)
 
-    found = jax.shard_map(gradient, mesh=mesh, in_specs=(P(), P("batch")), out_specs=P())(student, teachers)
+    found = jax.shard_map(gradient, mesh=mesh, in_specs=(P(), P("batch")), out_specs=P())(
+        student, teachers
+    )
     expected = np.mean([jax.grad(loss)(student, teacher, None) for teacher in teachers], axis=0)
     assert np.allclose(found, expected, atol=1e-6)

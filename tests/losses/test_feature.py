@@ -26,7 +26,8 @@ def maps(rng, *shape):
 def test_hint(rng, x64):
     student, teacher = maps(rng, 3, 3, 2), maps(rng, 3, 3, 2)
     assert np.allclose(
-        values_of(losses.hint, student, teacher), [np.mean((student[i] - teacher[i]) ** 2) for i in range(N)]
+        values_of(losses.hint, student, teacher),
+        [np.mean((student[i] - teacher[i]) ** 2) for i in range(N)],
     )
 
 
@@ -35,7 +36,9 @@ def test_variational_information(rng, x64):
     found = values_of(losses.variational_information, mean, teacher, variance=variance)
     for i in range(N):
         # The likelihood of a Gaussian, less its constant.
-        density = np.exp(-((mean[i] - teacher[i]) ** 2) / (2 * variance)) / np.sqrt(2 * np.pi * variance)
+        density = np.exp(-((mean[i] - teacher[i]) ** 2) / (2 * variance)) / np.sqrt(
+            2 * np.pi * variance
+        )
         assert np.isclose(found[i], -np.log(density).mean() - np.log(2 * np.pi) / 2)
     # The best variance is the squared error: where the gradient to it vanishes.
     loss = functools.partial(losses.variational_information, np.full((N, 1), 3.0), np.zeros((N, 1)))
@@ -44,9 +47,15 @@ def test_variational_information(rng, x64):
 
 def test_embed_distill(rng, x64):
     student, teacher = maps(rng, 3), maps(rng, 3)
-    assert np.allclose(values_of(losses.embed_distill, student, teacher), np.linalg.norm(student - teacher, axis=1))
-    cosines = [s @ t / np.linalg.norm(s) / np.linalg.norm(t) for s, t in zip(student, teacher, strict=True)]
-    assert np.allclose(values_of(losses.embed_distill, student, teacher, distance="cosine"), 1 - np.array(cosines))
+    assert np.allclose(
+        values_of(losses.embed_distill, student, teacher), np.linalg.norm(student - teacher, axis=1)
+    )
+    cosines = [
+        s @ t / np.linalg.norm(s) / np.linalg.norm(t) for s, t in zip(student, teacher, strict=True)
+    ]
+    assert np.allclose(
+        values_of(losses.embed_distill, student, teacher, distance="cosine"), 1 - np.array(cosines)
+    )
     assert not jit(jax.grad(losses.embed_distill))(teacher, teacher).any()
 
 
@@ -56,7 +65,9 @@ def test_orthogonal_projection():
     student, target = np.array([[0.5, 0.0, -2.0]]), np.array([[-3.0, -1.0, 4.0]]) / deviation
     difference = np.abs(student - target)  # 1.52, 0.34 and 3.36
     expected = (difference[0, 0] - 0.5 + difference[0, 1] ** 2 / 2 + difference[0, 2] - 0.5) / 3
-    assert np.isclose(losses.orthogonal_projection(student, np.array([[1.0, 3.0, 8.0]])), expected, rtol=1e-5)
+    assert np.isclose(
+        losses.orthogonal_projection(student, np.array([[1.0, 3.0, 8.0]])), expected, rtol=1e-5
+    )
     same = losses.orthogonal_projection(student, np.array([[2.0, 6.0, 16.0]]) + 1000)
     assert np.isclose(same, expected, rtol=1e-3)
 
@@ -75,7 +86,9 @@ def test_procrustes(ds, dt, rng, x64):
     assert (values >= 0).all()
     if ds == dt == 2:
         angles = np.linspace(0, 2 * np.pi, 20001)
-        turns = np.array([[np.cos(angles), np.sin(angles)], [-np.sin(angles), np.cos(angles)]]).transpose(2, 0, 1)
+        turns = np.array(
+            [[np.cos(angles), np.sin(angles)], [-np.sin(angles), np.cos(angles)]]
+        ).transpose(2, 0, 1)
         both = np.concatenate([turns, turns @ np.diag([1.0, -1.0])])
         best = (np.linalg.norm(placed(student) @ both - placed(teacher), axis=(1, 2)) ** 2).min()
         assert np.isclose(values.mean(), best, atol=1e-6)
@@ -93,7 +106,9 @@ def test_procrustes_where_singular_values_are_repeated_or_zero(rng, x64):
         assert np.isfinite(gradient).all()
         assert np.isclose(value, 2 - 2 * np.sum(scales) / 2 / np.linalg.norm(scales))
         if all(scales):  # with a zero the nuclear norm has a kink
-            numeric = oracles.central_differences(lambda x: np.array([loss(one, teacher)[0] for one in x]), cross)
+            numeric = oracles.central_differences(
+                lambda x: np.array([loss(one, teacher)[0] for one in x]), cross
+            )
             assert np.allclose(gradient, numeric, atol=1e-8)
 
 
@@ -107,7 +122,11 @@ def test_locality_preserving(rng, x64):
     automatic = np.mean([[d for d, _ in row] for row in nearest])
     for width in (None, 0.7):
         expected = [
-            sum(np.exp(-d / (width or automatic)) * np.sum((student[i] - student[j]) ** 2) for d, j in row) / 2
+            sum(
+                np.exp(-d / (width or automatic)) * np.sum((student[i] - student[j]) ** 2)
+                for d, j in row
+            )
+            / 2
             for i, row in enumerate(nearest)
         ]
         found = values_of(losses.locality_preserving, student, teacher, neighbours=2, width=width)
@@ -124,8 +143,12 @@ def attention(x):
 
 def test_attention_transfer(rng, x64):
     student, teacher = maps(rng, 3, 2, 4), maps(rng, 3, 2, 5)
-    differences = np.array([attention(s) - attention(t) for s, t in zip(student, teacher, strict=True)])
-    assert np.allclose(values_of(losses.attention_transfer, student, teacher), (differences**2).mean(axis=1))
+    differences = np.array(
+        [attention(s) - attention(t) for s, t in zip(student, teacher, strict=True)]
+    )
+    assert np.allclose(
+        values_of(losses.attention_transfer, student, teacher), (differences**2).mean(axis=1)
+    )
     found = values_of(losses.attention_transfer, student, teacher, form="distance")
     assert np.allclose(found, np.linalg.norm(differences, axis=1))
 
@@ -136,7 +159,9 @@ def test_maps_of_other_sizes_are_averaged_down(rng, x64):
     student_small = np.stack([student[:, 0:3].mean(axis=1), student[:, 2:5].mean(axis=1)], axis=1)
     teacher_small = teacher.reshape(N, 2, 2, 2, 3).mean(axis=3)
     for loss in (losses.attention_transfer, losses.neuron_selectivity):
-        assert np.allclose(values_of(loss, student, teacher), values_of(loss, student_small, teacher_small))
+        assert np.allclose(
+            values_of(loss, student, teacher), values_of(loss, student_small, teacher_small)
+        )
 
 
 def test_neuron_selectivity(rng, x64):
@@ -144,8 +169,13 @@ def test_neuron_selectivity(rng, x64):
     found = values_of(losses.neuron_selectivity, student, teacher)
 
     def kernel(a, b):
-        a, b = (x.reshape(-1, x.shape[2]) / np.linalg.norm(x.reshape(-1, x.shape[2]), axis=0) for x in (a, b))
-        return np.mean([(a[:, i] @ b[:, j]) ** 2 for i in range(a.shape[1]) for j in range(b.shape[1])])
+        a, b = (
+            x.reshape(-1, x.shape[2]) / np.linalg.norm(x.reshape(-1, x.shape[2]), axis=0)
+            for x in (a, b)
+        )
+        return np.mean(
+            [(a[:, i] @ b[:, j]) ** 2 for i in range(a.shape[1]) for j in range(b.shape[1])]
+        )
 
     for i in range(N):
         s, t = student[i], teacher[i]
@@ -156,8 +186,15 @@ def test_neuron_selectivity(rng, x64):
 def test_proto2proto(active, rng, x64):
     student, teacher = maps(rng, 3, 2, 3), maps(rng, 3, 2, 3)
     prototypes, others = rng.normal(size=(4, 3)), rng.normal(size=(4, 3))
-    given = {"student_prototypes": others, "teacher_prototypes": prototypes, "threshold": 1.0, "active": active}
-    found = values_of(losses.proto2proto, student, teacher, prototype_weight=2.0, patch_weight=3.0, **given)
+    given = {
+        "student_prototypes": others,
+        "teacher_prototypes": prototypes,
+        "threshold": 1.0,
+        "active": active,
+    }
+    found = values_of(
+        losses.proto2proto, student, teacher, prototype_weight=2.0, patch_weight=3.0, **given
+    )
     seen, by = (teacher, prototypes) if active == "teacher" else (student, others)
     distance, count, marked = np.zeros(N), 0, []
     for i in range(N):
@@ -176,10 +213,16 @@ def test_proto2proto(active, rng, x64):
 
 
 def test_prototypes_get_gradients_as_they_should(rng, x64):
-    student, prototypes, others = maps(rng, 2, 2, 3), rng.normal(size=(5, 3)), rng.normal(size=(5, 3))
+    student, prototypes, others = (
+        maps(rng, 2, 2, 3),
+        rng.normal(size=(5, 3)),
+        rng.normal(size=(5, 3)),
+    )
 
     def loss(others, prototypes):
-        return losses.proto2proto(student, student, student_prototypes=others, teacher_prototypes=prototypes)
+        return losses.proto2proto(
+            student, student, student_prototypes=others, teacher_prototypes=prototypes
+        )
 
     gradient = jit(jax.grad(loss, argnums=(0, 1)))
     own, theirs = gradient(others, prototypes)
@@ -202,21 +245,42 @@ PROTOTYPES = {"student_prototypes": np.zeros((5, 3)), "teacher_prototypes": np.z
             "got student (4, 2, 2, 3) and teacher (4, 1, 2, 3): expected",
         ),
         (lambda: losses.hint(MAPS[0, 0, 0], MAPS[0, 0, 0]), "expected the same shape (n, ...)"),
-        (lambda: losses.variational_information(MAPS, MAPS, variance=0.0), "got variance 0.0: expected a positive"),
+        (
+            lambda: losses.variational_information(MAPS, MAPS, variance=0.0),
+            "got variance 0.0: expected a positive",
+        ),
         (
             lambda: losses.variational_information(MAPS, MAPS, variance=np.ones(2)),
             "got variance of shape (2,) for features (2, 2, 3): expected (), (3,) or (2, 2, 3)",
         ),
-        (lambda: losses.embed_distill(FEATURES, FEATURES, distance="l2"), "unknown distance 'l2': expected one of"),
+        (
+            lambda: losses.embed_distill(FEATURES, FEATURES, distance="l2"),
+            "unknown distance 'l2': expected one of",
+        ),
         (
             lambda: losses.embed_distill(FEATURES, FEATURES[:, :2]),
             "give the student a head into the teacher",
         ),
-        (lambda: losses.orthogonal_projection(FEATURES, FEATURES[:, :2]), "give the student a head"),
-        (lambda: losses.procrustes(FEATURES[:1], FEATURES[:1]), "got 1 example: expected at least 2"),
-        (lambda: losses.locality_preserving(FEATURES, FEATURES, neighbours=4), "got 4 examples: expected at least 5"),
-        (lambda: losses.locality_preserving(FEATURES, FEATURES, neighbours=0), "got neighbours 0: expected an integer"),
-        (lambda: losses.locality_preserving(FEATURES, FEATURES, neighbours=1, width=-1.0), "got width -1.0"),
+        (
+            lambda: losses.orthogonal_projection(FEATURES, FEATURES[:, :2]),
+            "give the student a head",
+        ),
+        (
+            lambda: losses.procrustes(FEATURES[:1], FEATURES[:1]),
+            "got 1 example: expected at least 2",
+        ),
+        (
+            lambda: losses.locality_preserving(FEATURES, FEATURES, neighbours=4),
+            "got 4 examples: expected at least 5",
+        ),
+        (
+            lambda: losses.locality_preserving(FEATURES, FEATURES, neighbours=0),
+            "got neighbours 0: expected an integer",
+        ),
+        (
+            lambda: losses.locality_preserving(FEATURES, FEATURES, neighbours=1, width=-1.0),
+            "got width -1.0",
+        ),
         (
             lambda: losses.attention_transfer(FEATURES, MAPS),
             "got student (4, 3): expected maps (examples",
@@ -226,14 +290,28 @@ PROTOTYPES = {"student_prototypes": np.zeros((5, 3)), "teacher_prototypes": np.z
             lambda: losses.attention_transfer(MAPS, MAPS, form="paper"),
             "unknown form 'paper': expected one of",
         ),
-        (lambda: losses.neuron_selectivity(MAPS, MAPS[..., :0]), "expected at least one position and one channel"),
-        (lambda: losses.proto2proto(FEATURES, FEATURES, **PROTOTYPES), "got student (4, 3): expected maps"),
         (
-            lambda: losses.proto2proto(MAPS, MAPS, **PROTOTYPES | {"teacher_prototypes": np.zeros((4, 3))}),
+            lambda: losses.neuron_selectivity(MAPS, MAPS[..., :0]),
+            "expected at least one position and one channel",
+        ),
+        (
+            lambda: losses.proto2proto(FEATURES, FEATURES, **PROTOTYPES),
+            "got student (4, 3): expected maps",
+        ),
+        (
+            lambda: losses.proto2proto(
+                MAPS, MAPS, **PROTOTYPES | {"teacher_prototypes": np.zeros((4, 3))}
+            ),
             "got prototypes (5, 3) of the student and (4, 3) of the teacher for patches of 3 features: expected (k, 3)",
         ),
-        (lambda: losses.proto2proto(MAPS, MAPS, **PROTOTYPES, active="both"), "unknown active 'both'"),
-        (lambda: losses.proto2proto(MAPS, MAPS, **PROTOTYPES, patch_weight=-1.0), "got patch_weight -1.0"),
+        (
+            lambda: losses.proto2proto(MAPS, MAPS, **PROTOTYPES, active="both"),
+            "unknown active 'both'",
+        ),
+        (
+            lambda: losses.proto2proto(MAPS, MAPS, **PROTOTYPES, patch_weight=-1.0),
+            "got patch_weight -1.0",
+        ),
     ],
 )
 def test_refusals(request_, message):

@@ -39,7 +39,9 @@ def test_in_a_linen_training_step(batch):
     @jax.jit
     def step(params, state, images, teacher):
         def loss_fn(params):
-            return pcjax.losses.perception_coherence(student.apply(params, images), teacher, temperature=0.1)
+            return pcjax.losses.perception_coherence(
+                student.apply(params, images), teacher, temperature=0.1
+            )
 
         loss, gradients = jax.value_and_grad(loss_fn)(params)
         updates, state = optimiser.update(gradients, state, params)

@@ -29,9 +29,13 @@ class Loss:
 
     function: Callable[..., Any]
     given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    rows: Mapping[str, Callable[[np.random.Generator, int], Any]] = dataclasses.field(default_factory=dict)
+    rows: Mapping[str, Callable[[np.random.Generator, int], Any]] = dataclasses.field(
+        default_factory=dict
+    )
     same_width: bool = False  # whether student and teacher must have as many features
-    best: Callable[..., Any] | None = None  # what pays the least, 0; None: a student equal to the teacher
+    best: Callable[..., Any] | None = (
+        None  # what pays the least, 0; None: a student equal to the teacher
+    )
     per_example: bool = True  # whether it is a mean over examples
     taught: bool = True  # whether it looks at the teacher at all
 
@@ -48,7 +52,9 @@ def rows_of(*names):
 
 def queue_of(*widths):
     """Nine points in a queue of twelve."""
-    points = tuple(np.random.default_rng(9).normal(size=(9, width)).astype(np.float32) for width in widths)
+    points = tuple(
+        np.random.default_rng(9).normal(size=(9, width)).astype(np.float32) for width in widths
+    )
     empty = losses.empty_queue(12, widths)
     queue = losses.enqueue(empty, points)
     return {"queue": queue if len(widths) > 1 else queue._replace(points=queue.points[0])}
@@ -92,7 +98,9 @@ def well_remembered(student, teacher, rows):
     one = np.ones((len(student), WIDTH))
     memory = losses.crd_memory(jax.random.key(0), 40, WIDTH, labels=np.arange(40) // 20)
     points = jnp.where(np.arange(40)[:, None] < 20, 0.5, -0.5) * jnp.ones((40, WIDTH))
-    memory = memory._replace(student=points, teacher=points, started=jnp.ones((), bool), log_normalisers=jnp.zeros(2))
+    memory = memory._replace(
+        student=points, teacher=points, started=jnp.ones((), bool), log_normalisers=jnp.zeros(2)
+    )
     return one, one, {"indices": np.arange(len(student)), "memory": memory, "temperature": 0.03}
 
 
@@ -106,7 +114,9 @@ def collapsed(student, teacher, rows):
 
 
 LOSSES = {
-    "perception_coherence": Loss(losses.perception_coherence, {"temperature": 0.2, "teacher_temperature": 0.2}),
+    "perception_coherence": Loss(
+        losses.perception_coherence, {"temperature": 0.2, "teacher_temperature": 0.2}
+    ),
     "rkd_distance": Loss(losses.rkd_distance),
     "rkd_angle": Loss(losses.rkd_angle),
     "similarity_preserving": Loss(losses.similarity_preserving),
@@ -115,17 +125,25 @@ LOSSES = {
     "cka": Loss(losses.cka, per_example=False),
     "darkrank_hard": Loss(losses.darkrank_hard, best=equal_with(alpha=1e6)),
     "darkrank_soft": Loss(losses.darkrank_soft, {"list_length": 3}),
-    "pairwise_ranking": Loss(losses.pairwise_ranking, {"penalty": "exponential", "margin": "difference"}),
+    "pairwise_ranking": Loss(
+        losses.pairwise_ranking, {"penalty": "exponential", "margin": "difference"}
+    ),
     "spearman": Loss(losses.spearman, {"temperature": 0.2}, best=equal_with(temperature=1e-7)),
     "kd": Loss(losses.kd, same_width=True),
     "cross_entropy": Loss(
-        untaught(losses.cross_entropy), rows=LABELS, same_width=True, best=beyond_doubt, taught=False
+        untaught(losses.cross_entropy),
+        rows=LABELS,
+        same_width=True,
+        best=beyond_doubt,
+        taught=False,
     ),
     "dkd": Loss(losses.dkd, rows=LABELS, same_width=True),
     "dist": Loss(losses.dist, same_width=True, per_example=False),
     "shared_classifier": Loss(losses.shared_classifier, {"kernel": KERNEL}, same_width=True),
     "simkd": Loss(losses.simkd, same_width=True),
-    "info_nce": Loss(losses.info_nce, {"temperature": 0.3}, same_width=True, best=equal_with(temperature=1e-6)),
+    "info_nce": Loss(
+        losses.info_nce, {"temperature": 0.3}, same_width=True, best=equal_with(temperature=1e-6)
+    ),
     "info_nce with a queue": Loss(
         losses.info_nce,
         {"temperature": 0.3, **queue_of(WIDTH)},
@@ -138,7 +156,9 @@ LOSSES = {
         same_width=True,
         best=equal_with(temperature=1e-6, teacher_temperature=1e-6),
     ),
-    "similarity_kl": Loss(losses.similarity_kl, {"temperature": 0.3, **queue_of(WIDTH)}, same_width=True),
+    "similarity_kl": Loss(
+        losses.similarity_kl, {"temperature": 0.3, **queue_of(WIDTH)}, same_width=True
+    ),
     "bingo": Loss(
         losses.bingo,
         {"share": 0.3, **queue_of(WIDTH)},
@@ -154,7 +174,9 @@ LOSSES = {
         best=well_remembered,
     ),
     "hint": Loss(losses.hint, same_width=True),
-    "variational_information": Loss(losses.variational_information, {"variance": 1.0}, same_width=True),
+    "variational_information": Loss(
+        losses.variational_information, {"variance": 1.0}, same_width=True
+    ),
     "embed_distill": Loss(losses.embed_distill, same_width=True),
     "orthogonal_projection": Loss(losses.orthogonal_projection, same_width=True, best=standardised),
     "procrustes": Loss(losses.procrustes),
@@ -302,7 +324,9 @@ def test_what_is_stated_not_to_matter_does_not_and_the_rest_does(name, rng, x64)
     of, verb = stated(name).group(4, 5)
     unseen = frozenset(re.split(", | and ", of)) if verb else frozenset()
     student, teacher, rows = problem(name, rng)
-    assert unseen == unseen_by(lambda student: compiled(name)(student, teacher, rows)["mean"], student, rng)
+    assert unseen == unseen_by(
+        lambda student: compiled(name)(student, teacher, rows)["mean"], student, rng
+    )
 
 
 def unseen_by(loss, student, rng):
@@ -322,9 +346,15 @@ def unseen_by(loss, student, rng):
 def test_what_does_not_matter_follows_from_the_dissimilarity(name, rng, x64):
     assert "not to cosines" in " ".join(getattr(losses, name).__doc__.split())
     student, teacher, rows = problem(name, rng)
-    for dissimilarity, unseen in (("cosine", {"scale", "rotation"}), ("manhattan", {"scale", "translation"})):
+    for dissimilarity, unseen in (
+        ("cosine", {"scale", "rotation"}),
+        ("manhattan", {"scale", "translation"}),
+    ):
         loss = jit(functools.partial(call, name, dissimilarity=dissimilarity))
-        assert unseen_by(lambda student, loss=loss: float(loss(student, teacher, rows)), student, rng) == unseen
+        assert (
+            unseen_by(lambda student, loss=loss: float(loss(student, teacher, rows)), student, rng)
+            == unseen
+        )
 
 
 @every_loss
@@ -359,7 +389,9 @@ def test_half_precision_and_degenerate_features(name, rng):
             assert np.isfinite(value), what
             assert np.isfinite(np.asarray(gradient, np.float32)).all(), what
     with jax.enable_x64(True):
-        exact = compiled(name)(*(np.asarray(x, np.float64) for x in (student, teacher)), rows)["mean"]
+        exact = compiled(name)(*(np.asarray(x, np.float64) for x in (student, teacher)), rows)[
+            "mean"
+        ]
     value, _ = evaluate(student, teacher, rows)
     assert_close(value, exact, 1e-5)
 
@@ -388,7 +420,9 @@ def split_over_devices(name, way, student, teacher, rows, where):
     else:
         mesh, split = Mesh(np.array(jax.devices()), ("batch",)), P("batch")
         function, check = (block_of_the_mean if "mean" in way else block), "without" not in way
-        mapped = jax.shard_map(function, mesh=mesh, in_specs=split, out_specs=split, check_vma=check)
+        mapped = jax.shard_map(
+            function, mesh=mesh, in_specs=split, out_specs=split, check_vma=check
+        )
         values, gradients = jit(mapped)(*given)
     # A device's rows collect what every device's loss asks of them, which is the whole batch's as many times over.
     return np.mean(values), np.reshape(gradients, student.shape) / DEVICES

@@ -17,7 +17,9 @@ N, CLASSES = 7, 5
 
 def evaluate(loss, student, teacher, **given):
     """In one compilation; one operation after the other would take many."""
-    return jit(functools.partial(loss, **given))(np.asarray(student, float), np.asarray(teacher, float))
+    return jit(functools.partial(loss, **given))(
+        np.asarray(student, float), np.asarray(teacher, float)
+    )
 
 
 def pair(rng, classes=CLASSES):
@@ -30,7 +32,9 @@ def softmax(z, temperature):
 
 
 def kd_values(student, teacher, temperature):
-    return temperature**2 * scipy.stats.entropy(softmax(teacher, temperature), softmax(student, temperature), axis=1)
+    return temperature**2 * scipy.stats.entropy(
+        softmax(teacher, temperature), softmax(student, temperature), axis=1
+    )
 
 
 def test_softened_distributions(rng, x64):
@@ -42,8 +46,12 @@ def test_softened_distributions(rng, x64):
 def test_softened_distributions_by_hand():
     # Teacher 3 : 1, student 1 : 1, and at T = 2 the same of scores that are twice as large, times 4.
     expected = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
-    assert np.allclose(evaluate(losses.kd, [[0.0, 0.0]], [[math.log(3), 0.0]], temperature=1.0), expected)
-    assert np.allclose(evaluate(losses.kd, [[5.0, 5.0]], [[math.log(9), 0.0]], temperature=2.0), 4 * expected)
+    assert np.allclose(
+        evaluate(losses.kd, [[0.0, 0.0]], [[math.log(3), 0.0]], temperature=1.0), expected
+    )
+    assert np.allclose(
+        evaluate(losses.kd, [[5.0, 5.0]], [[math.log(9), 0.0]], temperature=2.0), 4 * expected
+    )
 
 
 def test_scores_of_any_size(rng):
@@ -52,7 +60,9 @@ def test_scores_of_any_size(rng):
 
     def each(student, teacher):
         dkd = functools.partial(losses.dkd, labels=labels)
-        return [jax.value_and_grad(loss)(student, teacher) for loss in (losses.kd, dkd, losses.dist)]
+        return [
+            jax.value_and_grad(loss)(student, teacher) for loss in (losses.kd, dkd, losses.dist)
+        ]
 
     for value, gradient in jit(each)(student, teacher):
         assert np.isfinite(value)
@@ -69,9 +79,13 @@ def test_a_class_that_the_teacher_excludes(rng):
 
 def decoupled(student, teacher, labels, alpha, beta, temperature):
     values = []
-    for s, t, y in zip(softmax(student, temperature), softmax(teacher, temperature), labels, strict=True):
+    for s, t, y in zip(
+        softmax(student, temperature), softmax(teacher, temperature), labels, strict=True
+    ):
         target = scipy.stats.entropy([t[y], 1 - t[y]], [s[y], 1 - s[y]])
-        rest = scipy.stats.entropy(np.delete(t, y), np.delete(s, y))  # which brings both to a sum of 1
+        rest = scipy.stats.entropy(
+            np.delete(t, y), np.delete(s, y)
+        )  # which brings both to a sum of 1
         values.append(temperature**2 * (alpha * target + beta * rest))
     return np.array(values)
 
@@ -80,7 +94,9 @@ def decoupled(student, teacher, labels, alpha, beta, temperature):
 def compiled_dkd():
     @jit
     def values(student, teacher, labels, alpha, beta):
-        return losses.dkd(student, teacher, labels=labels, alpha=alpha, beta=beta, temperature=3.0, reduce_fn=None)
+        return losses.dkd(
+            student, teacher, labels=labels, alpha=alpha, beta=beta, temperature=3.0, reduce_fn=None
+        )
 
     return values
 
@@ -91,7 +107,9 @@ def test_decoupled(rng, x64):
     found = compiled_dkd()(student, teacher, labels, 0.5, 2.0)
     assert np.allclose(found, decoupled(student, teacher, labels, 0.5, 2.0, 3.0), atol=1e-12)
     # What is distilled as a whole is the true class plus the others, weighted by the teacher's doubt.
-    target, rest = (compiled_dkd()(student, teacher, labels, *weights) for weights in ((1.0, 0.0), (0.0, 1.0)))
+    target, rest = (
+        compiled_dkd()(student, teacher, labels, *weights) for weights in ((1.0, 0.0), (0.0, 1.0))
+    )
     doubt = 1 - softmax(teacher, 3.0)[np.arange(N), labels]
     assert np.allclose(target + doubt * rest, kd_values(student, teacher, 3.0), atol=1e-12)
 
@@ -106,7 +124,9 @@ def test_the_true_class(rng, x64):
     assert np.allclose(values[kept], expected[kept], atol=1e-12)
     assert not values[~kept].any()
     smooth = 0.7 * expected - 0.3 * log_p.mean(axis=1)
-    assert np.allclose(evaluate_alone(student, labels=labels, label_smoothing=0.3), smooth[kept].mean(), atol=1e-12)
+    assert np.allclose(
+        evaluate_alone(student, labels=labels, label_smoothing=0.3), smooth[kept].mean(), atol=1e-12
+    )
 
 
 def test_the_true_class_by_hand():
@@ -114,7 +134,8 @@ def test_the_true_class_by_hand():
     scores = [[math.log(3), 0.0]]
     assert np.allclose(evaluate_alone(scores, labels=np.array([1])), math.log(4))
     assert np.allclose(
-        evaluate_alone(scores, labels=np.array([1]), label_smoothing=0.5), 0.75 * math.log(4) + 0.25 * math.log(4 / 3)
+        evaluate_alone(scores, labels=np.array([1]), label_smoothing=0.5),
+        0.75 * math.log(4) + 0.25 * math.log(4 / 3),
     )
 
 
@@ -144,14 +165,20 @@ def test_of_two_classes_there_is_only_the_first_term(rng):
     student, teacher = pair(rng, classes=2)
     given = {"labels": np.arange(N) % 2, "temperature": 1.0}
     expected = kd_values(student, teacher, 1.0).mean()
-    assert np.allclose(evaluate(losses.dkd, student, teacher, beta=100.0, **given), expected, atol=1e-5)
+    assert np.allclose(
+        evaluate(losses.dkd, student, teacher, beta=100.0, **given), expected, atol=1e-5
+    )
 
 
 def test_correlations(rng, x64):
     student, teacher = pair(rng)
     p, q = softmax(student, 2.0), softmax(teacher, 2.0)
-    over_classes = np.mean([scipy.stats.pearsonr(a, b).statistic for a, b in zip(p, q, strict=True)])
-    over_examples = np.mean([scipy.stats.pearsonr(a, b).statistic for a, b in zip(p.T, q.T, strict=True)])
+    over_classes = np.mean(
+        [scipy.stats.pearsonr(a, b).statistic for a, b in zip(p, q, strict=True)]
+    )
+    over_examples = np.mean(
+        [scipy.stats.pearsonr(a, b).statistic for a, b in zip(p.T, q.T, strict=True)]
+    )
     expected = 4 * (0.5 * (1 - over_classes) + 3 * (1 - over_examples))
     found = evaluate(losses.dist, student, teacher, beta=0.5, gamma=3.0, temperature=2.0)
     assert np.allclose(found, expected, rtol=1e-6)
@@ -161,7 +188,9 @@ def test_correlations_by_hand():
     # Two numbers correlate by 1 or -1.
     student = np.array([[1.0, 0.0], [0.0, 1.0]])
     assert np.allclose(evaluate(losses.dist, student, 3 * student), 0, atol=1e-5)
-    assert np.allclose(evaluate(losses.dist, student, student[::-1], beta=1.0, gamma=2.0), 2 + 4, atol=1e-5)
+    assert np.allclose(
+        evaluate(losses.dist, student, student[::-1], beta=1.0, gamma=2.0), 2 + 4, atol=1e-5
+    )
 
 
 def test_one_head_reads_both(rng, x64):
@@ -170,7 +199,13 @@ def test_one_head_reads_both(rng, x64):
 
     def loss(student, kernel, bias):
         values = losses.shared_classifier(
-            student, teacher, kernel=kernel, bias=bias, temperature=2.0, where=np.arange(N) > 1, reduce_fn=None
+            student,
+            teacher,
+            kernel=kernel,
+            bias=bias,
+            temperature=2.0,
+            where=np.arange(N) > 1,
+            reduce_fn=None,
         )
         return values.sum(), values
 
@@ -203,15 +238,39 @@ REFUSED = [
     (DKD, {"labels": LABELS[:3]}, "got labels of shape (3,): expected (4,), one class per example"),
     (DKD, {"labels": LABELS + 0.5}, "expected integers, -1 for no label"),
     (DKD, {"labels": LABELS + 3}, "got label 3 for 3 classes: expected 0 to 2, or -1 for no label"),
-    (DKD, {"labels": LABELS - 2}, "got label -2 for 3 classes: expected 0 to 2, or -1 for no label"),
+    (
+        DKD,
+        {"labels": LABELS - 2},
+        "got label -2 for 3 classes: expected 0 to 2, or -1 for no label",
+    ),
     (DKD, {"alpha": -1.0}, "got alpha -1.0: expected a positive, finite number"),
     (DKD, {"student": X[:, :1], "teacher": X[:, :1]}, "got scores of 1 class: expected at least 2"),
     (DKD, {"where": np.arange(4)}, "got where of dtype int64: expected booleans"),
-    (cross_entropy, {"labels": LABELS[:3]}, "got labels of shape (3,): expected (4,), one class per example"),
-    (cross_entropy, {"labels": LABELS + 3}, "got label 3 for 3 classes: expected 0 to 2, or -1 for no label"),
-    (cross_entropy, {"label_smoothing": -0.1}, "got label_smoothing -0.1: expected a positive, finite number"),
-    (cross_entropy, {"label_smoothing": 1.5}, "got label_smoothing 1.5: expected a number from 0 to 1"),
-    (losses.dist, {"reduce_fn": None}, "got reduce_fn None, but a correlation over examples has no value per example"),
+    (
+        cross_entropy,
+        {"labels": LABELS[:3]},
+        "got labels of shape (3,): expected (4,), one class per example",
+    ),
+    (
+        cross_entropy,
+        {"labels": LABELS + 3},
+        "got label 3 for 3 classes: expected 0 to 2, or -1 for no label",
+    ),
+    (
+        cross_entropy,
+        {"label_smoothing": -0.1},
+        "got label_smoothing -0.1: expected a positive, finite number",
+    ),
+    (
+        cross_entropy,
+        {"label_smoothing": 1.5},
+        "got label_smoothing 1.5: expected a number from 0 to 1",
+    ),
+    (
+        losses.dist,
+        {"reduce_fn": None},
+        "got reduce_fn None, but a correlation over examples has no value per example",
+    ),
     (
         SHARED,
         {"kernel": np.ones((7, 3))},
@@ -220,13 +279,19 @@ REFUSED = [
     (SHARED, {"kernel": np.ones(3)}, "got kernel of shape (3,): expected (rows, features)"),
     (SHARED, {"bias": np.ones(3)}, "got a bias of shape (3,) for 7 classes: expected (7,)"),
     (SHARED, {"teacher": X[:, :2]}, "expected as many columns in both, in the head's width"),
-    (losses.simkd, {"teacher": X[:, :2]}, "got student (4, 3) and teacher (4, 2): expected the same shape, project"),
+    (
+        losses.simkd,
+        {"teacher": X[:, :2]},
+        "got student (4, 3) and teacher (4, 2): expected the same shape, project",
+    ),
     (losses.simkd, {"student": X[0], "teacher": X[0]}, "expected (examples, features) or maps"),
 ]
 
 
 @pytest.mark.bad_input
-@pytest.mark.parametrize(("loss", "given", "message"), REFUSED, ids=[case[2][:50] for case in REFUSED])
+@pytest.mark.parametrize(
+    ("loss", "given", "message"), REFUSED, ids=[case[2][:50] for case in REFUSED]
+)
 def test_refused(loss, given, message):
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         loss(**{"student": X, "teacher": X, **given})

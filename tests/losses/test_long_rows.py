@@ -25,13 +25,20 @@ def test_it_equals_brute_force_alone_and_mapped(rng, x64):
     assert np.allclose(found, expected.mean(), atol=1e-9)
 
     def at(moved):
-        return np.array([oracles.perception_coherence(s, teacher, temperature=TEMPERATURE).mean() for s in moved])
+        return np.array(
+            [
+                oracles.perception_coherence(s, teacher, temperature=TEMPERATURE).mean()
+                for s in moved
+            ]
+        )
 
     oracles.assert_gradients_agree(gradient, oracles.central_differences(at, student))
     both = jax.vmap(loss)(np.stack([student, student[::-1]]), np.stack([teacher, teacher[::-1]]))
     assert np.allclose(both, found, atol=1e-12)
     halves = [x.reshape(2, N // 2, -1) for x in (student, teacher)]
-    mapped = jax.pmap(lambda s, t: lax.pmean(loss(s, t, "x"), "x"), axis_name="x", devices=jax.devices()[:2])
+    mapped = jax.pmap(
+        lambda s, t: lax.pmean(loss(s, t, "x"), "x"), axis_name="x", devices=jax.devices()[:2]
+    )
     assert np.allclose(mapped(*halves), found, atol=1e-12)
 
 
@@ -49,7 +56,10 @@ def test_memory_of_the_chunked_sweep():
 def test_all_of_a_large_request_stays_small():
     # With every part at once and the pairwise rank: still blocks of anchors, never pairs of pairs.
     features = jax.ShapeDtypeStruct((2048, 16), jnp.float32)
-    for given in ({"ranking": "logistic"}, {"weighting": "neighbours", "scale": "batch", "teacher_temperature": 0.1}):
+    for given in (
+        {"ranking": "logistic"},
+        {"weighting": "neighbours", "scale": "batch", "teacher_temperature": 0.1},
+    ):
 
         def loss(student, teacher):
             return perception_coherence(student, teacher, temperature=0.1, chunk_size=256, **given)

@@ -92,7 +92,9 @@ def test_eight_devices_put_in_what_one_would(way, rng):
     else:
         # That the queues are all the same is known, and does not have to be taken on trust.
         mesh = Mesh(np.array(jax.devices()), ("batch",))
-        mapped = jax.shard_map(step, mesh=mesh, in_specs=(P(), P("batch"), P("batch")), out_specs=P())
+        mapped = jax.shard_map(
+            step, mesh=mesh, in_specs=(P(), P("batch"), P("batch")), out_specs=P()
+        )
         found = jit(mapped)(queue, batch, where)
     assert all(np.array_equal(*both) for both in zip(found, expected, strict=True))
 
@@ -108,12 +110,24 @@ X = np.zeros((3, 2), np.float32)
         (lambda: empty_queue(4, 0), "got features 0: expected an integer of at least 1"),
         (lambda: empty_queue(4, ()), "expected at least one number of features"),
         (lambda: enqueue(X, X), "got queue ndarray: expected one made by empty_queue"),
-        (lambda: enqueue(empty_queue(4, 3), X), "got a batch (3, 2) for a queue (4, 3): expected (examples, *(3,))"),
+        (
+            lambda: enqueue(empty_queue(4, 3), X),
+            "got a batch (3, 2) for a queue (4, 3): expected (examples, *(3,))",
+        ),
         (lambda: enqueue(empty_queue(4, (2, 2)), X), "got a batch of structure"),
         (lambda: enqueue(empty_queue(4, (2, 2)), (X, X[:2])), "got a batch of [2, 3] examples"),
-        (lambda: enqueue(empty_queue(4, 2), X, where=np.ones(2, bool)), "got where of shape (2,) for 3 examples"),
-        (lambda: enqueue(empty_queue(4, 2), X, where=np.ones(3)), "got where of dtype float64: expected booleans"),
-        (lambda: enqueue(empty_queue(4, 2), X, axis_name="batch"), "got axis_name 'batch', which is not bound here"),
+        (
+            lambda: enqueue(empty_queue(4, 2), X, where=np.ones(2, bool)),
+            "got where of shape (2,) for 3 examples",
+        ),
+        (
+            lambda: enqueue(empty_queue(4, 2), X, where=np.ones(3)),
+            "got where of dtype float64: expected booleans",
+        ),
+        (
+            lambda: enqueue(empty_queue(4, 2), X, axis_name="batch"),
+            "got axis_name 'batch', which is not bound here",
+        ),
     ],
 )
 def test_refusals(request_, message):

@@ -18,7 +18,9 @@ jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_lev
 
 def evaluate(loss, student, teacher, **given):
     """In one compilation; one operation after the other would take many."""
-    return jit(functools.partial(loss, **given))(np.asarray(student, float), np.asarray(teacher, float))
+    return jit(functools.partial(loss, **given))(
+        np.asarray(student, float), np.asarray(teacher, float)
+    )
 
 
 def pair(rng, n=7, student=3, teacher=5):
@@ -39,13 +41,17 @@ def darkrank(student, teacher, soft, alpha=3.0, beta=3.0, list_length=4):
     d_student, d_teacher = distances(student), distances(teacher)
     values = []
     for i in range(len(student)):
-        others = sorted((j for j in range(len(student)) if j != i), key=lambda j: d_teacher[i, j])[:list_length]
+        others = sorted((j for j in range(len(student)) if j != i), key=lambda j: d_teacher[i, j])[
+            :list_length
+        ]
         s, t = ([-alpha * d[i, j] ** beta for j in others] for d in (d_student, d_teacher))
         if not soft:
             values.append(-log_likelihood(s))
             continue
         orders = list(itertools.permutations(range(len(others))))
-        log_p, log_q = ([log_likelihood([scores[k] for k in order]) for order in orders] for scores in (t, s))
+        log_p, log_q = (
+            [log_likelihood([scores[k] for k in order]) for order in orders] for scores in (t, s)
+        )
         values.append(sum(math.exp(p) * (p - q) for p, q in zip(log_p, log_q, strict=True)))
     return np.array(values)
 
@@ -54,7 +60,9 @@ def darkrank(student, teacher, soft, alpha=3.0, beta=3.0, list_length=4):
 def test_darkrank_equals_a_loop(soft, rng, x64):
     student, teacher = pair(rng)
     given = {"alpha": 2.0, "beta": 1.5, "list_length": 3}
-    loss = functools.partial(losses.darkrank_soft if soft else losses.darkrank_hard, reduce_fn=None, **given)
+    loss = functools.partial(
+        losses.darkrank_soft if soft else losses.darkrank_hard, reduce_fn=None, **given
+    )
     where = np.ones(7, bool)
     masked = jit(lambda where: loss(student, teacher, where=where))
     assert np.allclose(masked(where), darkrank(student, teacher, soft, **given), atol=1e-12)
@@ -72,7 +80,9 @@ def test_darkrank_by_hand():
     c1, c2, c3 = (3 * (2 * math.sin(k / 4)) ** 3 for k in (1, 2, 3))
     expected = [math.log1p(math.exp(near - far)) for near, far in ((c1, c3), (c1, c2), (c2, c3))]
     assert np.allclose(
-        evaluate(losses.darkrank_hard, points, points, list_length=2, reduce_fn=None), expected, atol=1e-6
+        evaluate(losses.darkrank_hard, points, points, list_length=2, reduce_fn=None),
+        expected,
+        atol=1e-6,
     )
     # Seen the other way round by the student, the coin has the other bias.
     q = np.array([1 / (1 + math.exp(near - far)) for near, far in ((c1, c3), (c1, c2), (c2, c3))])
@@ -80,7 +90,9 @@ def test_darkrank_by_hand():
     log_q = darkrank(turned, points, soft=False, list_length=2)
     expected = q * (np.log(q) + log_q) + (1 - q) * (np.log(1 - q) - np.log(-np.expm1(-log_q)))
     assert np.allclose(
-        evaluate(losses.darkrank_soft, turned, points, list_length=2, reduce_fn=None), expected, atol=1e-5
+        evaluate(losses.darkrank_soft, turned, points, list_length=2, reduce_fn=None),
+        expected,
+        atol=1e-5,
     )
 
 
@@ -108,7 +120,8 @@ def pairwise(student, teacher, penalty, margin, sharpness):
 
 
 @pytest.mark.parametrize(
-    ("penalty", "margin"), [("hinge", 0.1), ("exponential", "difference"), ("logistic", "deviation")]
+    ("penalty", "margin"),
+    [("hinge", 0.1), ("exponential", "difference"), ("logistic", "deviation")],
 )
 def test_pairs_of_pairs_equal_a_loop(penalty, margin, rng, x64):
     student, teacher = pair(rng, 6)
@@ -153,12 +166,17 @@ def test_pairs_of_pairs_in_blocks(rng, x64):
 
 
 def test_rank_correlation_is_scipys_as_the_temperature_goes_to_0(rng, x64):
-    loss = jit(functools.partial(losses.spearman, temperature=1e-7, dissimilarity="cosine", reduce_fn=None))
+    loss = jit(
+        functools.partial(losses.spearman, temperature=1e-7, dissimilarity="cosine", reduce_fn=None)
+    )
     student, teacher = pair(rng, student=5)
     found = loss(student, teacher)
     d = [oracles.dissimilarity("cosine", x, x) for x in (student, teacher)]
     others = ~np.eye(7, dtype=bool)
-    expected = [1 - scipy.stats.spearmanr(d[0][i, others[i]], d[1][i, others[i]]).statistic for i in range(7)]
+    expected = [
+        1 - scipy.stats.spearmanr(d[0][i, others[i]], d[1][i, others[i]]).statistic
+        for i in range(7)
+    ]
     assert np.allclose(found, expected, atol=1e-9)
     assert np.abs(loss(teacher, teacher)).max() < 1e-9
 
@@ -180,16 +198,48 @@ def test_anchors_that_see_no_difference_correlate_with_nothing():
 X = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
 SPEARMAN = functools.partial(losses.spearman, temperature=0.1)
 REFUSED = [
-    (losses.darkrank_hard, {"list_length": 1}, "got list_length 1: expected an integer of at least 2"),
-    (losses.darkrank_hard, {"list_length": 4}, "got 4 examples: expected at least 5, give a larger batch"),
+    (
+        losses.darkrank_hard,
+        {"list_length": 1},
+        "got list_length 1: expected an integer of at least 2",
+    ),
+    (
+        losses.darkrank_hard,
+        {"list_length": 4},
+        "got 4 examples: expected at least 5, give a larger batch",
+    ),
     (losses.darkrank_hard, {"alpha": -1.0}, "got alpha -1.0: expected a positive, finite number"),
-    (losses.darkrank_soft, {"list_length": 6}, "got list_length 6: expected an integer from 2 to 5"),
+    (
+        losses.darkrank_soft,
+        {"list_length": 6},
+        "got list_length 6: expected an integer from 2 to 5",
+    ),
     (losses.darkrank_soft, {"beta": 0}, "got beta 0: expected a positive, finite number"),
-    (losses.pairwise_ranking, {"penalty": "square"}, "unknown penalty 'square': expected one of 'hinge'"),
-    (losses.pairwise_ranking, {"margin": "std"}, "unknown margin 'std': expected one of 'difference', 'deviation' or"),
-    (losses.pairwise_ranking, {"margin": -1.0}, "got margin -1.0: expected a positive, finite number"),
-    (losses.pairwise_ranking, {"sharpness": "much"}, "got sharpness 'much': expected a positive, finite number"),
-    (losses.pairwise_ranking, {"student": X[:2], "teacher": X[:2]}, "got 2 examples: expected at least 3"),
+    (
+        losses.pairwise_ranking,
+        {"penalty": "square"},
+        "unknown penalty 'square': expected one of 'hinge'",
+    ),
+    (
+        losses.pairwise_ranking,
+        {"margin": "std"},
+        "unknown margin 'std': expected one of 'difference', 'deviation' or",
+    ),
+    (
+        losses.pairwise_ranking,
+        {"margin": -1.0},
+        "got margin -1.0: expected a positive, finite number",
+    ),
+    (
+        losses.pairwise_ranking,
+        {"sharpness": "much"},
+        "got sharpness 'much': expected a positive, finite number",
+    ),
+    (
+        losses.pairwise_ranking,
+        {"student": X[:2], "teacher": X[:2]},
+        "got 2 examples: expected at least 3",
+    ),
     (losses.pairwise_ranking, {"dissimilarity": "l2"}, "unknown dissimilarity 'l2'"),
     (SPEARMAN, {"ranking": "sort"}, "unknown ranking 'sort': expected one of 'laplace'"),
     (SPEARMAN, {"temperature": 0}, "got temperature 0: expected a positive, finite number"),
@@ -198,7 +248,9 @@ REFUSED = [
 
 
 @pytest.mark.bad_input
-@pytest.mark.parametrize(("loss", "given", "message"), REFUSED, ids=[case[2][:50] for case in REFUSED])
+@pytest.mark.parametrize(
+    ("loss", "given", "message"), REFUSED, ids=[case[2][:50] for case in REFUSED]
+)
 def test_refused(loss, given, message):
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         loss(**{"student": X, "teacher": X, **given})

@@ -27,7 +27,10 @@ def near(ranks):
 # Every argument away from its default, one or more at a time; (the loss's, the oracle's)
 VARIANTS = {
     "default": ({}, {}),
-    "squared_euclidean": ({"dissimilarity": "squared_euclidean"}, {"dissimilarity_name": "squared_euclidean"}),
+    "squared_euclidean": (
+        {"dissimilarity": "squared_euclidean"},
+        {"dissimilarity_name": "squared_euclidean"},
+    ),
     "cosine": ({"dissimilarity": "cosine"}, {"dissimilarity_name": "cosine"}),
     "angular": ({"dissimilarity": "angular"}, {"dissimilarity_name": "angular"}),
     "manhattan": ({"dissimilarity": "manhattan"}, {"dissimilarity_name": "manhattan"}),
@@ -46,7 +49,13 @@ VARIANTS = {
 }
 variants = pytest.mark.parametrize("name", VARIANTS)
 # In chunks and with references only what takes another path through the sweep.
-SWEPT = ("default", "permutahedron", "soft teacher, batch scale", "neighbours", "teacher's frame, batch scale")
+SWEPT = (
+    "default",
+    "permutahedron",
+    "soft teacher, batch scale",
+    "neighbours",
+    "teacher's frame, batch scale",
+)
 variants_and_chunks = pytest.mark.parametrize(
     ("name", "chunk_size"), [(name, None) for name in VARIANTS] + [(name, 4) for name in SWEPT]
 )
@@ -64,13 +73,21 @@ def compiled(name, chunk_size=None, **given):
 
     def loss(student, temperature, teacher, where, references, reduce_fn=jnp.mean):
         return perception_coherence(
-            student, teacher, temperature=temperature, where=where, references=references, reduce_fn=reduce_fn, **given
+            student,
+            teacher,
+            temperature=temperature,
+            where=where,
+            references=references,
+            reduce_fn=reduce_fn,
+            **given,
         )
 
     @jax.jit
     def everything(student, teacher, where=None, references=None, temperature=TEMPERATURE):
         rest = (temperature, teacher, where, references)
-        mean, (gradient, temperature_gradient) = jax.value_and_grad(loss, argnums=(0, 1))(student, *rest)
+        mean, (gradient, temperature_gradient) = jax.value_and_grad(loss, argnums=(0, 1))(
+            student, *rest
+        )
         return {
             "mean": mean,
             "gradient": gradient,
@@ -91,7 +108,10 @@ def assert_matches_brute_force(found, student, teacher, name, anchors=None, **gi
     assert np.allclose(found["sum"], losses.sum(), atol=1e-9)
 
     def losses_at(moved):
-        batch = [np.concatenate([part.reshape(-1, student.shape[1]), student[anchors:]]) for part in moved]
+        batch = [
+            np.concatenate([part.reshape(-1, student.shape[1]), student[anchors:]])
+            for part in moved
+        ]
         batch = batch if anchors is not None else moved
         return np.array([oracles.perception_coherence(s, teacher, **given).mean() for s in batch])
 
@@ -100,18 +120,25 @@ def assert_matches_brute_force(found, student, teacher, name, anchors=None, **gi
 
     def losses_of(temperatures):
         return np.array(
-            [oracles.perception_coherence(student, teacher, **{**given, "temperature": t}).mean() for t in temperatures]
+            [
+                oracles.perception_coherence(student, teacher, **{**given, "temperature": t}).mean()
+                for t in temperatures
+            ]
         )
 
     numeric = oracles.central_differences(losses_of, np.float64(TEMPERATURE))
-    assert abs(found["temperature"] - numeric) <= 1e-6 * max(abs(numeric), np.abs(found["gradient"]).max())
+    assert abs(found["temperature"] - numeric) <= 1e-6 * max(
+        abs(numeric), np.abs(found["gradient"]).max()
+    )
 
 
 @variants_and_chunks
 def test_equals_brute_force(name, chunk_size, rng, x64):
     student, teacher = features_for(name, rng)
     everything = np.ones(10, bool)
-    assert_matches_brute_force(compiled(name, chunk_size)(student, teacher, everything), student, teacher, name)
+    assert_matches_brute_force(
+        compiled(name, chunk_size)(student, teacher, everything), student, teacher, name
+    )
 
 
 @pytest.mark.parametrize("name", ["default", "permutahedron", "logistic"])
@@ -122,7 +149,9 @@ def test_fifty_gradients_equal_differences(name, rng, x64):
         given = {"temperature": TEMPERATURE, **VARIANTS[name][1]}
 
         def losses_at(moved):
-            return np.array([oracles.perception_coherence(s, teacher, **given).mean() for s in moved])
+            return np.array(
+                [oracles.perception_coherence(s, teacher, **given).mean() for s in moved]
+            )
 
         oracles.assert_gradients_agree(found, oracles.central_differences(losses_at, student))
 
@@ -185,12 +214,16 @@ def test_references_of_chunks_masks_and_none_at_all(rng, x64):
     for x, points in zip(padded, more, strict=True):
         x[places] = points
     for mask in (None, where):
-        found = compiled("default")(student[:6], teacher[:6], mask, (*padded, np.isin(np.arange(6), places)))
+        found = compiled("default")(
+            student[:6], teacher[:6], mask, (*padded, np.isin(np.arange(6), places))
+        )
         expected = compiled("default")(student[:6], teacher[:6], mask, more)
         assert np.allclose(found["mean"], expected["mean"], atol=1e-12)
         assert np.allclose(found["gradient"], expected["gradient"], atol=1e-12)
     none = compiled("default")(student, teacher, None, (student[:0], teacher[:0]))
-    assert np.allclose(none["gradient"], compiled("default")(student, teacher)["gradient"], atol=1e-12)
+    assert np.allclose(
+        none["gradient"], compiled("default")(student, teacher)["gradient"], atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("frame", ["own", "teacher"])
@@ -201,7 +234,11 @@ def test_no_gradient_reaches_the_teacher_or_the_references(frame, rng):
     @functools.partial(jax.grad, argnums=(0, 1, 2, 3))
     def gradient(student, teacher, student_points, teacher_points):
         return perception_coherence(
-            student, teacher, temperature=0.2, references=(student_points, teacher_points), frame=frame
+            student,
+            teacher,
+            temperature=0.2,
+            references=(student_points, teacher_points),
+            frame=frame,
         )
 
     student, *fixed = gradient(teacher**2, teacher, teacher + 1, teacher + 2)
@@ -214,7 +251,9 @@ def test_chunked_equals_unchunked_in_float32(scale, rng):
     student, teacher = pair(rng, n=100, student=32, teacher=64, dtype=np.float32)
 
     def loss(student, chunk_size):
-        return perception_coherence(student, teacher, temperature=0.2, chunk_size=chunk_size, scale=scale)
+        return perception_coherence(
+            student, teacher, temperature=0.2, chunk_size=chunk_size, scale=scale
+        )
 
     gradient = jax.jit(jax.value_and_grad(loss), static_argnums=1)
     results = [gradient(student, size) for size in (None, 32, 1000)]
@@ -272,9 +311,12 @@ def test_a_stopped_scale_would_have_a_radial_part(rng, x64):
 
 
 @pytest.mark.parametrize(
-    ("ranking", "scale"), [("laplace", "row"), ("laplace", "batch"), ("permutahedron", "row"), ("logistic", "row")]
+    ("ranking", "scale"),
+    [("laplace", "row"), ("laplace", "batch"), ("permutahedron", "row"), ("logistic", "row")],
 )
-def test_monotone_change_of_the_dissimilarity_does_not_matter_as_temperature_goes_to_0(ranking, scale, rng, x64):
+def test_monotone_change_of_the_dissimilarity_does_not_matter_as_temperature_goes_to_0(
+    ranking, scale, rng, x64
+):
     student, teacher = pair(rng)
 
     def loss(change):
@@ -301,7 +343,11 @@ def test_zero_for_a_student_that_is_the_teacher(ranking, rng, x64):
     for student in (teacher, turned):
         for temperature in (0.01, 0.1, 1.0):
             loss = perception_coherence(
-                student, teacher, temperature=temperature, teacher_temperature=temperature, ranking=ranking
+                student,
+                teacher,
+                temperature=temperature,
+                teacher_temperature=temperature,
+                ranking=ranking,
             )
             assert loss < 1e-12
         assert perception_coherence(student, teacher, temperature=1e-9, ranking=ranking) < 1e-9
@@ -344,7 +390,9 @@ def gradient_of(dissimilarity, ranking, scale):
     @jax.value_and_grad
     def loss(student, teacher):
         given = {"dissimilarity": dissimilarity, "ranking": ranking, "scale": scale}
-        return perception_coherence(student, teacher, temperature=0.1, teacher_temperature=0.1, **given)
+        return perception_coherence(
+            student, teacher, temperature=0.1, teacher_temperature=0.1, **given
+        )
 
     return loss
 
@@ -352,12 +400,18 @@ def gradient_of(dissimilarity, ranking, scale):
 @pytest.mark.parametrize(
     ("dissimilarity", "ranking", "scale", "dtype"),
     [(name, "laplace", "row", jnp.float32) for name in DISSIMILARITIES]
-    + [("euclidean", "permutahedron", "row", jnp.bfloat16), ("euclidean", "logistic", "row", jnp.float32)]
+    + [
+        ("euclidean", "permutahedron", "row", jnp.bfloat16),
+        ("euclidean", "logistic", "row", jnp.float32),
+    ]
     + [
         pytest.param(*given, marks=pytest.mark.slow)
         for given in [(name, "laplace", "batch", jnp.float32) for name in DISSIMILARITIES]
         + [(name, "laplace", "row", jnp.bfloat16) for name in ("euclidean", "cosine")]
-        + [("euclidean", "permutahedron", "row", jnp.float32), ("euclidean", "logistic", "row", jnp.bfloat16)]
+        + [
+            ("euclidean", "permutahedron", "row", jnp.float32),
+            ("euclidean", "logistic", "row", jnp.bfloat16),
+        ]
     ],
 )
 def test_gradients_are_finite_on_degenerate_features(dissimilarity, ranking, scale, dtype, rng):
@@ -374,7 +428,9 @@ def test_gradients_are_finite_on_degenerate_features(dissimilarity, ranking, sca
 def test_half_precision_is_computed_in_float32(rng):
     student, teacher = (jnp.asarray(x, jnp.bfloat16) for x in pair(rng, n=40))
     loss = perception_coherence(student, teacher, temperature=0.1)
-    assert loss == perception_coherence(student.astype(jnp.float32), teacher.astype(jnp.float32), temperature=0.1)
+    assert loss == perception_coherence(
+        student.astype(jnp.float32), teacher.astype(jnp.float32), temperature=0.1
+    )
 
 
 def test_a_changed_temperature_does_not_recompile(rng):
@@ -424,10 +480,17 @@ def test_a_dissimilarity_may_close_over_what_is_learnt(chunk_size, rng, x64):
         )
 
     def transformed(weights):
-        return np.array([oracles.perception_coherence(student @ w, teacher, temperature=0.2).mean() for w in weights])
+        return np.array(
+            [
+                oracles.perception_coherence(student @ w, teacher, temperature=0.2).mean()
+                for w in weights
+            ]
+        )
 
     weights = rng.normal(size=(4, 4))
-    oracles.assert_gradients_agree(jax.grad(loss)(weights), oracles.central_differences(transformed, weights))
+    oracles.assert_gradients_agree(
+        jax.grad(loss)(weights), oracles.central_differences(transformed, weights)
+    )
 
 
 @pytest.mark.parametrize("scale", ["row", "batch"])
@@ -453,7 +516,9 @@ def test_what_is_not_a_number_shows(broken, rng):
     more = pair(rng)
     {"student": student, "teacher": teacher, "references": more[0]}[broken][2, 1] = np.nan
     for name in ("euclidean", "cosine", "correlation"):
-        loss = perception_coherence(student, teacher, temperature=0.1, references=more, dissimilarity=name)
+        loss = perception_coherence(
+            student, teacher, temperature=0.1, references=more, dissimilarity=name
+        )
         assert np.isnan(loss)
 
 
@@ -465,8 +530,14 @@ def test_mixed_dtypes_under_x64(rng, x64):
         for chunk_size in (None, 4):
 
             def loss(student):
-                given = {"where": where, "chunk_size": chunk_size, "references": (student[:3], teacher[:3])}
-                return perception_coherence(student, teacher.astype(other), temperature=np.float32(0.1), **given)
+                given = {
+                    "where": where,
+                    "chunk_size": chunk_size,
+                    "references": (student[:3], teacher[:3]),
+                }
+                return perception_coherence(
+                    student, teacher.astype(other), temperature=np.float32(0.1), **given
+                )
 
             value, gradient = jax.value_and_grad(loss)(student)
             assert value.dtype == other
@@ -479,7 +550,9 @@ def test_an_asymmetric_dissimilarity_is_seen_from_the_anchor(rng, x64):
     def lopsided(x, y):
         return jnp.sum(jnp.maximum(x[:, None] - y[None], 0) * jnp.arange(1.0, 7), axis=-1)
 
-    found = perception_coherence(student, teacher, temperature=1e-8, dissimilarity=lopsided, reduce_fn=None)
+    found = perception_coherence(
+        student, teacher, temperature=1e-8, dissimilarity=lopsided, reduce_fn=None
+    )
     d = [np.maximum(f[:, None] - f[None], 0) @ np.arange(1.0, 7) for f in (student, teacher)]
     keep = ~np.eye(10, dtype=bool)
     ranks = [oracles.scipy.stats.rankdata(x[keep].reshape(10, 9), axis=1) for x in d]
@@ -488,11 +561,15 @@ def test_an_asymmetric_dissimilarity_is_seen_from_the_anchor(rng, x64):
 
 @pytest.mark.slow
 def test_under_vmap(rng):
-    students, teachers = (np.stack(x) for x in zip(*(pair(rng, dtype=np.float32) for _ in range(3)), strict=True))
+    students, teachers = (
+        np.stack(x) for x in zip(*(pair(rng, dtype=np.float32) for _ in range(3)), strict=True)
+    )
     for chunk_size in (None, 4):
 
         def gradient(s, t):
-            return jax.grad(lambda s: perception_coherence(s, t, temperature=0.2, chunk_size=chunk_size))(s)
+            return jax.grad(
+                lambda s: perception_coherence(s, t, temperature=0.2, chunk_size=chunk_size)
+            )(s)
 
         together = jax.vmap(gradient)(students, teachers)
         for i in range(3):

@@ -16,7 +16,9 @@ jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_lev
 
 def evaluate(loss, student, teacher, **given):
     """In one compilation; one operation after the other would take many."""
-    return jit(functools.partial(loss, **given))(np.asarray(student, float), np.asarray(teacher, float))
+    return jit(functools.partial(loss, **given))(
+        np.asarray(student, float), np.asarray(teacher, float)
+    )
 
 
 def pair(rng, n=7, student=3, teacher=5):
@@ -80,15 +82,23 @@ def neighbour_probabilities(x):
 def gaussian_expansion(x, gamma=0.4, order=2):
     f = x / lengths(x)
     cosines = f @ f.T
-    return math.exp(-2 * gamma) * sum((2 * gamma * cosines) ** p / math.factorial(p) for p in range(order + 1))
+    return math.exp(-2 * gamma) * sum(
+        (2 * gamma * cosines) ** p / math.factorial(p) for p in range(order + 1)
+    )
 
 
 ORACLES = {
     "rkd_distance": lambda s, t: by_pairs(relative_distances)(s, t, lambda a, b: huber(a - b)),
     "rkd_angle": rkd_angle,
-    "similarity_preserving": lambda s, t: by_pairs(similarity_rows)(s, t, lambda a, b: (a - b) ** 2),
-    "pkt": lambda s, t: by_pairs(neighbour_probabilities)(s, t, lambda q, p: p * math.log((p + 1e-7) / (q + 1e-7))),
-    "correlation_congruence": lambda s, t: by_pairs(gaussian_expansion)(s, t, lambda a, b: (a - b) ** 2),
+    "similarity_preserving": lambda s, t: by_pairs(similarity_rows)(
+        s, t, lambda a, b: (a - b) ** 2
+    ),
+    "pkt": lambda s, t: by_pairs(neighbour_probabilities)(
+        s, t, lambda q, p: p * math.log((p + 1e-7) / (q + 1e-7))
+    ),
+    "correlation_congruence": lambda s, t: by_pairs(gaussian_expansion)(
+        s, t, lambda a, b: (a - b) ** 2
+    ),
 }
 
 
@@ -131,7 +141,12 @@ def test_angles_by_hand():
 def test_similarities_by_hand():
     # Rows (1, 0) against (1, 1) / sqrt 2.
     row = (1 - math.sqrt(0.5)) ** 2 + 0.5
-    loss = evaluate(losses.similarity_preserving, [[2.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 0.0]], reduce_fn=None)
+    loss = evaluate(
+        losses.similarity_preserving,
+        [[2.0, 0.0], [0.0, 1.0]],
+        [[1.0, 0.0], [1.0, 0.0]],
+        reduce_fn=None,
+    )
     assert np.allclose(loss, row / 2)
 
 
@@ -144,7 +159,11 @@ def test_probabilities_by_hand():
 def test_congruence_by_hand():
     # Perpendicular against parallel: e^-1 times 1 against 1 + 1 + 1/2 + 1/6, with gamma 1/2 and order 3.
     loss = evaluate(
-        losses.correlation_congruence, [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [2.0, 0.0]], gamma=0.5, order=3
+        losses.correlation_congruence,
+        [[1.0, 0.0], [0.0, 1.0]],
+        [[1.0, 0.0], [2.0, 0.0]],
+        gamma=0.5,
+        order=3,
     )
     assert np.allclose(loss, 2 * (math.exp(-1) * (1 + 1 / 2 + 1 / 6)) ** 2 / 4)
 
@@ -164,7 +183,9 @@ def test_the_expansion_becomes_the_gaussian_kernel(rng, x64):
 def test_alignment_of_kernels_is_that_of_features(n, rng, x64):
     # Fewer examples than features, and more.
     student, teacher = (x - x.mean(axis=0) for x in pair(rng, n, student=5, teacher=6))
-    cross, own, other = (np.linalg.norm(a.T @ b) for a, b in ((student, teacher), (student,) * 2, (teacher,) * 2))
+    cross, own, other = (
+        np.linalg.norm(a.T @ b) for a, b in ((student, teacher), (student,) * 2, (teacher,) * 2)
+    )
     found = evaluate(losses.cka, student + rng.normal(size=5), teacher + rng.normal(size=6))
     assert np.allclose(found, 1 - cross**2 / (own * other), atol=1e-12)
 
@@ -223,32 +244,70 @@ def test_a_function_of_the_callers_reduces(rng):
     values = evaluate(losses.pkt, student, teacher, reduce_fn=None, where=where)
     assert evaluate(losses.pkt, student, teacher, reduce_fn=jnp.max) > 0
     largest = functools.partial(jnp.max, initial=-1.0)
-    assert np.allclose(evaluate(losses.pkt, student, teacher, where=where, reduce_fn=largest), values.max())
+    assert np.allclose(
+        evaluate(losses.pkt, student, teacher, where=where, reduce_fn=largest), values.max()
+    )
     # Without the mask the largest would be a 0.
     negative = lambda values, where: jnp.max(-values, where=where, initial=-1.0)
-    assert evaluate(losses.pkt, student, teacher, where=where, reduce_fn=negative) == -values[:5].min()
+    assert (
+        evaluate(losses.pkt, student, teacher, where=where, reduce_fn=negative) == -values[:5].min()
+    )
 
 
 X = np.ones((4, 3), np.float32)
 REFUSED = [
-    (losses.rkd_distance, {"teacher": X[:3]}, "got student (4, 3) and teacher (3, 3): both need one row per example"),
-    (losses.rkd_distance, {"student": X[:1], "teacher": X[:1]}, "got 1 example: expected at least 2"),
-    (losses.rkd_angle, {"student": X[:2], "teacher": X[:2]}, "got 2 examples: expected at least 3, give a larger"),
+    (
+        losses.rkd_distance,
+        {"teacher": X[:3]},
+        "got student (4, 3) and teacher (3, 3): both need one row per example",
+    ),
+    (
+        losses.rkd_distance,
+        {"student": X[:1], "teacher": X[:1]},
+        "got 1 example: expected at least 2",
+    ),
+    (
+        losses.rkd_angle,
+        {"student": X[:2], "teacher": X[:2]},
+        "got 2 examples: expected at least 3, give a larger",
+    ),
     (losses.pkt, {"where": np.ones(3, bool)}, "got where of shape (3,): expected (4,)"),
     (losses.pkt, {"where": np.arange(4)}, "got where of dtype int64: expected booleans"),
     (losses.pkt, {"reduce_fn": "mean"}, "got reduce_fn 'mean': expected a function"),
     (losses.pkt, {"axis_name": "batch"}, "got axis_name 'batch', which is not bound here"),
-    (losses.similarity_preserving, {"student": X[0]}, "got student of shape (3,): expected (rows, features)"),
-    (losses.correlation_congruence, {"gamma": 0.0}, "got gamma 0.0: expected a positive, finite number"),
-    (losses.correlation_congruence, {"gamma": np.ones(2)}, "got gamma of shape (2,): expected one number"),
+    (
+        losses.similarity_preserving,
+        {"student": X[0]},
+        "got student of shape (3,): expected (rows, features)",
+    ),
+    (
+        losses.correlation_congruence,
+        {"gamma": 0.0},
+        "got gamma 0.0: expected a positive, finite number",
+    ),
+    (
+        losses.correlation_congruence,
+        {"gamma": np.ones(2)},
+        "got gamma of shape (2,): expected one number",
+    ),
     (losses.correlation_congruence, {"order": 0}, "got order 0: expected an integer of at least 1"),
-    (losses.cka, {"reduce_fn": None}, "got reduce_fn None, but the alignment of two representations has no value per"),
-    (losses.cka, {"reduce_fn": jnp.sum}, "got reduce_fn sum, but the alignment of two representations has no value"),
+    (
+        losses.cka,
+        {"reduce_fn": None},
+        "got reduce_fn None, but the alignment of two representations has no value per",
+    ),
+    (
+        losses.cka,
+        {"reduce_fn": jnp.sum},
+        "got reduce_fn sum, but the alignment of two representations has no value",
+    ),
 ]
 
 
 @pytest.mark.bad_input
-@pytest.mark.parametrize(("loss", "given", "message"), REFUSED, ids=[case[2][:50] for case in REFUSED])
+@pytest.mark.parametrize(
+    ("loss", "given", "message"), REFUSED, ids=[case[2][:50] for case in REFUSED]
+)
 def test_refused(loss, given, message):
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         loss(**{"student": X, "teacher": X, **given})

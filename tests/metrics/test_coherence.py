@@ -48,7 +48,9 @@ def test_equals_scipy(name):
     student, teacher = related(40, 0.5, 0)
     found = coherence(student, teacher, k=5, dissimilarity=name)
     assert isinstance(found, Coherence)
-    assert np.allclose([e.value for e in found], by_brute_force(student, teacher, 5, name).mean(axis=0), atol=1e-5)
+    assert np.allclose(
+        [e.value for e in found], by_brute_force(student, teacher, 5, name).mean(axis=0), atol=1e-5
+    )
     assert all(e.low < e.value < e.high for e in found)
 
 
@@ -56,10 +58,17 @@ def test_the_definitions_formula_without_ties():
     # 1 - 6 E(U - V)^2 and 1 - 3 E|U - V|, made unbiased for unrelated models by m^2 / (m^2 - 1)
     student, teacher = related(30, 0.5, 1)
     d = [oracles.dissimilarity("euclidean", f, f) for f in (student, teacher)]
-    u, v = (np.array([(scipy.stats.rankdata(np.delete(x[i], i)) - 0.5) / 29 for i in range(30)]) for x in d)
+    u, v = (
+        np.array([(scipy.stats.rankdata(np.delete(x[i], i)) - 0.5) / 29 for i in range(30)])
+        for x in d
+    )
     found = coherence(student, teacher, k=5)
-    assert np.allclose(found.spearman.value, 1 - 6 * np.mean((u - v) ** 2) * 29**2 / (29**2 - 1), atol=1e-5)
-    assert np.allclose(found.footrule.value, 1 - 3 * np.mean(np.abs(u - v)) * 29**2 / (29**2 - 1), atol=1e-5)
+    assert np.allclose(
+        found.spearman.value, 1 - 6 * np.mean((u - v) ** 2) * 29**2 / (29**2 - 1), atol=1e-5
+    )
+    assert np.allclose(
+        found.footrule.value, 1 - 3 * np.mean(np.abs(u - v)) * 29**2 / (29**2 - 1), atol=1e-5
+    )
 
 
 def test_one_for_coherent_models_of_any_scale_place_and_turn(rng):
@@ -140,17 +149,24 @@ def test_never_an_n_by_n_array():
 
 def test_students_t():
     for v in (3, 5, 10, 30, 1000):
-        assert np.allclose(_student_t_975(v), scipy.stats.t.ppf(0.975, v), rtol=0.01 if v < 5 else 1e-3)
+        assert np.allclose(
+            _student_t_975(v), scipy.stats.t.ppf(0.975, v), rtol=0.01 if v < 5 else 1e-3
+        )
 
 
 def hits(n, noise, repetitions, k, population=4000, **given):
     """How often the interval of each degree contains the truth, here the mean over many samples of this size."""
     found = np.array(
-        [[tuple(e) for e in coherence(*related(n, noise, 1000 + i), k=k, **given)] for i in range(repetitions)]
+        [
+            [tuple(e) for e in coherence(*related(n, noise, 1000 + i), k=k, **given)]
+            for i in range(repetitions)
+        ]
     )
     truth = found[:, :, 0].mean(axis=0)
     # For the three degrees that do not depend on n also the truth of the population.
-    truth[:NEIGHBOURS] = [e.value for e in coherence(*related(population, noise, 5), k=k)][:NEIGHBOURS]
+    truth[:NEIGHBOURS] = [e.value for e in coherence(*related(population, noise, 5), k=k)][
+        :NEIGHBOURS
+    ]
     return np.mean((found[:, :, 1] <= truth) & (truth <= found[:, :, 2]), axis=0)
 
 
@@ -168,7 +184,9 @@ def test_intervals_cover_at_every_size_and_strength(n, noise):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("n", "k", "anchors"), [(50, 40, None), (100, 90, None), (100, 5, 20), (100, 5, 50)])
+@pytest.mark.parametrize(
+    ("n", "k", "anchors"), [(50, 40, None), (100, 90, None), (100, 5, 20), (100, 5, 50)]
+)
 def test_intervals_cover_for_many_neighbours_and_few_anchors(n, k, anchors):
     covered = hits(n, 0.5, 400, k, anchors=anchors)
     assert ((covered >= 0.91) & (covered <= 0.99)).all(), covered
@@ -189,5 +207,7 @@ def test_fifty_thousand_examples():
 def test_what_is_not_finite_is_refused(who):
     given = dict(zip(("student", "teacher"), related(9, 0.5, 0), strict=True))
     given[who] = np.where(np.arange(9)[:, None] == 4, np.nan, given[who])
-    with pytest.raises(ValueError, match=f"got {who} with 1 of 9 rows that hold NaN or infinity, row 4 the first"):
+    with pytest.raises(
+        ValueError, match=f"got {who} with 1 of 9 rows that hold NaN or infinity, row 4 the first"
+    ):
         coherence(**given, k=3)

@@ -44,9 +44,19 @@ def test_equals_brute_force(weighting, exclude_self, sets):
     if exclude_self:
         features, labels = gallery, gallery_labels
     for temperature in (0.07, 0.5):
-        given = {"k": K, "weighting": weighting, "temperature": temperature, "exclude_self": exclude_self}
+        given = {
+            "k": K,
+            "weighting": weighting,
+            "temperature": temperature,
+            "exclude_self": exclude_self,
+        }
         expected = by_brute_force(
-            features, gallery, gallery_labels, K, temperature if weighting == "cosine" else None, exclude_self
+            features,
+            gallery,
+            gallery_labels,
+            K,
+            temperature if weighting == "cosine" else None,
+            exclude_self,
         )
         assert (knn_predict(features, gallery, gallery_labels, **given) == expected).all()
         accuracy = knn_accuracy(features, labels, gallery, gallery_labels, **given)
@@ -60,10 +70,14 @@ def test_equals_scikit_learn(sets):
         ("majority", "uniform"),
         ("cosine", lambda distances: np.exp((1 - distances) / 0.07)),
     ):
-        k = 1 if weighting == "majority" else K  # scikit-learn breaks ties of votes by the class's number
+        k = (
+            1 if weighting == "majority" else K
+        )  # scikit-learn breaks ties of votes by the class's number
         oracle = KNeighborsClassifier(k, metric="cosine", weights=weights, algorithm="brute")
         expected = oracle.fit(gallery, gallery_labels).predict(features)
-        assert (knn_predict(features, gallery, gallery_labels, k=k, weighting=weighting) == expected).all()
+        assert (
+            knn_predict(features, gallery, gallery_labels, k=k, weighting=weighting) == expected
+        ).all()
 
 
 @pytest.mark.parametrize("exclude_self", [False, True])
@@ -97,12 +111,16 @@ def test_ties_go_to_the_nearest_and_then_to_the_first():
     # the second and the fourth are equally far: only one of them fits into k = 2, the earlier, in chunks too
     for chunk_size in (1, 3, 4):
         duplicates = np.array([[1.0, 0.5], [1.0, 0.5], [1.0, 0.5], [1.0, 0.5]])
-        assert knn_predict(query, duplicates, np.array([3, 1, 1, 2]), k=1, chunk_size=chunk_size) == 3
+        assert (
+            knn_predict(query, duplicates, np.array([3, 1, 1, 2]), k=1, chunk_size=chunk_size) == 3
+        )
 
 
 def test_a_zero_vector_has_no_direction():
     gallery, labels = np.array([[0.0, 0.0], [-1.0, 0.0], [1.0, 1e-3]]), np.array([0, 1, 2])
-    assert (knn_predict(np.array([[1.0, 0.0], [0.0, 0.0]]), gallery, labels, k=1) == np.array([2, 0])).all()
+    assert (
+        knn_predict(np.array([[1.0, 0.0], [0.0, 0.0]]), gallery, labels, k=1) == np.array([2, 0])
+    ).all()
     # to (1, 0) a zero vector is nearer than what points away
     assert knn_predict(np.array([[1.0, 0.0]]), gallery[:2], labels[:2], k=1) == 0
 
@@ -112,7 +130,9 @@ def test_rotation_and_scale_change_nothing(sets, rng):
     turn = np.linalg.qr(rng.normal(size=(6, 6)))[0]
     lengths = rng.uniform(0.1, 1e6, size=(50, 1))
     expected = knn_predict(features, gallery, labels, k=K)
-    assert (knn_predict(lengths * features @ turn, 1e-3 * gallery @ turn, labels, k=K) == expected).all()
+    assert (
+        knn_predict(lengths * features @ turn, 1e-3 * gallery @ turn, labels, k=K) == expected
+    ).all()
 
 
 def test_leave_one_out_never_sees_the_example_itself(rng):
@@ -132,7 +152,9 @@ def test_half_precision_under_jit_and_any_classes(sets):
     assert (jax.jit(lambda x, y, c: knn_predict(x, y, c, k=K))(*half, labels) == expected).all()
     many = np.array([7, 2**31 - 1, 0, 123_456])
     assert (knn_predict(*half, many[labels], k=K) == many[np.asarray(expected)]).all()
-    assert (knn_predict(*half, many[labels].astype(np.uint32), k=K) == many[np.asarray(expected)]).all()
+    assert (
+        knn_predict(*half, many[labels].astype(np.uint32), k=K) == many[np.asarray(expected)]
+    ).all()
 
 
 def test_a_million_in_the_gallery_and_ten_thousand_queries_fit_into_2_gb():
@@ -142,7 +164,9 @@ def test_a_million_in_the_gallery_and_ten_thousand_queries_fit_into_2_gb():
     found = (jax.ShapeDtypeStruct((n, k), dtype) for dtype in (jnp.float32, jnp.int32))
     labels = jax.ShapeDtypeStruct((m,), jnp.int32)
     searched = _search.lower(features, gallery, **given).compile().memory_analysis()
-    voted = _vote.lower(*found, labels, 0.07, rows=VOTES_AT_A_TIME // k**2).compile().memory_analysis()
+    voted = (
+        _vote.lower(*found, labels, 0.07, rows=VOTES_AT_A_TIME // k**2).compile().memory_analysis()
+    )
     for memory in (searched, voted):
         assert memory.temp_size_in_bytes + memory.output_size_in_bytes < 2e9
     # both at once, and what the features themselves take: what the whole of it needs
@@ -172,22 +196,52 @@ WITH_NAN = np.where(np.arange(8)[:, None] == 5, np.nan, X)
     ("given", "message"),
     [
         ({"k": 9}, "got k 9 for a gallery of 8: expected an integer from 1 to 8"),
-        ({"k": 8, "exclude_self": True}, "got k 8 for a gallery of 8, of which each leaves itself out: expected an"),
+        (
+            {"k": 8, "exclude_self": True},
+            "got k 8 for a gallery of 8, of which each leaves itself out: expected an",
+        ),
         ({"gallery": X[:7], "gallery_labels": Y[:7], "exclude_self": True}, "pass them as both"),
         ({"gallery": X[:0], "gallery_labels": Y[:0]}, "got a gallery of 0: expected one to find"),
         ({"features": X[:0], "labels": Y[:0]}, "got features (0, 4): expected at least one row"),
-        ({"features": WITH_NAN}, "got features with 1 of 8 rows that hold NaN or infinity, row 5 the first"),
-        ({"gallery": np.full((8, 4), np.inf)}, "got gallery with 8 of 8 rows that hold NaN or infinity, row 0"),
-        ({"features": X[:, :3]}, "got features (8, 3) and gallery (8, 4): expected as many features in both; embed"),
+        (
+            {"features": WITH_NAN},
+            "got features with 1 of 8 rows that hold NaN or infinity, row 5 the first",
+        ),
+        (
+            {"gallery": np.full((8, 4), np.inf)},
+            "got gallery with 8 of 8 rows that hold NaN or infinity, row 0",
+        ),
+        (
+            {"features": X[:, :3]},
+            "got features (8, 3) and gallery (8, 4): expected as many features in both; embed",
+        ),
         ({"features": X[0]}, "got features of shape (4,): expected (rows, features)"),
         ({"labels": Y[:5]}, "got labels of shape (5,): expected (8,), one class per row"),
-        ({"labels": np.eye(8)}, "got labels of shape (8, 8): expected (8,), one class per row of features; of one-hot"),
-        ({"labels": Y.astype(np.float32)}, "got labels of dtype float32: expected integers; number the classes by"),
+        (
+            {"labels": np.eye(8)},
+            "got labels of shape (8, 8): expected (8,), one class per row of features; of one-hot",
+        ),
+        (
+            {"labels": Y.astype(np.float32)},
+            "got labels of dtype float32: expected integers; number the classes by",
+        ),
         ({"labels": Y > 0}, "got labels of dtype bool: expected integers"),
-        ({"gallery_labels": Y - 1}, "got gallery_labels with -1 among them: expected classes 0, 1, ...; leave out"),
-        ({"gallery_labels": Y + 2**31}, "got gallery_labels up to 2147483650: expected less than 2^31; number"),
-        ({"gallery_labels": 0 * Y + 2}, "got gallery_labels of the one class 2: expected at least two, or everything"),
-        ({"weighting": "distance"}, "unknown weighting 'distance': expected one of 'cosine', 'majority'"),
+        (
+            {"gallery_labels": Y - 1},
+            "got gallery_labels with -1 among them: expected classes 0, 1, ...; leave out",
+        ),
+        (
+            {"gallery_labels": Y + 2**31},
+            "got gallery_labels up to 2147483650: expected less than 2^31; number",
+        ),
+        (
+            {"gallery_labels": 0 * Y + 2},
+            "got gallery_labels of the one class 2: expected at least two, or everything",
+        ),
+        (
+            {"weighting": "distance"},
+            "unknown weighting 'distance': expected one of 'cosine', 'majority'",
+        ),
         ({"temperature": 0}, "got temperature 0: expected a positive, finite number"),
         ({"chunk_size": 0}, "got chunk_size 0: expected an integer of at least 1"),
     ],

@@ -18,7 +18,9 @@ def examples(n, seed, d=D, classes=CLASSES, noise=1.0):
     fixed, drawn = np.random.default_rng(7), np.random.default_rng(seed)
     centres, scales = fixed.normal(size=(classes, d)), np.logspace(-3, 3, d)
     labels = drawn.integers(0, classes, n)
-    return ((centres[labels] + noise * drawn.normal(size=(n, d)) + 2) * scales).astype(np.float32), labels
+    return ((centres[labels] + noise * drawn.normal(size=(n, d)) + 2) * scales).astype(
+        np.float32
+    ), labels
 
 
 TRAIN, TEST = examples(N, 0), examples(300, 1)
@@ -39,7 +41,9 @@ def test_equals_scikit_learn(penalty):
     found = linear_probe(*TRAIN, *TEST, penalties=(penalty,))
     _, score = fitted(penalty, TRAIN[0], *TRAIN)
     assert isinstance(found, Probe)
-    assert np.allclose(found.accuracy, score(*TEST), atol=1 / 300 + 1e-9)  # one on the border may fall either way
+    assert np.allclose(
+        found.accuracy, score(*TEST), atol=1 / 300 + 1e-9
+    )  # one on the border may fall either way
     assert found.penalty == penalty
     assert found.converged
     assert 0 < found.iterations < 200
@@ -59,7 +63,11 @@ def test_the_minimiser_is_scikit_learns(penalty):
     size = np.abs(oracle.coef_).max()
     assert np.allclose(weights[:-1].T, oracle.coef_, atol=2e-3 * size)
     # b is determined up to a constant
-    assert np.allclose(weights[-1] - weights[-1].mean(), oracle.intercept_ - oracle.intercept_.mean(), atol=2e-3 * size)
+    assert np.allclose(
+        weights[-1] - weights[-1].mean(),
+        oracle.intercept_ - oracle.intercept_.mean(),
+        atol=2e-3 * size,
+    )
 
 
 def test_the_penalty_is_chosen_on_the_validation_set():
@@ -77,7 +85,9 @@ def test_the_penalty_is_chosen_on_the_validation_set():
 
 def test_of_penalties_that_do_equally_well_the_strongest_is_chosen(rng):
     labels = rng.integers(0, CLASSES, N)
-    separate = np.eye(D, dtype=np.float32)[labels] + 0.01 * rng.normal(size=(N, D)).astype(np.float32)
+    separate = np.eye(D, dtype=np.float32)[labels] + 0.01 * rng.normal(size=(N, D)).astype(
+        np.float32
+    )
     found = linear_probe(separate, labels, separate, labels, penalties=(1e-5, 1e-3, 1e-4))
     assert found[:3] == (1.0, 1e-3, 1.0)
 
@@ -97,8 +107,13 @@ def test_numbers_of_classes_order_place_and_scale_do_not_matter(rng):
     names = np.array([3, 70_000, 11, 5])  # the order changes, and with it what is held out
     renamed = linear_probe(TRAIN[0], names[TRAIN[1]], TEST[0], names[TEST[1]])
     assert abs(renamed.accuracy - expected.accuracy) < 0.03
-    scales, shifts = np.float32([1e9, 2, 1e-6, 100, -4]), np.float32([5, -7, 0, 1, 2]) * TRAIN[0].std(axis=0)
-    moved = linear_probe((TRAIN[0] + shifts) * scales, TRAIN[1], (TEST[0] + shifts) * scales, TEST[1])
+    scales, shifts = (
+        np.float32([1e9, 2, 1e-6, 100, -4]),
+        np.float32([5, -7, 0, 1, 2]) * TRAIN[0].std(axis=0),
+    )
+    moved = linear_probe(
+        (TRAIN[0] + shifts) * scales, TRAIN[1], (TEST[0] + shifts) * scales, TEST[1]
+    )
     assert moved.penalty == expected.penalty
     assert abs(moved.accuracy - expected.accuracy) <= 1 / 300 + 1e-9
 
@@ -106,12 +121,16 @@ def test_numbers_of_classes_order_place_and_scale_do_not_matter(rng):
 def test_a_constant_feature_says_nothing_even_where_the_test_set_differs():
     train, test = TRAIN[0].copy(), TEST[0].copy()
     # but for a rounding, which beside the others is enormous
-    train[:, 2] = np.where(np.arange(N) % 2, np.float32(1.1e20), np.nextafter(np.float32(1.1e20), np.float32(0)))
+    train[:, 2] = np.where(
+        np.arange(N) % 2, np.float32(1.1e20), np.nextafter(np.float32(1.1e20), np.float32(0))
+    )
     _, score = fitted(1e-2, train[:, [0, 1, 3, 4]], train[:, [0, 1, 3, 4]], TRAIN[1])
     for value in (1.1e20, -1e6):
         test[:, 2] = value
         found = linear_probe(train, TRAIN[1], test, TEST[1], penalties=(1e-2,))
-        assert np.allclose(found.accuracy, score(test[:, [0, 1, 3, 4]], TEST[1]), atol=1 / 300 + 1e-9)
+        assert np.allclose(
+            found.accuracy, score(test[:, [0, 1, 3, 4]], TEST[1]), atol=1 / 300 + 1e-9
+        )
 
 
 def test_a_class_that_was_not_in_training_counts_as_an_error():
@@ -159,18 +178,45 @@ WITH_NAN = np.where(np.arange(N)[:, None] == 5, np.nan, TRAIN[0])
             {"train_labels": np.full(N, 3), "validation": TRAIN},
             "the one class 3, beside 250 held out for validation: expected at least two classes; give examples of more",
         ),
-        ({"train_features": WITH_NAN}, "got train_features with 1 of 250 rows that hold NaN or infinity, row 5"),
-        ({"test_features": TEST[0][:, :4]}, "got train_features (250, 5) and test_features (300, 4): expected as many"),
-        ({"train_labels": TRAIN[1][:9]}, "got train_labels of shape (9,): expected (250,), one class per row"),
+        (
+            {"train_features": WITH_NAN},
+            "got train_features with 1 of 250 rows that hold NaN or infinity, row 5",
+        ),
+        (
+            {"test_features": TEST[0][:, :4]},
+            "got train_features (250, 5) and test_features (300, 4): expected as many",
+        ),
+        (
+            {"train_labels": TRAIN[1][:9]},
+            "got train_labels of shape (9,): expected (250,), one class per row",
+        ),
         ({"train_labels": np.eye(4)[TRAIN[1]]}, "of one-hot rows take labels.argmax(axis=1)"),
         ({"test_labels": TEST[1] / 2}, "got test_labels of dtype float64: expected integers"),
-        ({"train_labels": TRAIN[1] - 1}, "got train_labels with -1 among them: expected classes 0, 1, ...; leave out"),
-        ({"test_features": TEST[0][:0], "test_labels": TEST[1][:0]}, "got test_features (0, 5): expected at least one"),
-        ({"validation": 1.5}, "got validation 1.5: expected a share of the training set between 0 and 1, or"),
+        (
+            {"train_labels": TRAIN[1] - 1},
+            "got train_labels with -1 among them: expected classes 0, 1, ...; leave out",
+        ),
+        (
+            {"test_features": TEST[0][:0], "test_labels": TEST[1][:0]},
+            "got test_features (0, 5): expected at least one",
+        ),
+        (
+            {"validation": 1.5},
+            "got validation 1.5: expected a share of the training set between 0 and 1, or",
+        ),
         ({"validation": None}, "got validation None: expected a share"),
-        ({"validation": 1e-3}, "got validation 0.001 of 250 training examples, which holds out none: expected one"),
-        ({"validation": (TEST[0],)}, "got validation of 1 parts: expected a share of the training set or (features"),
-        ({"validation": (TEST[0][:, :4], TEST[1])}, "got train_features (250, 5) and validation_features (300, 4)"),
+        (
+            {"validation": 1e-3},
+            "got validation 0.001 of 250 training examples, which holds out none: expected one",
+        ),
+        (
+            {"validation": (TEST[0],)},
+            "got validation of 1 parts: expected a share of the training set or (features",
+        ),
+        (
+            {"validation": (TEST[0][:, :4], TEST[1])},
+            "got train_features (250, 5) and validation_features (300, 4)",
+        ),
         ({"penalties": ()}, "got penalties (): expected a tuple of them, such as (1e-05"),
         ({"penalties": 0.1}, "got penalties 0.1: expected a tuple of them"),
         ({"penalties": (0.1, 0)}, "got penalty 0: expected a positive, finite number"),
@@ -179,7 +225,13 @@ WITH_NAN = np.where(np.arange(N)[:, None] == 5, np.nan, TRAIN[0])
     ids=str,
 )
 def test_refused(given, message):
-    arrays = dict(zip(("train_features", "train_labels", "test_features", "test_labels"), TRAIN + TEST, strict=True))
+    arrays = dict(
+        zip(
+            ("train_features", "train_labels", "test_features", "test_labels"),
+            TRAIN + TEST,
+            strict=True,
+        )
+    )
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         linear_probe(**(arrays | given))
     assert message in str(caught.value)
@@ -187,5 +239,7 @@ def test_refused(given, message):
 
 @pytest.mark.bad_input
 def test_refused_under_jit():
-    with pytest.raises(ValueError, match=r"got traced arrays: expected known ones; call linear_probe outside"):
+    with pytest.raises(
+        ValueError, match=r"got traced arrays: expected known ones; call linear_probe outside"
+    ):
         jax.jit(lambda x: linear_probe(x, TRAIN[1], *TEST))(TRAIN[0])

@@ -28,7 +28,12 @@ def of_order(relevant, ks):
     precision = np.cumsum(r) / np.arange(1, len(r) + 1)
     recall = [float(r[:k].any()) for k in ks]
     return np.array(
-        [*recall, (r * precision).sum() / total, precision[total - 1], (r * precision)[:total].sum() / total]
+        [
+            *recall,
+            (r * precision).sum() / total,
+            precision[total - 1],
+            (r * precision)[:total].sum() / total,
+        ]
     )
 
 
@@ -62,7 +67,11 @@ def test_equals_brute_force_and_scikit_learn(rng):
     assert tuple(found.recall_at) == KS
     assert np.allclose(values(found), expected, atol=1e-6)
     assert found.queries == counted == 19
-    precisions = [average_precision_score(gallery_labels == y, -row) for y, row in zip(labels, d, strict=True) if y < 3]
+    precisions = [
+        average_precision_score(gallery_labels == y, -row)
+        for y, row in zip(labels, d, strict=True)
+        if y < 3
+    ]
     assert np.allclose(found.mean_average_precision, np.mean(precisions))
 
 
@@ -102,7 +111,10 @@ def test_by_hand():
     ("points", "labels"),
     [
         ((0, 1, 1, 1, 1, 1, 1), (1, 0, 1, 0, 0, 1, 0)),  # one run of ties
-        ((0, 1, 1, 2, 2, 2, 3), (1, 0, 0, 1, 1, 0, 1)),  # within the first k, across them, and beyond
+        (
+            (0, 1, 1, 2, 2, 2, 3),
+            (1, 0, 0, 1, 1, 0, 1),
+        ),  # within the first k, across them, and beyond
         ((0, 0, 0, 1, 1, -1, -1), (1, 0, 1, 1, 0, 0, 0)),
         ((0, 2, 2, 1, 1, 1, 2), (1, 1, 1, 1, 1, 0, 1)),
     ],
@@ -170,7 +182,9 @@ def test_never_all_queries_at_once():
     n, m = 20_000, 4096
     shapes = ((n, 16), jnp.float32), ((n,), jnp.int32), ((m, 16), jnp.float32), ((m,), jnp.int32)
     arguments = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
-    compiled = _compiled_search.lower(*arguments, dissimilarity=inner_product, ks=(1,), itself=False).compile()
+    compiled = _compiled_search.lower(
+        *arguments, dissimilarity=inner_product, ks=(1,), itself=False
+    ).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < n * m * 4 / 10
 
 
@@ -182,19 +196,40 @@ Y = np.arange(8) % 3
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"ks": (1, 8)}, "got k 8 in ks for 8 queries, none of which finds itself: expected an integer from 1 to 7"),
-        ({"gallery": X[:5], "gallery_labels": Y[:5]}, "got k 6 in ks for a gallery of 5: expected an integer from 1"),
+        (
+            {"ks": (1, 8)},
+            "got k 8 in ks for 8 queries, none of which finds itself: expected an integer from 1 to 7",
+        ),
+        (
+            {"gallery": X[:5], "gallery_labels": Y[:5]},
+            "got k 6 in ks for a gallery of 5: expected an integer from 1",
+        ),
         ({"ks": ()}, "got ks (): expected one or more, such as (1, 5, 10)"),
         ({"ks": 5}, "got ks 5: expected one or more, such as (1, 5, 10)"),
         ({"gallery": X}, "got a gallery without gallery_labels: expected both, or neither"),
         ({"gallery_labels": Y}, "got gallery_labels without a gallery: expected both, or neither"),
-        ({"gallery": X[:, :3], "gallery_labels": Y}, "got queries (8, 4) and gallery (8, 3): expected as many"),
-        ({"gallery": X * np.nan, "gallery_labels": Y}, "got gallery with 8 of 8 rows that hold NaN or infinity"),
-        ({"labels": np.arange(8)}, "and no class of a query in it: expected some; check both sets' labels"),
-        ({"labels": 0 * Y}, "got labels of the one class 0: expected at least two, or everything would be right"),
+        (
+            {"gallery": X[:, :3], "gallery_labels": Y},
+            "got queries (8, 4) and gallery (8, 3): expected as many",
+        ),
+        (
+            {"gallery": X * np.nan, "gallery_labels": Y},
+            "got gallery with 8 of 8 rows that hold NaN or infinity",
+        ),
+        (
+            {"labels": np.arange(8)},
+            "and no class of a query in it: expected some; check both sets' labels",
+        ),
+        (
+            {"labels": 0 * Y},
+            "got labels of the one class 0: expected at least two, or everything would be right",
+        ),
         ({"gallery": X, "gallery_labels": 0 * Y}, "got gallery_labels of the one class 0"),
         ({"labels": Y - 1}, "got labels with -1 among them"),
-        ({"queries": X[:1], "labels": Y[:1]}, "got 1 queries for 1 queries, none of which finds itself: expected at"),
+        (
+            {"queries": X[:1], "labels": Y[:1]},
+            "got 1 queries for 1 queries, none of which finds itself: expected at",
+        ),
         ({"dissimilarity": "dot"}, "unknown dissimilarity 'dot'"),
     ],
     ids=str,

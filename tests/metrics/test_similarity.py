@@ -17,7 +17,11 @@ def hsic(K, L, unbiased):
         H = np.eye(n) - 1 / n
         return np.trace(K @ H @ L @ H)
     K, L = K - np.diag(np.diag(K)), L - np.diag(np.diag(L))
-    shared = np.trace(K @ L) + one @ K @ one * (one @ L @ one) / (n - 1) / (n - 2) - 2 / (n - 2) * (one @ K @ L @ one)
+    shared = (
+        np.trace(K @ L)
+        + one @ K @ one * (one @ L @ one) / (n - 1) / (n - 2)
+        - 2 / (n - 2) * (one @ K @ L @ one)
+    )
     return shared / (n * (n - 3))
 
 
@@ -28,7 +32,10 @@ def test_equals_the_published_definition(unbiased, rng):
         K, L = x @ x.T, y @ y.T
         expected = hsic(K, L, unbiased) / np.sqrt(hsic(K, K, unbiased) * hsic(L, L, unbiased))
         assert np.allclose(linear_cka(x, y, unbiased=unbiased), expected, atol=1e-5)
-        assert linear_cka(x.astype(np.float16), y.astype(np.float16), unbiased=unbiased).dtype == jnp.float32
+        assert (
+            linear_cka(x.astype(np.float16), y.astype(np.float16), unbiased=unbiased).dtype
+            == jnp.float32
+        )
 
 
 def test_zero_on_average_for_unrelated_features_only_if_unbiased(rng):
@@ -56,7 +63,11 @@ def test_rotation_place_and_scale_change_nothing(unbiased, rng):
 def test_nothing_to_compare_is_0(rng):
     x, _ = pair(rng)
     for unbiased in (True, False):
-        for constant in (np.zeros((40, 6)), np.full((40, 6), 0.3), np.tile(rng.normal(size=6), (40, 1))):
+        for constant in (
+            np.zeros((40, 6)),
+            np.full((40, 6), 0.3),
+            np.tile(rng.normal(size=6), (40, 1)),
+        ):
             assert linear_cka(constant, x, unbiased=unbiased) == 0
     # all of them equally far from each other
     assert linear_cka(np.eye(40), rng.normal(size=(40, 6))) == 0
@@ -67,7 +78,11 @@ def test_nothing_to_compare_is_0(rng):
     ("shapes", "given", "message"),
     [
         (((8, 4), (7, 4)), {}, "got x (8, 4) and y (7, 4): both need one row per example"),
-        (((3, 4), (3, 4)), {}, "got x (3, 4) and y (3, 4): expected at least 4 examples; embed more"),
+        (
+            ((3, 4), (3, 4)),
+            {},
+            "got x (3, 4) and y (3, 4): expected at least 4 examples; embed more",
+        ),
         (((1, 4), (1, 4)), {"unbiased": False}, "expected at least 2 examples"),
         (((8,), (8, 4)), {}, "got x of shape (8,): expected (rows, features)"),
     ],
@@ -80,5 +95,7 @@ def test_refused(shapes, given, message):
 
 @pytest.mark.bad_input
 def test_what_is_not_a_number_is_refused():
-    with pytest.raises(ValueError, match=r"got y with 1 of 8 rows that hold NaN or infinity, row 2 the first"):
+    with pytest.raises(
+        ValueError, match=r"got y with 1 of 8 rows that hold NaN or infinity, row 2 the first"
+    ):
         linear_cka(np.ones((8, 2)), np.where(np.arange(8)[:, None] == 2, np.nan, 1.0))

@@ -45,11 +45,15 @@ IMAGENET = ("resnet18", "resnet34", "resnet50", "mobilenetv2_imagenet", "shuffle
 def abstract(name, **options):
     size, classes = (224, 1000) if name in IMAGENET else (32, 100)
     shape = (size, size, 3)
-    return nnx.eval_shape(lambda: build(name, shape=shape, classes=classes, rngs=nnx.Rngs(0), **options)), shape
+    return nnx.eval_shape(
+        lambda: build(name, shape=shape, classes=classes, rngs=nnx.Rngs(0), **options)
+    ), shape
 
 
 def as_printed(count, published):
-    return count if isinstance(published, int) else f"{count / 1e6:.{len(published.split('.')[1])}f}"
+    return (
+        count if isinstance(published, int) else f"{count / 1e6:.{len(published.split('.')[1])}f}"
+    )
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -91,7 +95,15 @@ def test_parameters_by_hand():
         return 9 * 2 * w * w + 9 * 4 * w * w + 2 * w * w + 3 * 4 * w
 
     for name, n in BY_HAND.items():
-        expected = stem + n * same(16) + doubling(16) + (n - 1) * same(32) + doubling(32) + (n - 1) * same(64) + classes
+        expected = (
+            stem
+            + n * same(16)
+            + doubling(16)
+            + (n - 1) * same(32)
+            + doubling(32)
+            + (n - 1) * same(64)
+            + classes
+        )
         assert parameter_count(abstract(name)[0]) == expected
 
 
@@ -103,7 +115,9 @@ def multiply_adds(jaxpr):
             if hasattr(value, "jaxpr"):
                 total += multiply_adds(value.jaxpr)
         if equation.primitive.name == "conv_general_dilated":
-            *window, inputs, _ = equation.invars[1].aval.shape  # (height, width, inputs of a group, outputs)
+            *window, inputs, _ = equation.invars[
+                1
+            ].aval.shape  # (height, width, inputs of a group, outputs)
             total += int(np.prod(window)) * inputs * int(np.prod(equation.outvars[0].aval.shape))
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
@@ -152,7 +166,9 @@ def test_shapes_and_dtypes_of_what_large_models_return(name):
     graph, state = nnx.split(module)
     image = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
     output = jax.eval_shape(lambda state, x: nnx.merge(graph, state)(x), state, image)
-    expected = {f"stage{i}": (2, size, size, width) for i, (size, width) in enumerate(MAPS[name], 1)}
+    expected = {
+        f"stage{i}": (2, size, size, width) for i, (size, width) in enumerate(MAPS[name], 1)
+    }
     assert {key: value.shape for key, value in output.maps.items()} == expected
     assert {value.dtype for value in output.maps.values()} == {jnp.dtype(jnp.bfloat16)}
     assert output.features.dtype == output.logits.dtype == jnp.float32
@@ -160,9 +176,13 @@ def test_shapes_and_dtypes_of_what_large_models_return(name):
 
 
 def test_without_a_classifier():
-    module = nnx.eval_shape(lambda: build("cnn", shape=(8, 8, 3), classes=None, features=7, rngs=nnx.Rngs(0)))
+    module = nnx.eval_shape(
+        lambda: build("cnn", shape=(8, 8, 3), classes=None, features=7, rngs=nnx.Rngs(0))
+    )
     graph, state = nnx.split(module)
-    output = jax.eval_shape(lambda state, x: nnx.merge(graph, state)(x), state, jnp.ones((2, 9, 12, 3)))
+    output = jax.eval_shape(
+        lambda state, x: nnx.merge(graph, state)(x), state, jnp.ones((2, 9, 12, 3))
+    )
     assert output.logits is None
     assert output.features.shape == (2, 7)
     assert output.maps["stage2"].shape == (2, 5, 6, 64)
@@ -174,10 +194,18 @@ def test_without_a_classifier():
     [
         ("resnet21", {}, "unknown model 'resnet21': expected one of 'mlp', 'cnn', 'resnet8'"),
         ("resnet20", {"width": 2}, "unknown option 'width' of the model 'resnet20': expected none"),
-        ("cnn", {"width": 2}, "unknown option 'width' of the model 'cnn': expected one of 'widths', 'features'"),
+        (
+            "cnn",
+            {"width": 2},
+            "unknown option 'width' of the model 'cnn': expected one of 'widths', 'features'",
+        ),
         ("cnn", {"shape": (64,)}, r"got shape \(64,\): cnn takes images.* choose 'mlp'"),
         ("wrn16_1", {"shape": (32, 32)}, r"got shape \(32, 32\): a wide ResNet takes images"),
-        ("resnet8", {"shape": (32, 0, 3)}, r"got size 0 in shape \(32, 0, 3\): expected an integer of at least 1"),
+        (
+            "resnet8",
+            {"shape": (32, 0, 3)},
+            r"got size 0 in shape \(32, 0, 3\): expected an integer of at least 1",
+        ),
         ("mlp", {"shape": ()}, r"got shape \(\): expected that of one example"),
         ("mlp", {"widths": (3, 0)}, r"got width 0 in widths \(3, 0\)"),
         ("cnn", {"widths": ()}, r"got widths \(\)"),
@@ -191,14 +219,23 @@ def test_without_a_classifier():
 )
 def test_what_cannot_be_built_is_refused(name, given, message):
     with pytest.raises(RequestError, match=message):
-        nnx.eval_shape(lambda: build(name, **{"shape": (32, 32, 3), "classes": 10, "rngs": nnx.Rngs(0), **given}))
+        nnx.eval_shape(
+            lambda: build(
+                name, **{"shape": (32, 32, 3), "classes": 10, "rngs": nnx.Rngs(0), **given}
+            )
+        )
 
 
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("name", "shape", "dtype", "message"),
     [
-        ("cnn", (2, 8, 8, 1), jnp.float32, r"batch of shape \(2, 8, 8, 1\).* of shape \(any, any, 3\)"),
+        (
+            "cnn",
+            (2, 8, 8, 1),
+            jnp.float32,
+            r"batch of shape \(2, 8, 8, 1\).* of shape \(any, any, 3\)",
+        ),
         ("resnet8", (8, 8, 3), jnp.float32, r"batch of shape \(8, 8, 3\)"),
         ("mlp", (2, 8, 8, 1), jnp.float32, r"batch of shape \(2, 8, 8, 1\).* of shape \(8, 8, 3\)"),
         ("shufflenetv2", (2, 8, 8, 3), jnp.uint8, "batch of dtype uint8: expected floating-point"),
@@ -206,7 +243,9 @@ def test_what_cannot_be_built_is_refused(name, given, message):
 )
 def test_what_a_model_was_not_built_for_is_refused(name, shape, dtype, message):
     def called():
-        return build(name, shape=(8, 8, 3), classes=2, rngs=nnx.Rngs(0))(jnp.ones(shape, dtype)).features
+        return build(name, shape=(8, 8, 3), classes=2, rngs=nnx.Rngs(0))(
+            jnp.ones(shape, dtype)
+        ).features
 
     with pytest.raises(RequestError, match=message):
         jax.eval_shape(called)

@@ -45,13 +45,17 @@ def test_a_linen_module_evaluates_and_trains_as_in_linen(x, variables):
     assert np.allclose(output.logits, expected.logits, atol=1e-6)
     assert np.allclose(output.maps["stage1"], expected.maps["stage1"], atol=1e-6)
     assert output.features.dtype == output.logits.dtype == jnp.float32
-    assert jax.tree.all(jax.tree.map(np.array_equal, pure(model, nnx.BatchStat), variables["batch_stats"]))
+    assert jax.tree.all(
+        jax.tree.map(np.array_equal, pure(model, nnx.BatchStat), variables["batch_stats"])
+    )
 
     model.train()
     features = model(x).features
     expected, changed = Net().apply(variables, x, train=True, mutable=["batch_stats"])
     assert np.allclose(features, expected.features.astype(jnp.float32), atol=1e-2)
-    assert jax.tree.all(jax.tree.map(np.allclose, pure(model, nnx.BatchStat), changed["batch_stats"]))
+    assert jax.tree.all(
+        jax.tree.map(np.allclose, pure(model, nnx.BatchStat), changed["batch_stats"])
+    )
     assert not np.allclose(pure(model, nnx.BatchStat)["BatchNorm_0"]["mean"], 0)
 
 
@@ -68,12 +72,16 @@ def test_gradients_are_those_of_linen(x, variables):
         return jnp.sum(module(x).logits ** 2), nnx.state(module, nnx.BatchStat)
 
     def expected(params):
-        output, _ = Net().apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])
+        output, _ = Net().apply(
+            {**variables, "params": params}, x, train=True, mutable=["batch_stats"]
+        )
         return jnp.sum(output.logits**2)
 
     gradients, moved = jax.jit(jax.grad(loss, has_aux=True))(params)
     (found,) = nnx.to_pure_dict(gradients).values()
-    close = jax.tree.map(lambda a, b: np.allclose(a, b, atol=1e-4), found, jax.grad(expected)(variables["params"]))
+    close = jax.tree.map(
+        lambda a, b: np.allclose(a, b, atol=1e-4), found, jax.grad(expected)(variables["params"])
+    )
     assert jax.tree.all(close)
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(moved))
 
@@ -87,7 +95,9 @@ def test_another_method_of_a_linen_module(x, variables):
 
 
 def test_a_function_and_its_parameters(x):
-    params = {"layers": [(np.ones((5, 4), np.float32), jnp.zeros(4)), (2 * jnp.eye(4), jnp.ones(4))]}
+    params = {
+        "layers": [(np.ones((5, 4), np.float32), jnp.zeros(4)), (2 * jnp.eye(4), jnp.ones(4))]
+    }
 
     def function(params, x):
         for w, b in params["layers"]:
@@ -101,18 +111,25 @@ def test_a_function_and_its_parameters(x):
     gradients = jax.grad(lambda state: nnx.merge(graph, state, copy=True)(x).features.sum())(state)
     expected = jax.grad(lambda params: function(params, x).sum())(params)
     assert all(
-        np.allclose(a, b, rtol=1e-5) for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True)
+        np.allclose(a, b, rtol=1e-5)
+        for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True)
     )
     assert from_function(lambda params, x: 2 * x, {})(x).logits is None
 
 
 @pytest.mark.bad_input
 def test_what_cannot_be_served_is_refused(x, variables):
-    with pytest.raises(RequestError, match="collections 'cache', 'params': expected 'params' and perhaps 'batch_s"):
+    with pytest.raises(
+        RequestError, match="collections 'cache', 'params': expected 'params' and perhaps 'batch_s"
+    ):
         from_linen(Net(), {"params": variables["params"], "cache": {}}, **TOLD)
-    with pytest.raises(RequestError, match=r"parameter \['n'\] of dtype int32: expected floating-point"):
+    with pytest.raises(
+        RequestError, match=r"parameter \['n'\] of dtype int32: expected floating-point"
+    ):
         from_function(lambda params, x: x, {"n": jnp.arange(3)})
     with pytest.raises(RequestError, match="got tuple from the model: expected features"):
         from_function(lambda params, x: (x, x), {})(x)
-    with pytest.raises(RequestError, match=r"got features of shape \(6, 5, 1\): expected \(rows, features\)"):
+    with pytest.raises(
+        RequestError, match=r"got features of shape \(6, 5, 1\): expected \(rows, features\)"
+    ):
         from_function(lambda params, x: x[..., None], {})(x)

@@ -21,7 +21,9 @@ def test_mlp_by_hand(rng):
     head = heads.MLP(3, 2, hidden=7, rngs=nnx.Rngs(0))
     x = rng.normal(size=(4, 3)).astype(np.float32)
     hidden = np.maximum(x @ np.asarray(head.first.kernel[...]), 0)
-    assert np.allclose(head(jnp.asarray(x)), hidden @ np.asarray(head.second.kernel[...]), atol=1e-6)
+    assert np.allclose(
+        head(jnp.asarray(x)), hidden @ np.asarray(head.second.kernel[...]), atol=1e-6
+    )
     assert heads.MLP(3, 2, rngs=nnx.Rngs(0)).first.out_features == 3
 
 
@@ -37,9 +39,15 @@ def test_a_head_returns_float32_and_learns_all_it_has(head):
 
 @pytest.mark.bad_input
 def test_what_a_head_cannot_take_is_refused():
-    with pytest.raises(RequestError, match="got dimension 0 of what goes out: expected an integer of at least 1"):
+    with pytest.raises(
+        RequestError, match="got dimension 0 of what goes out: expected an integer of at least 1"
+    ):
         heads.Linear(3, 0, rngs=nnx.Rngs(0))
-    with pytest.raises(RequestError, match=r"features of shape \(4, 2\): this head was built for \(n, 3\)"):
+    with pytest.raises(
+        RequestError, match=r"features of shape \(4, 2\): this head was built for \(n, 3\)"
+    ):
         heads.MLP(3, 2, rngs=nnx.Rngs(0))(jnp.ones((4, 2)))
-    with pytest.raises(RequestError, match=r"got features of shape \(4,\): expected \(rows, features\)"):
+    with pytest.raises(
+        RequestError, match=r"got features of shape \(4,\): expected \(rows, features\)"
+    ):
         heads.Linear(3, 2, rngs=nnx.Rngs(0))(jnp.ones(4))

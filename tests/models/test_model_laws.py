@@ -29,7 +29,9 @@ small = pytest.mark.parametrize("name", SMALL)
 def few_blocks():
     """The same blocks, but no more of each than it takes to meet all kinds: what is deep takes long to compile."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(mobilenetv2, "STAGES", [(t, c, 2 if c == 24 else 1, s) for t, c, _, s in mobilenetv2.STAGES])
+    patch.setattr(
+        mobilenetv2, "STAGES", [(t, c, 2 if c == 24 else 1, s) for t, c, _, s in mobilenetv2.STAGES]
+    )
     patch.setattr(shufflenetv2, "DEPTHS", (2, 1, 1))
     return patch
 
@@ -45,7 +47,9 @@ def observed(name):
     known, shape, options, _ = SMALL[name]
     given = {"shape": shape, "classes": CLASSES, **options}
     patch = few_blocks()
-    graph, params, statistics = nnx.split(build(known, rngs=nnx.Rngs(0), **given), nnx.Param, nnx.BatchStat)
+    graph, params, statistics = nnx.split(
+        build(known, rngs=nnx.Rngs(0), **given), nnx.Param, nnx.BatchStat
+    )
     half = nnx.eval_shape(lambda: build(known, rngs=nnx.Rngs(0), dtype=jnp.bfloat16, **given))
     patch.undo()
 
@@ -57,7 +61,10 @@ def observed(name):
 
     def everything(params, statistics, x, y):
         gradients, moved = jax.grad(loss, has_aux=True)(params, statistics, x)
-        module, rounded = nnx.merge(graph, params, moved), nnx.merge(nnx.graphdef(half), params, moved)
+        module, rounded = (
+            nnx.merge(graph, params, moved),
+            nnx.merge(nnx.graphdef(half), params, moved),
+        )
         module.eval()
         rounded.eval()
         # Half of another batch beside the same first half, of the same shape so that the arithmetic is the same.
@@ -85,7 +92,9 @@ def test_evaluation_repeats_itself_and_sees_one_example_at_a_time(name):
     for leaf in jax.tree.leaves(outputs):
         first, again, mixed = np.asarray(leaf)
         assert (first == again).all()
-        assert np.allclose(first[: N // 2], mixed[: N // 2], rtol=1e-5, atol=1e-6 * np.abs(first).max())
+        assert np.allclose(
+            first[: N // 2], mixed[: N // 2], rtol=1e-5, atol=1e-6 * np.abs(first).max()
+        )
         assert not np.allclose(first[N // 2 :], mixed[N // 2 :], rtol=1e-3)
     assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), moved, after))
 
@@ -153,10 +162,17 @@ def test_initial_weights_are_of_unit_gain_and_the_same_under_jit():
     first, others = state(0), (jax.jit(state, static_argnums=0)(0), state(1))
     same, another = (jax.tree.leaves(jax.tree.map(np.allclose, first, other)) for other in others)
     assert all(same)
-    kernels = [value for path, value in jax.tree.leaves_with_path(first) if "kernel" in jax.tree_util.keystr(path)]
+    kernels = [
+        value
+        for path, value in jax.tree.leaves_with_path(first)
+        if "kernel" in jax.tree_util.keystr(path)
+    ]
     assert sum(another) == len(another) - len(kernels)
     # In units of the standard deviation that keeps the mean square of what passes a ReLU, or of what passes none.
-    units = [np.ravel(kernel) * np.sqrt(np.prod(kernel.shape[:-1]) / (kernel.ndim // 2)) for kernel in kernels]
+    units = [
+        np.ravel(kernel) * np.sqrt(np.prod(kernel.shape[:-1]) / (kernel.ndim // 2))
+        for kernel in kernels
+    ]
     for unit in units:
         assert abs(np.mean(unit)) < 5 / np.sqrt(unit.size)
         assert abs(np.mean(unit**2) - 1) < 5 * np.sqrt(2 / unit.size)

@@ -10,7 +10,12 @@ import pytest
 from flax import nnx
 
 from pcjax import losses
-from pcjax.models.regressors import ConvRegressor, OrthogonalProjection, Prototypes, VariationalRegressor
+from pcjax.models.regressors import (
+    ConvRegressor,
+    OrthogonalProjection,
+    Prototypes,
+    VariationalRegressor,
+)
 
 
 def built(head, *args, **kwargs):
@@ -24,7 +29,8 @@ def gradients_of(head, x):
     def size(head):
         outputs = jax.tree.leaves(head(x))
         return sum(
-            jnp.sum(jnp.sin(output) * jnp.arange(1.0, output.size + 1).reshape(output.shape)) for output in outputs
+            jnp.sum(jnp.sin(output) * jnp.arange(1.0, output.size + 1).reshape(output.shape))
+            for output in outputs
         )
 
     return nnx.grad(size)(head)
@@ -63,7 +69,9 @@ def test_the_projection_stays_orthogonal(inputs, outputs, rng):
     def step(head):
         gradient = nnx.grad(lambda head: losses.orthogonal_projection(head(x), y))(head)
         graph, params = nnx.split(head)
-        return nnx.merge(graph, optax.apply_updates(params, jax.tree.map(lambda g: -3 * g, gradient)))
+        return nnx.merge(
+            graph, optax.apply_updates(params, jax.tree.map(lambda g: -3 * g, gradient))
+        )
 
     before, moved = np.asarray(head(jnp.eye(inputs))), head
     for _ in range(3):
@@ -115,7 +123,9 @@ def test_distances_to_prototypes(rng):
     head, patches = built(Prototypes, 5, 3), rng.normal(size=(2, 2, 3, 3)).astype(np.float32)
     points = np.asarray(head.points[...])
     assert ((points >= 0) & (points < 1)).all()
-    assert np.allclose(head(jnp.asarray(patches)), ((patches[..., None, :] - points) ** 2).sum(axis=-1), atol=1e-5)
+    assert np.allclose(
+        head(jnp.asarray(patches)), ((patches[..., None, :] - points) ** 2).sum(axis=-1), atol=1e-5
+    )
 
 
 RNGS = {"rngs": nnx.Rngs(0)}
@@ -129,16 +139,28 @@ RNGS = {"rngs": nnx.Rngs(0)}
             lambda: ConvRegressor((4, 4), (2, 2, 3), **RNGS),
             "got maps of shape (4, 4): expected (height",
         ),
-        (lambda: ConvRegressor((3, 3, 2), (4, 4, 3), **RNGS), "got maps (3, 3, 2) of the student and (4, 4, 3)"),
-        (lambda: ConvRegressor((0, 3, 2), (4, 4, 3), **RNGS), "got size 0 in maps of shape (0, 3, 2)"),
-        (lambda: VariationalRegressor(2, 0, **RNGS), "got channels 0: expected an integer of at least 1"),
+        (
+            lambda: ConvRegressor((3, 3, 2), (4, 4, 3), **RNGS),
+            "got maps (3, 3, 2) of the student and (4, 4, 3)",
+        ),
+        (
+            lambda: ConvRegressor((0, 3, 2), (4, 4, 3), **RNGS),
+            "got size 0 in maps of shape (0, 3, 2)",
+        ),
+        (
+            lambda: VariationalRegressor(2, 0, **RNGS),
+            "got channels 0: expected an integer of at least 1",
+        ),
         (lambda: OrthogonalProjection(0, 2, **RNGS), "got dimension 0 of what comes in"),
         (lambda: Prototypes(2.5, 2, **RNGS), "got count 2.5: expected an integer"),
         (
             lambda: OrthogonalProjection(3, 5, **RNGS)(jnp.ones((2, 4))),
             "got a batch of shape (2, 4): this head was built for examples of shape (3,)",
         ),
-        (lambda: Prototypes(5, 3, **RNGS)(jnp.ones((2, 4, 4, 2))), "got a batch of shape (2, 4, 4, 2): this head was"),
+        (
+            lambda: Prototypes(5, 3, **RNGS)(jnp.ones((2, 4, 4, 2))),
+            "got a batch of shape (2, 4, 4, 2): this head was",
+        ),
     ],
 )
 def test_refusals(request_, message):

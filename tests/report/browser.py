@@ -11,8 +11,20 @@ import tempfile
 import time
 
 FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
+    *(
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--hide-scrollbars",
+    ),
+    *(
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--disable-dev-shm-usage",
+    ),
 )
 
 
@@ -33,7 +45,11 @@ class Browser:
 
     def open(self, path, *, width=1280, height=900, dark=False):
         self.devtools(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.devtools("Emulation.setEmulatedMedia", media="screen", features=[scheme])
@@ -66,7 +82,9 @@ def browser():
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     driver = subprocess.Popen(
-        [shutil.which("chromedriver"), f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [shutil.which("chromedriver"), f"--port={port}"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
@@ -74,9 +92,14 @@ def browser():
             start = {"session.restore_on_startup": 4, "session.startup_urls": ["about:blank"]}
             arguments = [*FLAGS, f"--user-data-dir={profile}"]
             options = {"binary": shutil.which("chromium"), "args": arguments, "prefs": start}
-            asked = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"}}
+            asked = {
+                "goog:chromeOptions": options,
+                "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
+            }
             _wait_for(port)
-            session = _ask(port, "POST", "/session", {"capabilities": {"alwaysMatch": asked}})["sessionId"]
+            session = _ask(port, "POST", "/session", {"capabilities": {"alwaysMatch": asked}})[
+                "sessionId"
+            ]
             try:
                 yield Browser(port, f"/session/{session}")
             finally:

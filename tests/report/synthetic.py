@@ -16,7 +16,12 @@ def estimate(values):
 
 
 def write_comparison(
-    folder, labels=("perception", "rkd", "crd", "kd"), *, seeds=3, diverged=(), labelled=("crd", "kd")
+    folder,
+    labels=("perception", "rkd", "crd", "kd"),
+    *,
+    seeds=3,
+    diverged=(),
+    labelled=("crd", "kd"),
 ):
     """Losses of falling worth; `diverged` holds (label, seed)."""
     random = np.random.default_rng(0)
@@ -34,7 +39,9 @@ def write_comparison(
             ]
             (own / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
             failed = (label, seed) in diverged
-            metrics = {} if failed else {metric: end - 0.02 * at for at, metric in enumerate(METRICS)}
+            metrics = (
+                {} if failed else {metric: end - 0.02 * at for at, metric in enumerate(METRICS)}
+            )
             runs[label][str(seed)] = {
                 "status": "diverged" if failed else "done",
                 "metrics": metrics,
@@ -42,19 +49,28 @@ def write_comparison(
                 "temporary_bytes": int(3e6 * (1 + place)),
             }
     done = {
-        label: {s: run["metrics"] for s, run in of.items() if run["status"] == "done"} for label, of in runs.items()
+        label: {s: run["metrics"] for s, run in of.items() if run["status"] == "done"}
+        for label, of in runs.items()
     }
     for label, of in runs.items():
         losses[label] = {"labelled": label in labelled, "runs": of, "summary": {}, "paired": {}}
         if done[label]:
-            losses[label]["summary"] = {m: estimate([one[m] for one in done[label].values()]) for m in METRICS}
+            losses[label]["summary"] = {
+                m: estimate([one[m] for one in done[label].values()]) for m in METRICS
+            }
     for metric in METRICS:
-        means = {label: loss["summary"][metric]["mean"] for label, loss in losses.items() if loss["summary"]}
+        means = {
+            label: loss["summary"][metric]["mean"]
+            for label, loss in losses.items()
+            if loss["summary"]
+        }
         best = max(means, key=lambda label: means[label], default=None)
         for label in means:
             both = [seed for seed in done[label] if seed in done[best]]
             if label != best and both:
-                differences = [done[label][seed][metric] - done[best][seed][metric] for seed in both]
+                differences = [
+                    done[label][seed][metric] - done[best][seed][metric] for seed in both
+                ]
                 losses[label]["paired"][metric] = {"to": best, **estimate(differences)}
     found = {
         "losses": losses,
@@ -75,5 +91,7 @@ def compared_from(run, folder, labels, missing=()):
     told = (run / "config.json").read_text()
     (folder / "config.json").write_text(told.replace('"distill"', '"compare"', 1))
     for label in labels:
-        shutil.copytree(run, folder / "runs" / label / str(int(label == labels[0])), dirs_exist_ok=True)
+        shutil.copytree(
+            run, folder / "runs" / label / str(int(label == labels[0])), dirs_exist_ok=True
+        )
     return found

@@ -11,7 +11,9 @@ from pcjax import cli
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(bool(missing()), reason=f"needs {' and '.join(missing())} on the PATH (Debian's packages)"),
+    pytest.mark.skipif(
+        bool(missing()), reason=f"needs {' and '.join(missing())} on the PATH (Debian's packages)"
+    ),
 ]
 SIZES = """return [...document.querySelectorAll('svg, img')]
     .map(e => e.getBoundingClientRect()).map(box => [box.width, box.height])"""
@@ -34,7 +36,9 @@ COLOURS = """return [...document.querySelectorAll('p, td, th, caption, figcaptio
 
 def luminance(colour):
     parts = [float(part) / 255 for part in re.findall(r"[\d.]+", colour)[:3]]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    linear = [
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    ]
     return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
@@ -48,7 +52,12 @@ def contrast(one, other):
 def reports(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reports")
     cli.main(["distill", *SMALL, "--workdir", str(folder / "run")])
-    names = ("perception_coherence", "a_loss_with_a_name_that_is_far_too_long_for_a_chart", "crd", "kd")
+    names = (
+        "perception_coherence",
+        "a_loss_with_a_name_that_is_far_too_long_for_a_chart",
+        "crd",
+        "kd",
+    )
     (folder / "comparison").mkdir()
     write_comparison(folder / "comparison", labels=names, diverged={("kd", 0)})
     (folder / "compared").mkdir()
@@ -66,7 +75,9 @@ def test_reports_in_a_browser(reports):
             for width, dark in ((1280, False), (390, False), (390, True)):
                 chromium.requests()
                 chromium.open(path, width=width, dark=dark)
-                assert {url for url in chromium.requests() if not url.startswith("data:")} == {path.as_uri()}
+                assert {url for url in chromium.requests() if not url.startswith("data:")} == {
+                    path.as_uri()
+                }
                 assert chromium.console() == []
                 sizes = chromium.run(SIZES)
                 assert sizes

@@ -27,11 +27,18 @@ def test_every_loss_with_mean_interval_and_mark(tmp_path):
     rows = page.texts["th"]
     assert "crdclass-aware" in rows
     assert "perception" in rows
-    assert rows.index("perception") < rows.index("rkd") < rows.index("crdclass-aware") < rows.index("kdclass-aware")
+    assert (
+        rows.index("perception")
+        < rows.index("rkd")
+        < rows.index("crdclass-aware")
+        < rows.index("kdclass-aware")
+    )
     # one chart a metric with intervals, one with the differences, time and memory, and a panel a loss
     assert len(page.all("svg")) == 3 + 3 + 2 + 4
     assert "diverged" not in text
-    best = max(found["losses"], key=lambda label: found["losses"][label]["summary"]["knn_accuracy"]["mean"])
+    best = max(
+        found["losses"], key=lambda label: found["losses"][label]["summary"]["knn_accuracy"]["mean"]
+    )
     assert f"Difference to {best} in points: 3 of 3 losses lie below it" in text
 
 
@@ -93,7 +100,9 @@ def test_where_the_config_is_missing_the_rest_is_drawn(tmp_path):
     assert any("spaces are not drawn: no run in" in text for text in page.texts["p"])
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"losses": {}}', '{"losses": [1]}', '{"losses": {"a": 1}}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"losses": {}}', '{"losses": [1]}', '{"losses": {"a": 1}}']
+)
 def test_a_damaged_comparison_is_refused_in_one_line(text, tmp_path, capsys):
     (tmp_path / "comparison.json").write_text(text)
     with pytest.raises(SystemExit, match="2"):
@@ -111,4 +120,6 @@ def test_all_metrics_are_among_every_run(tmp_path):
     for run in runs.values():
         for metric in METRICS:
             value = run["metrics"][metric]
-            assert (f"{100 * value:.1f} %" if "accuracy" in metric else f"{value:.3f}") in page.texts["td"]
+            assert (
+                f"{100 * value:.1f} %" if "accuracy" in metric else f"{value:.3f}"
+            ) in page.texts["td"]

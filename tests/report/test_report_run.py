@@ -16,10 +16,10 @@ from synthetic import compared_from
 from pcjax import cli, data
 from pcjax.jobs.distill import find_teacher
 from pcjax.jobs.evaluate import model_of
-from pcjax.jobs.folder import config_of
 from pcjax.jobs.prepare import load
-from pcjax.jobs.represent import represent
-from pcjax.report import words
+from pcjax.report import formatting as words
+from pcjax.run import config_of
+from pcjax.training.embedding import represent
 
 NASTY = [
     "<script>alert(1)</script>",
@@ -35,7 +35,14 @@ NASTY = [
 ]
 SMALL = [
     # As many features each: what judges them is compiled once.
-    *("--teacher.model.widths", "16", "--teacher.model.features", "4", "--teacher.training.steps", "4"),
+    *(
+        "--teacher.model.widths",
+        "16",
+        "--teacher.model.features",
+        "4",
+        "--teacher.training.steps",
+        "4",
+    ),
     *("--student.widths", "8", "--student.features", "4", "--training.steps", "4"),
     *("--training.batch", "64", "--teacher.training.batch", "64", "--training.devices", "1"),
     *("--teacher.training.devices", "1", "--training.save-every", "2", "--training.log-every", "2"),
@@ -54,8 +61,19 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     digits = load_digits()
     images = (digits.images * 15).astype(np.uint8)[:600, ..., None]
-    np.savez(folder / "named.npz", images=images, labels=digits.target[:600], classes=np.array(NASTY))
-    cli.main(["distill", *SMALL, "--data.source", f"arrays:{folder / 'named.npz'}", "--workdir", str(folder / "run")])
+    np.savez(
+        folder / "named.npz", images=images, labels=digits.target[:600], classes=np.array(NASTY)
+    )
+    cli.main(
+        [
+            "distill",
+            *SMALL,
+            "--data.source",
+            f"arrays:{folder / 'named.npz'}",
+            "--workdir",
+            str(folder / "run"),
+        ]
+    )
     return folder / "run"
 
 
@@ -69,10 +87,19 @@ def test_a_run_as_a_page(run, written):
     page, text = page_of(run)
     assert everything_in(run) == before
     assert text == written[1]
-    assert page.texts["h2"] == ["Results", "Training", "Coherence", "Maps", "Neighbours", "Confusion"]
+    assert page.texts["h2"] == [
+        "Results",
+        "Training",
+        "Coherence",
+        "Maps",
+        "Neighbours",
+        "Confusion",
+    ]
     # loss and coherence of the student, loss and accuracy of the teacher, a histogram, two densities, three maps
     assert len(page.all("svg")) == 2 + 2 + 1 + 2 + 3
-    assert {attributes["alt"].split(", class ")[0][:12] for attributes in page.all("img")} == {"test example"}
+    assert {attributes["alt"].split(", class ")[0][:12] for attributes in page.all("img")} == {
+        "test example"
+    }
     # rows of a query and twice six neighbours
     assert len(page.all("img")) == 12 * 13
     names = page.texts["th"]
@@ -108,7 +135,9 @@ def test_every_number_of_the_result_is_in_the_table(run, written):
         for accuracy in ("knn_accuracy", "linear_probe_accuracy"):
             assert f"{100 * found[accuracy]:.1f} %" in shown
         for degree in found["coherence"].values():
-            value, low, high = (words.number("coherence", degree[part]) for part in ("value", "low", "high"))
+            value, low, high = (
+                words.number("coherence", degree[part]) for part in ("value", "low", "high")
+            )
             between = " to " if degree["low"] < 0 else "\N{EN DASH}"
             assert f"{value}{low}{between}{high}" in shown
     said = page.texts["p"][0]
@@ -122,7 +151,9 @@ def test_every_number_of_the_result_is_in_the_table(run, written):
 def test_the_confusion_is_that_of_the_accuracy(run, written):
     page, _ = written
     accuracy = json.loads((run / "result.json").read_text())["student"]["knn_accuracy"]
-    assert any(f"student after: {100 * accuracy:.1f} % of" in text for text in page.texts["caption"])
+    assert any(
+        f"student after: {100 * accuracy:.1f} % of" in text for text in page.texts["caption"]
+    )
 
 
 def test_vectors_without_labels_and_a_teacher_known_by_its_features(tmp_path):
@@ -130,7 +161,10 @@ def test_vectors_without_labels_and_a_teacher_known_by_its_features(tmp_path):
     np.save(tmp_path / "plain.npy", random.normal(size=(600, 6)).astype(np.float32))
     source = f"arrays:{tmp_path / 'plain.npy'}"
     loaded = data.load(source)
-    splits = {split: random.normal(size=(len(getattr(loaded, split)), 4)) for split in ("train", "validation", "test")}
+    splits = {
+        split: random.normal(size=(len(getattr(loaded, split)), 4))
+        for split in ("train", "validation", "test")
+    }
     np.savez(tmp_path / "teacher.npz", fingerprint=np.array(loaded.fingerprint), **splits)
     given = ["--data.source", source, "--teacher.features", str(tmp_path / "teacher.npz")]
     cli.main(["distill", *SMALL, *given, "--workdir", str(tmp_path / "run")])
@@ -183,7 +217,11 @@ def test_students_of_a_comparison_side_by_side(run, comparison):
     # Four examples, and six nearest of each by three models.
     assert len(page.all("img")) == 4 * (1 + 3 * 6)
     missing = [one for one in page.texts["li"] if ", seed 0: " in one]
-    for name, why in (("damaged", "is unsound"), ("missing", "no run in"), ("../../elsewhere", "leads to")):
+    for name, why in (
+        ("damaged", "is unsound"),
+        ("missing", "no run in"),
+        ("../../elsewhere", "leads to"),
+    ):
         assert [why in one for one in missing if one.startswith(f"{name}, ")] == [True], missing
     assert len(missing) == 3
 
@@ -192,11 +230,16 @@ def test_the_numbers_of_a_student_beside_others_are_those_of_its_features(run, c
     page, _ = page_of(comparison)
     config = config_of(run)[1]
     loaded = load(config)
-    whole = represent(model_of("distill", config, run, loaded), loaded.examples.test, loaded.normalise, 512).features
+    whole = represent(
+        model_of("distill", config, run, loaded), loaded.examples.test, loaded.normalise, 512
+    ).features
     teacher = find_teacher(config, run, loaded, None).features["test"]
     near = [np.linalg.norm(of[:, None] - of, axis=2).astype(np.float64) for of in (whole, teacher)]
     count = len(whole)
-    each = [stats.spearmanr(*(np.delete(of[anchor], anchor) for of in near)).statistic for anchor in range(count)]
+    each = [
+        stats.spearmanr(*(np.delete(of[anchor], anchor) for of in near)).statistic
+        for anchor in range(count)
+    ]
     cells = page.texts["td"]
     assert f"{np.median(each):.3f}" in cells
     assert f"{np.quantile(each, 0.1):.3f}" in cells
@@ -231,12 +274,22 @@ def test_what_cannot_be_reported_is_said_in_a_line(run, tmp_path, capsys, monkey
 
 
 def test_a_config_in_words():
-    loss = {"name": "kd", "weight": {"start": 0.0, "end": 1.0, "until": 0.2}, "head": "linear", "bank": 0}
+    loss = {
+        "name": "kd",
+        "weight": {"start": 0.0, "end": 1.0, "until": 0.2},
+        "head": "linear",
+        "bank": 0,
+    }
     told = words.asked(
         "distill",
         {
             "data": {"source": "digits", "validation": 0.1, "crop": 4, "flip": True},
-            "teacher": {"model": {"name": "resnet56"}, "run": "runs/t", "features": None, "live": True},
+            "teacher": {
+                "model": {"name": "resnet56"},
+                "run": "runs/t",
+                "features": None,
+                "live": True,
+            },
             "student": {"name": "mlp", "widths": [8, 8], "width": None},
             "losses": [loss | {"arguments": {"temperature": 4.0}}],
             "training": dict.fromkeys(("optimiser", "schedule"), "x")

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from pcjax import metrics
-from pcjax.report import space
+from pcjax.report import embedding_math as space
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,9 @@ def test_ranks_are_those_of_the_distances(features):
 def test_coherence_per_anchor_has_the_mean_that_the_metric_reports(features):
     teacher, student = (space.ranks(of) for of in features)
     found = space.correlations(teacher, student)
-    assert found.mean() == pytest.approx(float(metrics.coherence(features[1], features[0]).spearman.value), abs=1e-5)
+    assert found.mean() == pytest.approx(
+        float(metrics.coherence(features[1], features[0]).spearman.value), abs=1e-5
+    )
     others = np.arange(60) != 5
     assert found[5] == pytest.approx(stats.pearsonr(teacher[5, others], student[5, others])[0])
 
@@ -55,7 +57,9 @@ def test_a_plane_holds_the_most_variance_and_turning_it_back_finds_it(features):
     assert found.share == pytest.approx(values[:2].sum() / values.sum(), abs=1e-5)
     assert (found.points**2).mean() == pytest.approx(1)
     turn = np.array([[0.0, 1.0], [1.0, 0.0]])  # a mirror
-    np.testing.assert_allclose(space.turned(found.points @ turn, found.points), found.points, atol=1e-9)
+    np.testing.assert_allclose(
+        space.turned(found.points @ turn, found.points), found.points, atol=1e-9
+    )
     line = space.plane(np.arange(5.0)[:, None])
     assert line.points.shape == (5, 2)
     assert not line.points[:, 1].any()

@@ -24,8 +24,15 @@ MANIFEST = {"role": "student", "seed": 0, "model": {"name": "mlp", "widths": [4,
 
 
 def state(step=1):
-    student = {"embed/kernel": np.arange(6, dtype=np.float32).reshape(2, 3) + step, "embed/bias": np.float32(step)}
-    return {"step": np.int32(step), "student": student, "optimiser": (np.zeros(1, np.uint32), [np.ones(2)])}
+    student = {
+        "embed/kernel": np.arange(6, dtype=np.float32).reshape(2, 3) + step,
+        "embed/bias": np.float32(step),
+    }
+    return {
+        "step": np.int32(step),
+        "student": student,
+        "optimiser": (np.zeros(1, np.uint32), [np.ones(2)]),
+    }
 
 
 @pytest.fixture
@@ -103,7 +110,9 @@ def test_latest_and_best_are_kept(opened, tmp_path):
 
 
 def files_of(tmp_path, step):
-    return sorted(path for path in (tmp_path / "checkpoints" / str(step)).rglob("*") if path.is_file())
+    return sorted(
+        path for path in (tmp_path / "checkpoints" / str(step)).rglob("*") if path.is_file()
+    )
 
 
 def test_a_flipped_bit_is_noticed_and_the_checkpoint_before_is_taken(opened, tmp_path, said):
@@ -111,7 +120,9 @@ def test_a_flipped_bit_is_noticed_and_the_checkpoint_before_is_taken(opened, tmp
     for step in (1, 2):
         checkpoints.save(step, state(step), {"step": step})
     checkpoints.close()
-    largest = max(files_of(tmp_path, 2), key=lambda path: path.stat().st_size * (path.parent.name == "d"))
+    largest = max(
+        files_of(tmp_path, 2), key=lambda path: path.stat().st_size * (path.parent.name == "d")
+    )
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 16
     largest.write_bytes(content)
@@ -141,7 +152,10 @@ def test_a_missing_item_is_noticed(opened, tmp_path, said, item):
     [
         ({"seed": 1}, "was made with seed 0, this run has 1"),
         ({"role": "teacher"}, "was made with role 'student', this run has 'teacher'"),
-        ({"model": {"name": "mlp", "widths": [4, 3]}}, "this run has {'name': 'mlp', 'widths': [4, 3]}"),
+        (
+            {"model": {"name": "mlp", "widths": [4, 3]}},
+            "this run has {'name': 'mlp', 'widths': [4, 3]}",
+        ),
     ],
 )
 def test_a_checkpoint_of_something_else_is_refused_and_stays(opened, tmp_path, change, message):
@@ -155,7 +169,10 @@ def test_a_checkpoint_of_something_else_is_refused_and_stays(opened, tmp_path, c
 def test_other_shapes_dtypes_and_leaves_are_refused_by_name(opened):
     opened().save(1, state(), {})
     for change, message in [
-        (lambda s: s["student"].update({"embed/kernel": np.zeros((3, 2), np.float32)}), "student/embed.kernel"),
+        (
+            lambda s: s["student"].update({"embed/kernel": np.zeros((3, 2), np.float32)}),
+            "student/embed.kernel",
+        ),
         (lambda s: s.update(step=np.int64(0)), "for step"),
         (lambda s: s.update(more=np.zeros(1)), "has nothing for more"),
         (lambda s: s["student"].pop("embed/bias"), "expected nothing"),
@@ -196,7 +213,9 @@ def test_other_versions_are_refused_or_said(opened, said):
     holding(checkpoints, 1)
     newer = {"about": {"versions": {"jax": "0.12.0", "numpy": "2.4"}}}
     differs = r"checkpoint 1 in .* was made with jax 0\.10\.2, this run has jax 0\.12\.0: "
-    with pytest.raises(RequestError, match=differs + "install what made it, or go on with --other-versions True"):
+    with pytest.raises(
+        RequestError, match=differs + "install what made it, or go on with --other-versions True"
+    ):
         opened(**newer).restore(state())
     assert (checkpoints.folder / "1").exists()
     assert said == []
@@ -206,7 +225,9 @@ def test_other_versions_are_refused_or_said(opened, said):
     assert opened(**newer, other_versions=True).restore(state())[2] == 1
     assert opened(**newer).restore(state(), last=1)[2] == 1
     assert len(said) == 2
-    assert all(re.fullmatch(differs + "what follows may differ in last digits", one) for one in said)
+    assert all(
+        re.fullmatch(differs + "what follows may differ in last digits", one) for one in said
+    )
 
 
 @pytest.mark.parametrize("versions", [None, [], "0.10.2", 3, {}])
@@ -224,7 +245,9 @@ def test_no_library_warns_of_what_is_damaged(opened, said, monkeypatch):
     path = checkpoints.folder / "1" / "state" / "_METADATA"
     path.write_bytes(path.read_bytes().replace(b"embed.kernel", b"embed.kernem"))
     signalling = np.array([0x7FA00000], np.uint32).view(np.float32)
-    monkeypatch.setattr(np, "empty", lambda shape, *_, **__: np.resize(signalling, shape))  # it may hold anything
+    monkeypatch.setattr(
+        np, "empty", lambda shape, *_, **__: np.resize(signalling, shape)
+    )  # it may hold anything
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         assert opened().restore(state()) is None
@@ -249,7 +272,9 @@ def test_what_libraries_wrote_elsewhere_is_not_called_saved(name, tmp_path, said
     checkpoints.save(1, state(), {"at": 1})
     assert "checkpoint" in str(checkpoints.wait())
     assert checkpoints.latest is None
-    assert said[-1].endswith("none is saved yet; what was learnt stays in memory, and the next save is tried")
+    assert said[-1].endswith(
+        "none is saved yet; what was learnt stays in memory, and the next save is tried"
+    )
     checkpoints.close()
 
 
@@ -276,7 +301,10 @@ def test_a_score_that_finds_no_room_leaves_the_checkpoint_as_it_was(opened, monk
     checkpoints.save(2, state(2), {}, judged=False)
     checkpoints.wait()
     with monkeypatch.context() as full:
-        full.setattr("pathlib.Path.write_text", lambda *_, **__: raises(OSError(errno.ENOSPC, "No space left")))
+        full.setattr(
+            "pathlib.Path.write_text",
+            lambda *_, **__: raises(OSError(errno.ENOSPC, "No space left")),
+        )
         checkpoints.save(2, state(2), {}, 0.75)
         assert "No space left" in str(checkpoints.settled())
     assert_same(opened().restore(state())[0], state(2))
@@ -308,7 +336,9 @@ def test_why_a_save_failed_is_not_covered_by_what_follows_from_it(opened, tmp_pa
         full.setattr(checkpoints._manager, "save", lambda *_, **__: raises(broken))
         checkpoints.save(2, state(2), {})
     for _ in range(2):
-        assert "checkpoint 2 could not be saved (OSError: [Errno 28] No space left)" in str(checkpoints.settled())
+        assert "checkpoint 2 could not be saved (OSError: [Errno 28] No space left)" in str(
+            checkpoints.settled()
+        )
     checkpoints.save(3, state(3), {})
     with monkeypatch.context() as full:
         waits = checkpoints._manager.wait_until_finished
@@ -359,11 +389,15 @@ def test_saving_leaves_nothing_in_memory(opened):
 
 
 def test_a_folder_is_held_until_the_command_ends(tmp_path):
-    again = "import sys, pathlib; from pcjax.training.disk import hold; hold(pathlib.Path(sys.argv[1]))"
+    again = (
+        "import sys, pathlib; from pcjax.training.disk import hold; hold(pathlib.Path(sys.argv[1]))"
+    )
     disk.hold(tmp_path)
     disk.hold(tmp_path)  # its own
     for released in (False, True):
-        other = subprocess.run([sys.executable, "-c", again, tmp_path], capture_output=True, text=True, check=False)
+        other = subprocess.run(
+            [sys.executable, "-c", again, tmp_path], capture_output=True, text=True, check=False
+        )
         refused = f"another command is at work in {tmp_path}: wait for its end, or choose another --workdir"
         assert (refused in other.stderr) == (not released)
         assert (other.returncode == 0) == released
@@ -415,7 +449,9 @@ def test_a_pipe_is_not_waited_for(place, writable, opened, said):
         assert opened().restore(state())[2] == 1
         assert f"checkpoint 2 is unsound ({name} is no file)" in said[0]
     else:
-        with pytest.raises(RequestError, match=rf"checkpoint 2 .* is unsound \({name} is no file\)"):
+        with pytest.raises(
+            RequestError, match=rf"checkpoint 2 .* is unsound \({name} is no file\)"
+        ):
             opened(writable=False)
 
 
@@ -473,7 +509,14 @@ def test_links_in_the_place_of_checkpoints_are_put_aside(opened, tmp_path, said)
 
 
 @pytest.mark.parametrize(
-    "name", ["data/metadata", "manifest/metadata", "state/_METADATA", "state/manifest.ocdbt", "_CHECKPOINT_METADATA"]
+    "name",
+    [
+        "data/metadata",
+        "manifest/metadata",
+        "state/_METADATA",
+        "state/manifest.ocdbt",
+        "_CHECKPOINT_METADATA",
+    ],
 )
 def test_what_has_grown_beyond_measure_is_not_read(name, opened, said, monkeypatch):
     checkpoints = holding(opened(), 1, 2)

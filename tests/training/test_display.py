@@ -29,7 +29,9 @@ def shown(terminal):
     """A display, and what it has written so far."""
     text = io.StringIO()
     found = Display()
-    found._console = Console(file=text, force_terminal=terminal, width=120, highlight=False, soft_wrap=True)
+    found._console = Console(
+        file=text, force_terminal=terminal, width=120, highlight=False, soft_wrap=True
+    )
     return found, text
 
 

@@ -13,11 +13,11 @@ from flax import nnx
 
 from pcjax import data, models
 from pcjax.config import Loss, Ramp, Training
+from pcjax.models.functional import functional
 from pcjax.training import loop, parallel
 from pcjax.training.arrays import named
 from pcjax.training.checkpoint import Checkpoints
 from pcjax.training.display import Display
-from pcjax.training.functional import functional
 from pcjax.training.guard import BadStepsError
 from pcjax.training.objective import objective, with_memories
 from pcjax.training.state import make_optimiser, start
@@ -25,14 +25,25 @@ from pcjax.training.step import AXIS, Fixed, make_step, metric_names
 from pcjax.training.stopping import StopSignals
 
 STEPS, BATCH, BANK = 20, 32, 12
-TRAINING = Training(optimiser="sgd", learning_rate=0.05, clip=1.0, batch=BATCH, log_every=3, save_every=7, warmup=0.1)
+TRAINING = Training(
+    optimiser="sgd",
+    learning_rate=0.05,
+    clip=1.0,
+    batch=BATCH,
+    log_every=3,
+    save_every=7,
+    warmup=0.1,
+)
 LOSSES = (
     Loss(
         "perception_coherence",
         weight=Ramp(1.0, 2.0),
         head="linear",
         bank=BANK,
-        arguments={"temperature": Ramp(0.5, 0.1, until=0.5, shape="geometric"), "dissimilarity": "cosine"},
+        arguments={
+            "temperature": Ramp(0.5, 0.1, until=0.5, shape="geometric"),
+            "dissimilarity": "cosine",
+        },
     ),
     Loss("cross_entropy", weight=0.1),
 )
@@ -54,7 +65,13 @@ def examples():
 @pytest.fixture(scope="module")
 def problem():
     def build(seed, widths, axis_name):
-        given = {"shape": (8, 8, 1), "classes": 10, "features": 6, "widths": widths, "axis_name": axis_name}
+        given = {
+            "shape": (8, 8, 1),
+            "classes": 10,
+            "features": 6,
+            "widths": widths,
+            "axis_name": axis_name,
+        }
         return lambda: models.build("cnn", rngs=nnx.Rngs(seed), **given)
 
     student, parameters, statistics = functional(build(0, (4, 6), AXIS))
@@ -63,16 +80,22 @@ def problem():
     def looks(frozen, batch):
         return teacher.apply(*frozen, batch["image"], train=False)[0]
 
-    shapes = jax.eval_shape(looks, frozen, {"image": jax.ShapeDtypeStruct((1, 8, 8, 1), np.float32)})
+    shapes = jax.eval_shape(
+        looks, frozen, {"image": jax.ShapeDtypeStruct((1, 8, 8, 1), np.float32)}
+    )
     what, kept = objective(LOSSES, shapes, shapes, 0, AXIS)
     kept = with_memories(kept, what, shapes, shapes, examples=0, labels=None)
     optimiser = make_optimiser(TRAINING, STEPS)
     state = start(parameters, statistics, kept, optimiser, metric_names(what))
-    return Problem(make_step(student, looks, what, optimiser, STEPS, size=1.0), state, Fixed(tuple(frozen)))
+    return Problem(
+        make_step(student, looks, what, optimiser, STEPS, size=1.0), state, Fixed(tuple(frozen))
+    )
 
 
 def batches_of(examples):
-    return data.training_batches(examples, batch=BATCH, seed=0, crop=1, normalise=data.statistics(examples))
+    return data.training_batches(
+        examples, batch=BATCH, seed=0, crop=1, normalise=data.statistics(examples)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +146,9 @@ def test_a_step_that_is_not_finite_is_not_taken(one_device, problem, examples):
     assert (int(after.step), int(after.skipped)) == (1, 1)
     for part in ("student", "statistics", "heads", "memories", "optimiser", "sums"):
         for one, other in zip(
-            jax.tree.leaves(getattr(after, part)), jax.tree.leaves(getattr(problem.state, part)), strict=True
+            jax.tree.leaves(getattr(after, part)),
+            jax.tree.leaves(getattr(problem.state, part)),
+            strict=True,
         ):
             assert np.array_equal(one, other)
 
@@ -156,13 +181,29 @@ def train(folder, mapped, problem, examples, stop_in=None, judging=None):
             signal.raise_signal(signal.SIGTERM)
             between()
             pytest.fail("it was judged to the end")
-        return {"score": -float(state.step), "coherence": float(jax.device_get(state.student["classify/bias"][0]))}
+        return {
+            "score": -float(state.step),
+            "coherence": float(jax.device_get(state.student["classify/bias"][0])),
+        }
 
     frozen = mapped.place(problem.frozen)
-    plan = loop.Plan("student", folder, TRAINING, STEPS, mapped, frozen, problem.state, batches, checkpoints, judge)
+    plan = loop.Plan(
+        "student",
+        folder,
+        TRAINING,
+        STEPS,
+        mapped,
+        frozen,
+        problem.state,
+        batches,
+        checkpoints,
+        judge,
+    )
     if stop is None:
         loop.train(plan, Display(quiet=True))
-        assert checkpoints.best == TRAINING.save_every  # the first that is judged, stopped there or not
+        assert (
+            checkpoints.best == TRAINING.save_every
+        )  # the first that is judged, stopped there or not
     else:
         with pytest.raises(loop.StoppedError, match=f"SIGTERM after step {stop}"):
             loop.train(plan, Display(quiet=True))
@@ -189,7 +230,15 @@ def test_a_training_that_ended_in_bad_steps_stays_so(tmp_path, one_device, probl
         checkpoints = Checkpoints(tmp_path / "checkpoints", {"role": "student"}, say=pytest.fail)
         batches = BadFrom(batches_of(examples), None)
         plan = loop.Plan(
-            *("student", tmp_path, training, STEPS, one_device, one_device.place(problem.frozen), problem.state),
+            *(
+                "student",
+                tmp_path,
+                training,
+                STEPS,
+                one_device,
+                one_device.place(problem.frozen),
+                problem.state,
+            ),
             *(batches, checkpoints, lambda state, between: {"score": 0.0}),
         )
         with pytest.raises(BadStepsError, match=r"3 steps in a row .* were not taken, and step"):
@@ -201,7 +250,10 @@ def test_a_training_that_ended_in_bad_steps_stays_so(tmp_path, one_device, probl
 
 def metrics_of(folder):
     lines = [json.loads(line) for line in (folder / loop.METRICS).read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "steps_per_second"} for line in lines]
+    return [
+        {name: value for name, value in line.items() if name != "steps_per_second"}
+        for line in lines
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -270,15 +322,21 @@ def test_the_same_holds_however_the_step_is_mapped(how, count, tmp_path, problem
         assert metrics_of(folder) == metrics_of(tmp_path / "whole")
 
 
-def test_nothing_is_compiled_after_the_first_step(one_device, whole, problem, examples, tmp_path, caplog):
+def test_nothing_is_compiled_after_the_first_step(
+    one_device, whole, problem, examples, tmp_path, caplog
+):
     with jax.log_compiles():
         train(tmp_path, one_device, problem, examples)
-    assert [record.getMessage() for record in caplog.records if "compilation" in record.getMessage()] == []
+    assert [
+        record.getMessage() for record in caplog.records if "compilation" in record.getMessage()
+    ] == []
 
 
 def test_metrics_beyond_the_checkpoint_and_broken_lines_are_cut_off(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 0.5}\n{"step": 3}\n{"step": 2, "lo')
+    path.write_text(
+        '{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 0.5}\n{"step": 3}\n{"step": 2, "lo'
+    )
     loop._Metrics(path, at=2).write(3, {"loss": float("nan")})
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(line["step"], line.get("loss")) for line in lines] == [(1, 1.0), (2, 0.5), (3, None)]
@@ -312,7 +370,10 @@ def test_tensorboard_is_told_the_same(tmp_path):
             found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
             rest = rest[16 + length :]
     written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert {key: value for key, value in found.items() if key[0] == "loss"} == {("loss", 1): 0.5, ("loss", 2): 0.25}
+    assert {key: value for key, value in found.items() if key[0] == "loss"} == {
+        ("loss", 1): 0.5,
+        ("loss", 2): 0.25,
+    }
     assert "validation_score" not in {name for name, _ in found}
     assert written[1]["validation_score"] is None
 
@@ -329,7 +390,9 @@ def test_devices_that_cannot_be_used_are_refused(count, batch, message):
         parallel.choose_devices(count, batch)
 
 
-@pytest.mark.parametrize(("error", "obeyed"), [(None, True), (BadStepsError, True), (OSError, False)])
+@pytest.mark.parametrize(
+    ("error", "obeyed"), [(None, True), (BadStepsError, True), (OSError, False)]
+)
 def test_a_signal_after_the_last_look_is_obeyed_unless_there_is_more_to_say(error, obeyed):
     def ends():
         with StopSignals() as signals:

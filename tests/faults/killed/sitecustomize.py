@@ -17,7 +17,16 @@ FOLDER = os.environ.get("PCJAX_KILL_IN", "")
 FROM = f"{FOLDER.rstrip('/')}/{os.environ.get('PCJAX_KILL_FROM', '')}"
 NUMBERS = ("AT", "FILES", "ERRORS", "HANGS")
 AT, FILES, ERRORS, HANGS = (int(os.environ.get(f"PCJAX_KILL_{name}", "0")) for name in NUMBERS)
-CALLS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.truncate", "shutil.rmtree")
+CALLS = (
+    "open",
+    "os.mkdir",
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "os.link",
+    "os.truncate",
+    "shutil.rmtree",
+)
 WRITES = os.O_WRONLY | os.O_RDWR
 
 lock = threading.RLock()
@@ -26,14 +35,18 @@ count, counting = 0, False
 
 def look(event, arguments):
     global count, counting
-    if event not in CALLS or (event == "open" and not (isinstance(arguments[2], int) and arguments[2] & WRITES)):
+    if event not in CALLS or (
+        event == "open" and not (isinstance(arguments[2], int) and arguments[2] & WRITES)
+    ):
         return
     given = arguments[: 2 if event in ("os.rename", "os.link") else 1]
     names = [os.fspath(one) for one in given if isinstance(one, (str, os.PathLike))]
     with lock:
         counting = counting or any(name.startswith(FROM) for name in names)
         # Of what is within a folder that is removed, names come without it.
-        if not counting or not any(name.startswith(FOLDER) or not name.startswith("/") for name in names):
+        if not counting or not any(
+            name.startswith(FOLDER) or not name.startswith("/") for name in names
+        ):
             return
         count += 1
         if ERRORS:

@@ -16,7 +16,9 @@ from typing import Any
 
 import jax
 
-LEFT = "pcjax/left/"  # where the coordination service keeps the status of every process that has left
+LEFT = (
+    "pcjax/left/"  # where the coordination service keeps the status of every process that has left
+)
 GRACE = 5.0  # seconds for the main thread to end by itself; it may wait for a process that has left
 WAIT = 8.0  # seconds that the first process stays for others that are told, who learn nothing without it
 WAIT_FAILED = 2.0  # and where something failed: the others end with status 1 either way

@@ -27,9 +27,13 @@ class Functional(NamedTuple):
     parameters: _Names
     statistics: _Names
 
-    def apply(self, parameters: Mapping[str, Array], statistics: Mapping[str, Array], x: Any, train: bool) -> Any:
+    def apply(
+        self, parameters: Mapping[str, Array], statistics: Mapping[str, Array], x: Any, train: bool
+    ) -> Any:
         """The module's output, and its statistics afterwards."""
-        module = nnx.merge(self.graph, self.parameters.gather(parameters), self.statistics.gather(statistics))
+        module = nnx.merge(
+            self.graph, self.parameters.gather(parameters), self.statistics.gather(statistics)
+        )
         module.train() if train else module.eval()
         output = module(x)
         return output, _flat(nnx.split(module, nnx.Param, ...)[2])[1]
@@ -55,5 +59,8 @@ def functional_shapes(build: Callable[[], nnx.Module]) -> tuple[Functional, Arra
 
 def _flat(state: Any) -> tuple[_Names, dict[str, Any]]:
     leaves, tree = jax.tree_util.tree_flatten_with_path(nnx.as_pure(state))
-    paths = tuple("/".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path) for path, _ in leaves)
+    paths = tuple(
+        "/".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
+        for path, _ in leaves
+    )
     return _Names(paths, tree), dict(zip(paths, [leaf for _, leaf in leaves], strict=True))

@@ -23,7 +23,18 @@ COLUMNS = {"labels": "label", "indices": "index"}
 CLASSIFIER = ("kernel", "bias")
 BESIDE = ("student_neighbours", "teacher_neighbours", "student_mixtures", "share")
 _BROUGHT = {
-    *("student", "teacher", "where", "axis_name", "reduce_fn", "references", "queue", "memory", "key", "variance"),
+    *(
+        "student",
+        "teacher",
+        "where",
+        "axis_name",
+        "reduce_fn",
+        "references",
+        "queue",
+        "memory",
+        "key",
+        "variance",
+    ),
     *("teacher_gradient", *COLUMNS, *CLASSIFIER, *BESIDE),
 }
 
@@ -32,7 +43,9 @@ class Beginning(NamedTuple):
     """What a memory is begun with."""
 
     size: int  # how many past examples it is to hold
-    widths: tuple[int, int]  # of what is compared: the student's, through its head, and the teacher's
+    widths: tuple[
+        int, int
+    ]  # of what is compared: the student's, through its head, and the teacher's
     key: Array
     examples: int  # in the training set
     labels: np.ndarray | None
@@ -43,7 +56,9 @@ class Memory(NamedTuple):
 
     argument: str
     begin: Callable[..., Any]  # (Beginning, **its own arguments)
-    move: Callable[..., Any]  # (memory, student, teacher, **what the loss is given and its own arguments)
+    move: Callable[
+        ..., Any
+    ]  # (memory, student, teacher, **what the loss is given and its own arguments)
     given: Callable[[Any], Any] = lambda memory: memory
     sized: bool = True  # by the config's `bank`
     required: bool = True
@@ -78,20 +93,30 @@ class Term:
     @property
     def required(self) -> tuple[str, ...]:
         """Those among them that have no default."""
-        return tuple(name for name in self.own if self._takes[name].default is inspect.Parameter.empty)
+        return tuple(
+            name for name in self.own if self._takes[name].default is inspect.Parameter.empty
+        )
 
     @property
     def numbers(self) -> dict[str, float]:
         """Those among them that are numbers by default, and these."""
         defaults = {name: self._takes[name].default for name in self.own}
-        return {name: x for name, x in defaults.items() if isinstance(x, (int, float)) and not isinstance(x, bool)}
+        return {
+            name: x
+            for name, x in defaults.items()
+            if isinstance(x, (int, float)) and not isinstance(x, bool)
+        }
 
     @property
     def flags(self) -> tuple[str, ...]:
         """Those among them that are True or False."""
         begins = inspect.signature(self.memory.begin).parameters if self.memory else {}
         takes = {**self._takes, **begins}
-        return tuple(name for name in self.arguments if name in takes and isinstance(takes[name].default, bool))
+        return tuple(
+            name
+            for name in self.arguments
+            if name in takes and isinstance(takes[name].default, bool)
+        )
 
     @property
     def columns(self) -> dict[str, str]:
@@ -132,13 +157,25 @@ def _begin_teachers(start: Beginning) -> Queue:
 
 
 def _move_pairs(
-    queue: Queue, student: Array, teacher: Array, *, where: Array, axis_name: str | None, **rest: Any
+    queue: Queue,
+    student: Array,
+    teacher: Array,
+    *,
+    where: Array,
+    axis_name: str | None,
+    **rest: Any,
 ) -> Queue:
     return losses.enqueue(queue, (student, teacher), where=where, axis_name=axis_name)
 
 
 def _move_teachers(
-    queue: Queue, student: Array, teacher: Array, *, where: Array, axis_name: str | None, **rest: Any
+    queue: Queue,
+    student: Array,
+    teacher: Array,
+    *,
+    where: Array,
+    axis_name: str | None,
+    **rest: Any,
 ) -> Queue:
     return losses.enqueue(queue, teacher, where=where, axis_name=axis_name)
 
@@ -147,17 +184,25 @@ def _begin_either(start: Beginning, *, pairs: bool = True) -> Queue:
     return _begin_pairs(start) if pairs else _begin_teachers(start)
 
 
-def _move_either(queue: Queue, student: Array, teacher: Array, *, pairs: bool = True, **given: Any) -> Queue:
+def _move_either(
+    queue: Queue, student: Array, teacher: Array, *, pairs: bool = True, **given: Any
+) -> Queue:
     return (_move_pairs if pairs else _move_teachers)(queue, student, teacher, **given)
 
 
-def _begin_crd(start: Beginning, *, class_aware: bool = False, momentum: float = 0.5) -> losses.CRDMemory:
+def _begin_crd(
+    start: Beginning, *, class_aware: bool = False, momentum: float = 0.5
+) -> losses.CRDMemory:
     labels = start.labels if class_aware else None
     return losses.crd_memory(start.key, start.examples, start.widths[1], labels=labels)
 
 
-def _move_crd(memory: losses.CRDMemory, student: Array, teacher: Array, **given: Any) -> losses.CRDMemory:
-    return losses.crd_update(memory, student, teacher, **{k: v for k, v in given.items() if k != "class_aware"})
+def _move_crd(
+    memory: losses.CRDMemory, student: Array, teacher: Array, **given: Any
+) -> losses.CRDMemory:
+    return losses.crd_update(
+        memory, student, teacher, **{k: v for k, v in given.items() if k != "class_aware"}
+    )
 
 
 _REFERENCES = Memory(
@@ -221,7 +266,9 @@ def first_memory(term: Term, start: Beginning, arguments: Mapping[str, Any]) -> 
     memory = term.memory
     if memory is None or (memory.sized and not start.size):
         return None
-    return memory.begin(start, **{name: arguments[name] for name in memory.arguments if name in arguments})
+    return memory.begin(
+        start, **{name: arguments[name] for name in memory.arguments if name in arguments}
+    )
 
 
 def key_of(seed: int, place: int, step: Array | int) -> Array:

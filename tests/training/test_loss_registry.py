@@ -10,13 +10,13 @@ from flax import nnx
 from pcjax import data, losses, models
 from pcjax.config import Loss, Training
 from pcjax.jobs.prepare import classifier_of
-from pcjax.jobs.represent import Frozen
-from pcjax.terms import TERMS, UNNAMED
+from pcjax.loss_registry import TERMS, UNNAMED
+from pcjax.models.functional import functional
 from pcjax.training import parallel
 from pcjax.training.arrays import named
-from pcjax.training.beside import nearest
 from pcjax.training.checkpoint import Checkpoints
-from pcjax.training.functional import functional
+from pcjax.training.embedding import Frozen
+from pcjax.training.neighbour_views import nearest
 from pcjax.training.objective import HEADS, objective, with_memories
 from pcjax.training.state import make_optimiser, start
 from pcjax.training.step import AXIS, Fixed, make_step, metric_names
@@ -33,7 +33,9 @@ ASKED = {
     "info_nce with a queue": Loss("info_nce", head="mlp", bank=BANK),
     "relational_representation": Loss("relational_representation", head="linear", bank=BANK),
     "similarity_kl": Loss("similarity_kl", bank=BANK),
-    "similarity_kl of the teacher's": Loss("similarity_kl", head="mlp", bank=BANK, arguments={"pairs": False}),
+    "similarity_kl of the teacher's": Loss(
+        "similarity_kl", head="mlp", bank=BANK, arguments={"pairs": False}
+    ),
     "crd": Loss("crd", head="linear", arguments={"negatives": 6}),
     "crd of other classes": Loss(
         "crd", head="linear", arguments={"negatives": 6, "class_aware": True, "momentum": 0.2}
@@ -42,7 +44,9 @@ ASKED = {
     "hint": Loss("hint", head="linear"),
     "hint of maps": Loss("hint", head="conv", maps=STAGES),
     "variational_information": Loss("variational_information", head="variational"),
-    "variational_information of maps": Loss("variational_information", head="variational", maps=STAGES),
+    "variational_information of maps": Loss(
+        "variational_information", head="variational", maps=STAGES
+    ),
     "embed_distill": Loss("embed_distill", head="linear"),
     "orthogonal_projection": Loss("orthogonal_projection", head="orthogonal"),
     "shared_classifier": Loss("shared_classifier", head="linear"),
@@ -57,7 +61,9 @@ GROUPS = [[*CASES][first::6] for first in range(6)]
 def test_there_is_a_case_for_every_loss_and_a_term_for_every_function():
     assert {loss.name for loss in CASES.values()} == set(TERMS)
     helpers = {"crd_memory", "crd_update", "empty_queue", "enqueue", "valid"}
-    assert set(TERMS) == {name for name in losses.__all__ if name[0].islower()} - helpers - set(UNNAMED)
+    assert set(TERMS) == {name for name in losses.__all__ if name[0].islower()} - helpers - set(
+        UNNAMED
+    )
 
 
 def test_every_head_is_among_the_cases():
@@ -81,7 +87,13 @@ def batches():
 
 @functools.cache
 def model(seed, width, features, axis_name=None):
-    given = {"shape": (8, 8, 1), "classes": 10, "features": features, "widths": (width,), "axis_name": axis_name}
+    given = {
+        "shape": (8, 8, 1),
+        "classes": 10,
+        "features": features,
+        "widths": (width,),
+        "axis_name": axis_name,
+    }
     return Frozen(*functional(lambda: models.build("cnn", rngs=nnx.Rngs(seed), **given)))
 
 
@@ -104,7 +116,12 @@ def problem(group):
     optimiser = make_optimiser(TRAINING, STEPS)
     state = start(student.parameters, student.statistics, kept, optimiser, metric_names(what))
     fixed = Fixed((teacher.parameters, teacher.statistics), classifier_of(teacher))
-    return make_step(student.function, looks, what, optimiser, STEPS, size=1.0), state, fixed, what.names()
+    return (
+        make_step(student.function, looks, what, optimiser, STEPS, size=1.0),
+        state,
+        fixed,
+        what.names(),
+    )
 
 
 def run(mapped, state, fixed, given):

@@ -7,8 +7,8 @@ from typing import Any
 from pcjax import _checks
 from pcjax._checks import RequestError
 from pcjax.data import SEVERITIES
-from pcjax.jobs.folder import RESULT, are_numbers, is_number, stored_object
-from pcjax.jobs.measures import DEGREES
+from pcjax.evaluation.measures import DEGREES
+from pcjax.run import RESULT, are_numbers, is_number, stored_object
 
 MODELS = ("teacher", "untrained", "student")
 GROUPS = ("coherence", "retrieval", "unseen", "throughput", "other", "corruptions")
@@ -23,10 +23,14 @@ def result_of(folder: pathlib.Path) -> dict[str, Any]:
     missing = f"no {RESULT} in {folder}: give its own command again, which goes on to the end"
     _checks.require(stored.is_file(), missing)
     found = stored_object(stored, remedy)
-    wrong = [wrong for name in MODELS if (wrong := _wrong((name,), found.get(name, {}))) is not None]
+    wrong = [
+        wrong for name in MODELS if (wrong := _wrong((name,), found.get(name, {}))) is not None
+    ]
     wrong += [name for name in ("seconds", "steps") if not is_number(found.get(name, 0))]
     versions = found.get("versions", {})
-    sound = isinstance(versions, dict) and all(isinstance(version, str) for version in versions.values())
+    sound = isinstance(versions, dict) and all(
+        isinstance(version, str) for version in versions.values()
+    )
     wrong += [] if sound else ["versions"]
     for where in wrong[:1]:
         raise RequestError(f"{stored} is damaged ({where}): {remedy}")
@@ -41,7 +45,11 @@ def _wrong(path: tuple[str, ...], value: Any) -> str | None:
     elif len(path) == 1 or name in GROUPS or parent == "other":
         if isinstance(value, Mapping):
             known = name != "unseen" or value.keys() >= {"examples", "classes"}
-            found = (wrong for part, one in value.items() if (wrong := _wrong((*path, part), one)) is not None)
+            found = (
+                wrong
+                for part, one in value.items()
+                if (wrong := _wrong((*path, part), one)) is not None
+            )
             return next(found, None) if known else ".".join(path)
         sound = value is None and name == "retrieval"
     elif parent == "corruptions" and isinstance(value, Mapping):

@@ -74,7 +74,9 @@ class Exported:
         kind = np.dtype(self.wanted.dtype).kind
         got = f"got examples of dtype {given.dtype}: expected {self.wanted.dtype}, as the model was trained on"
         _checks.require(given.dtype == np.uint8 if kind == "u" else given.dtype.kind == "f", got)
-        subtract, multiply = (np.asarray(by, np.float32) for by in (self.wanted.subtract, self.wanted.multiply))
+        subtract, multiply = (
+            np.asarray(by, np.float32) for by in (self.wanted.subtract, self.wanted.multiply)
+        )
         return (given.astype(np.float32) - subtract) * multiply
 
     def __call__(self, examples: Shaped[np.ndarray, "n ..."]) -> Output:
@@ -104,8 +106,16 @@ def export(
       about: "version", "features" and "config", as `Exported` has them.
     """
     safetensors = _safetensors()
-    named = {name.replace("/", "."): np.ascontiguousarray(array) for name, array in sorted(arrays.items())}
-    told = {"format": FORMAT, **about, "model": dataclasses.asdict(model), "input": dataclasses.asdict(wanted)}
+    named = {
+        name.replace("/", "."): np.ascontiguousarray(array)
+        for name, array in sorted(arrays.items())
+    }
+    told = {
+        "format": FORMAT,
+        **about,
+        "model": dataclasses.asdict(model),
+        "input": dataclasses.asdict(wanted),
+    }
     told = json.loads(json.dumps(told))
     # What would not be loaded is not written.
     _model_of(told["model"])
@@ -129,7 +139,9 @@ def load(path: str | pathlib.Path) -> Exported:
       are stored, it gives their `Output`.
     """
     path = pathlib.Path(path)
-    _checks.require(path.is_file(), f"no file {path}: `pcjax export RUN` writes RUN/student.safetensors")
+    _checks.require(
+        path.is_file(), f"no file {path}: `pcjax export RUN` writes RUN/student.safetensors"
+    )
     safetensors = _safetensors()
     try:
         _check_header(path)
@@ -145,11 +157,17 @@ def load(path: str | pathlib.Path) -> Exported:
         _check_shapes({name: leaf.shape for name, (_, leaf) in leaves.items()}, arrays)
     except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
         why = " ".join(str(error).split())[:300]
-        raise RequestError(f"{path} is no model that can be loaded ({why}): export it again") from error
-    filled = [(place, leaf.replace(jnp.asarray(arrays[name]))) for name, (place, leaf) in leaves.items()]
+        raise RequestError(
+            f"{path} is no model that can be loaded ({why}): export it again"
+        ) from error
+    filled = [
+        (place, leaf.replace(jnp.asarray(arrays[name]))) for name, (place, leaf) in leaves.items()
+    ]
     module = nnx.merge(graph, nnx.from_flat_state(filled))
     module.eval()
-    return Exported(module, wanted, {name: told[name] for name in ("version", "features", "config")})
+    return Exported(
+        module, wanted, {name: told[name] for name in ("version", "features", "config")}
+    )
 
 
 def _safetensors() -> Any:
@@ -157,7 +175,9 @@ def _safetensors() -> Any:
         import safetensors
         import safetensors.numpy
     except ImportError as error:
-        raise RequestError('exported models are safetensors files: `pip install "pcjax[export]"`') from error
+        raise RequestError(
+            'exported models are safetensors files: `pip install "pcjax[export]"`'
+        ) from error
     return safetensors
 
 
@@ -172,7 +192,9 @@ def _check_header(path: pathlib.Path) -> None:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
     _checks.require(size > 8 and length <= size - 8, "it is cut short")
-    _checks.require(length <= LARGEST_HEADER, f"its header of {length} bytes is larger than any of ours")
+    _checks.require(
+        length <= LARGEST_HEADER, f"its header of {length} bytes is larger than any of ours"
+    )
 
 
 def _told(text: str | None) -> dict[str, Any]:
@@ -193,7 +215,10 @@ def _model_of(told: Any) -> Architecture:
         _checks.require_whole("classes", told["classes"], 1, WIDEST)
     _checks.require_name("dtype", told["dtype"], COMPUTED)
     options = told["options"]
-    _checks.require(isinstance(options, dict) and options.keys() <= {"widths", "features", "width"}, "unknown options")
+    _checks.require(
+        isinstance(options, dict) and options.keys() <= {"widths", "features", "width"},
+        "unknown options",
+    )
     found = dict(options)
     if "features" in options:
         _checks.require_whole("features", options["features"], 1, WIDEST)
@@ -202,7 +227,9 @@ def _model_of(told: Any) -> Architecture:
         _checks.require(fits, "its width is no number in range")
     if "widths" in options:
         fits = isinstance(options["widths"], list) and len(options["widths"]) <= DEEPEST
-        _checks.require(fits, f"got no widths of at most {DEEPEST} layers, which is what is exported")
+        _checks.require(
+            fits, f"got no widths of at most {DEEPEST} layers, which is what is exported"
+        )
         for width in options["widths"]:
             _checks.require_whole("width", width, 1, WIDEST)
         found["widths"] = tuple(options["widths"])
@@ -213,7 +240,9 @@ def _wanted_of(told: Any) -> Wanted:
     names = {field.name for field in dataclasses.fields(Wanted)}
     _checks.require(isinstance(told, dict) and told.keys() == names, "its input is not described")
     shape = told["shape"]
-    _checks.require(isinstance(shape, list) and 1 <= len(shape) <= 8, f"its examples have the shape {shape!r}")
+    _checks.require(
+        isinstance(shape, list) and 1 <= len(shape) <= 8, f"its examples have the shape {shape!r}"
+    )
     for side in shape:
         _checks.require_whole("size", side, 1, WIDEST, f" in shape {shape}")
     _checks.require_name("dtype", told["dtype"], INPUTS)
@@ -230,22 +259,36 @@ def _abstract(model: Architecture, wanted: Wanted) -> tuple[Any, dict[str, tuple
     from pcjax.models import build  # which has `load` among its names
 
     def new() -> nnx.Module:
-        given = {"shape": wanted.shape, "classes": model.classes, "dtype": jnp.dtype(model.dtype), **model.options}
+        given = {
+            "shape": wanted.shape,
+            "classes": model.classes,
+            "dtype": jnp.dtype(model.dtype),
+            **model.options,
+        }
         return build(model.name, rngs=nnx.Rngs(0), **given)
 
     try:
         abstract = nnx.eval_shape(new)
     except RequestError:
         raise
-    except Exception as error:  # whatever sizes that nothing can be built of make Flax and JAX raise
+    except (
+        Exception
+    ) as error:  # whatever sizes that nothing can be built of make Flax and JAX raise
         raise RequestError(f"its model cannot be built: {error}") from error
     graph, state = nnx.split(abstract)
-    return graph, {".".join(map(str, place)): (place, leaf) for place, leaf in nnx.to_flat_state(state)}
+    return graph, {
+        ".".join(map(str, place)): (place, leaf) for place, leaf in nnx.to_flat_state(state)
+    }
 
 
-def _check_shapes(expected: Mapping[str, tuple[int, ...]], arrays: Mapping[str, np.ndarray]) -> None:
+def _check_shapes(
+    expected: Mapping[str, tuple[int, ...]], arrays: Mapping[str, np.ndarray]
+) -> None:
     for name in sorted(expected.keys() | arrays.keys()):
-        ours, theirs = expected.get(name, "nothing"), arrays[name].shape if name in arrays else "nothing"
+        ours, theirs = (
+            expected.get(name, "nothing"),
+            arrays[name].shape if name in arrays else "nothing",
+        )
         _checks.require(ours == theirs, f"it has {theirs} for {name}, expected {ours}")
 
 

@@ -20,7 +20,9 @@ _WITHIN = "|"  # in a path: a data set's name may have dots and slashes
 def title_of(metric: str) -> str:
     """A metric as a person calls it."""
     first, *rest = metric.split(_WITHIN)
-    return ": ".join([METRICS.get(first, first.replace("_", " ")), *(part.replace("_", " ") for part in rest)])
+    return ": ".join(
+        [METRICS.get(first, first.replace("_", " ")), *(part.replace("_", " ") for part in rest)]
+    )
 
 
 def number(metric: str, value: object) -> str:
@@ -42,7 +44,9 @@ def interval(metric: str, value: float, low: float, high: float) -> Markup:
     """A value and where it lies with 95 %."""
     least, most = number(metric, low), number(metric, high)
     between = " to " if low < 0 else "\N{EN DASH}"
-    return joined([number(metric, value), tag("br"), tag("small", least.removesuffix(" %"), between, most)])
+    return joined(
+        [number(metric, value), tag("br"), tag("small", least.removesuffix(" %"), between, most)]
+    )
 
 
 def leaves(found: Mapping[str, Any], before: str = "") -> dict[str, Any]:
@@ -63,7 +67,8 @@ def results(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     metrics = list(dict.fromkeys([*METRICS, *(metric for of in flat.values() for metric in of)]))
     metrics = [metric for metric in metrics if any(metric in of for of in flat.values())]
     return ["", *(TITLES[name] for name in who)], [
-        [title_of(metric), *(cell(metric, flat[name].get(metric, "")) for name in who)] for metric in metrics
+        [title_of(metric), *(cell(metric, flat[name].get(metric, "")) for name in who)]
+        for metric in metrics
     ]
 
 
@@ -84,7 +89,10 @@ def asked(job: str, config: Mapping[str, Any]) -> dict[str, str]:
     changed += ["random flips"] * bool(data["flip"])
     told = {"Data": ", ".join([data["source"], held, *changed])}
     if job == "teach":
-        return told | {"Teacher": _model(teacher["model"]), "Training": _training(teacher["training"])}
+        return told | {
+            "Teacher": _model(teacher["model"]),
+            "Training": _training(teacher["training"]),
+        }
     if teacher["features"] is not None:
         origin = f"its features as stored in {teacher['features']}"
     elif teacher["run"] is not None:
@@ -104,8 +112,12 @@ def _model(model: Mapping[str, Any]) -> str:
 
 
 def _loss(loss: Mapping[str, Any]) -> str:
-    others = {name: value for name, value in loss.items() if name not in ("name", "weight", "arguments")}
-    more = {name: value for name, value in others.items() if value not in (0, "none")} | dict(loss["arguments"])
+    others = {
+        name: value for name, value in loss.items() if name not in ("name", "weight", "arguments")
+    }
+    more = {name: value for name, value in others.items() if value not in (0, "none")} | dict(
+        loss["arguments"]
+    )
     weight = loss["weight"]
     return ("" if weight == 1 else f"{_value(weight)} times ") + _with(loss["name"], more)
 

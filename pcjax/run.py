@@ -27,13 +27,18 @@ CONFIG, RESULT, CHECKPOINTS = "config.json", "result.json", "checkpoints"
 def check_folder(folder: pathlib.Path, config: Config, job: str) -> None:
     """Refuses a folder that is in use for something else."""
     _require_place(folder)
-    _checks.require(not folder.exists() or folder.is_dir(), f"got --workdir {folder}, which is a file: choose a folder")
+    _checks.require(
+        not folder.exists() or folder.is_dir(),
+        f"got --workdir {folder}, which is a file: choose a folder",
+    )
     stored = folder / CONFIG
     if stored.exists():
         begun_by, there = read_stored(stored)
         got = f"{folder} holds a run of `pcjax {begun_by}`, not of {job}: choose another --workdir"
         _checks.require(begun_by == job, got)
-        difference = _difference(dataclasses.asdict(there.essence()), dataclasses.asdict(config.essence()))
+        difference = _difference(
+            dataclasses.asdict(there.essence()), dataclasses.asdict(config.essence())
+        )
         if difference is not None:
             name, before, now = difference
             raise RequestError(
@@ -42,8 +47,12 @@ def check_folder(folder: pathlib.Path, config: Config, job: str) -> None:
             )
     else:
         # A config of which a kill or a full disk has left a part was never a run.
-        foreign = folder.is_dir() and any(path.name != CONFIG + UNFINISHED for path in folder.iterdir())
-        _checks.require(not foreign, f"{folder} is neither empty nor a run's folder: choose another --workdir")
+        foreign = folder.is_dir() and any(
+            path.name != CONFIG + UNFINISHED for path in folder.iterdir()
+        )
+        _checks.require(
+            not foreign, f"{folder} is neither empty nor a run's folder: choose another --workdir"
+        )
 
 
 def _require_place(folder: pathlib.Path) -> None:
@@ -53,7 +62,9 @@ def _require_place(folder: pathlib.Path) -> None:
     whole = os.path.realpath(folder)
     strange = sorted(set(whole) & set(NO_PLACE))
     _checks.require(not strange, f"{got}, and no {' '.join(strange)} in its whole name")
-    _checks.require(whole == whole.encode(errors="replace").decode(), f"{got}, and its whole name in UTF-8")
+    _checks.require(
+        whole == whole.encode(errors="replace").decode(), f"{got}, and its whole name in UTF-8"
+    )
 
 
 def begin_folder(folder: pathlib.Path, config: Config, job: str) -> None:
@@ -67,7 +78,9 @@ def begin_folder(folder: pathlib.Path, config: Config, job: str) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except FileNotFoundError as error:  # as below /proc
-            raise RequestError(f"cannot make --workdir {folder}: expected a place where folders can be made") from error
+            raise RequestError(
+                f"cannot make --workdir {folder}: expected a place where folders can be made"
+            ) from error
         disk.hold(folder)
         if not stored.exists():
             write_config(stored, config, job)
@@ -82,11 +95,15 @@ def begin_folder(folder: pathlib.Path, config: Config, job: str) -> None:
 def config_of(folder: pathlib.Path, job: str | None = None, field: str = "") -> tuple[str, Config]:
     """The job and the config of a run that was begun before, which a field of a config may have named."""
     stored, named = folder / CONFIG, f" ({field})" if field else ""
-    _checks.require(stored.is_file(), f"no run in {folder}{named}: expected the --workdir of an earlier pcjax command")
+    _checks.require(
+        stored.is_file(),
+        f"no run in {folder}{named}: expected the --workdir of an earlier pcjax command",
+    )
     begun_by, config = read_stored(stored)
     if job is not None:
         _checks.require(
-            begun_by == job, f"{folder}{named} holds a run of `pcjax {begun_by}`: expected one of `pcjax {job}`"
+            begun_by == job,
+            f"{folder}{named} holds a run of `pcjax {begun_by}`: expected one of `pcjax {job}`",
         )
     return begun_by, config
 
@@ -108,7 +125,9 @@ def stored_object(path: pathlib.Path, remedy: str) -> dict[str, Any]:
         _checks.require(path.is_file(), "it is no file")
         _checks.require(path.stat().st_size <= LARGEST, "it is larger than any result")
         found = json.loads(path.read_text(encoding="utf-8"))
-        _checks.require(isinstance(found, dict), f"expected an object, found {type(found).__name__}")
+        _checks.require(
+            isinstance(found, dict), f"expected an object, found {type(found).__name__}"
+        )
         there = found.pop("digest", None)
         _checks.require(there in (None, _fields.digest(found)), "it is not what was written")
         return found
@@ -131,7 +150,11 @@ def is_number(value: Any, finite: bool = True) -> TypeGuard[float]:
     """Whether it is one that can be reckoned with, and no truth value."""
     if isinstance(value, float) and not finite:
         return True
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and abs(value) <= sys.float_info.max
+    )
 
 
 def are_numbers(value: Any, finite: bool = True) -> TypeGuard[dict[str, float]]:
@@ -186,7 +209,11 @@ def from_the_root(config: Config) -> Config:
         return f"arrays:{of(path)}" if kind == "arrays" and colon and path else source
 
     asked, replace = config.evaluation, dataclasses.replace
-    data = replace(config.data, source=of_source(config.data.source), data_dir=of(config.data.data_dir))
-    teacher = replace(config.teacher, run=of(config.teacher.run), features=of(config.teacher.features))
+    data = replace(
+        config.data, source=of_source(config.data.source), data_dir=of(config.data.data_dir)
+    )
+    teacher = replace(
+        config.teacher, run=of(config.teacher.run), features=of(config.teacher.features)
+    )
     evaluation = replace(asked, other=of_source(asked.other), other_dir=of(asked.other_dir))
     return replace(config, data=data, teacher=teacher, evaluation=evaluation)

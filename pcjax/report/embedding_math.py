@@ -30,7 +30,9 @@ def ranks(features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n n"]:
     return np.asarray(hard_rank(euclidean(points, points), axis=-1, where=others), np.float32)
 
 
-def correlations(one: Float[np.ndarray, "n n"], other: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n"]:
+def correlations(
+    one: Float[np.ndarray, "n n"], other: Float[np.ndarray, "n n"]
+) -> Float[np.ndarray, "n"]:
     """Spearman's correlation of two models' ranks, as seen from each example."""
     apart = ~np.eye(len(one), dtype=bool)
     u, v = (of[apart].reshape(len(of), -1).astype(np.float64) for of in (one, other))
@@ -41,11 +43,16 @@ def correlations(one: Float[np.ndarray, "n n"], other: Float[np.ndarray, "n n"])
     return np.where(spread > 0, (u * v).sum(axis=1) / np.where(spread > 0, spread, 1), constant)
 
 
-def density(one: Float[np.ndarray, "n n"], other: Float[np.ndarray, "n n"], bins: int) -> Float[np.ndarray, "b b"]:
+def density(
+    one: Float[np.ndarray, "n n"], other: Float[np.ndarray, "n n"], bins: int
+) -> Float[np.ndarray, "b b"]:
     """How often ranks (by shares of the others, in that many bins) meet; 1 everywhere for unrelated models."""
     apart = ~np.eye(len(one), dtype=bool)
     most = len(one) - 1
-    row, column = (np.minimum((of[apart] - 0.5) / most * bins, bins - 1).astype(np.int64) for of in (one, other))
+    row, column = (
+        np.minimum((of[apart] - 0.5) / most * bins, bins - 1).astype(np.int64)
+        for of in (one, other)
+    )
     found = np.bincount(row * bins + column, minlength=bins * bins).reshape(bins, bins)
     return found / found.sum() * bins**2
 
@@ -61,7 +68,9 @@ def voted(near: Int[np.ndarray, "n k"], labels: Int[np.ndarray, "n"]) -> Int[np.
     k = near.shape[1]
     for place in range(k):
         # All that one vote may gain by its place is less than a vote.
-        np.add.at(votes, (np.arange(len(labels)), labels[near[:, place]]), 1 + (k - place) / (k + 1) ** 2)
+        np.add.at(
+            votes, (np.arange(len(labels)), labels[near[:, place]]), 1 + (k - place) / (k + 1) ** 2
+        )
     return votes.argmax(axis=1)
 
 
@@ -80,21 +89,30 @@ def plane(features: Float[np.ndarray, "n d"]) -> Map:
     points[:, : len(values)] = left[:, :2] * values[:2]
     total = float((values**2).sum())
     scale = float(np.sqrt((points**2).mean()))
-    return Map(points / (scale if scale > 0 else 1), float((values[:2] ** 2).sum()) / total if total > 0 else 1.0)
+    return Map(
+        points / (scale if scale > 0 else 1),
+        float((values[:2] ** 2).sum()) / total if total > 0 else 1.0,
+    )
 
 
-def turned(points: Float[np.ndarray, "n 2"], onto: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
+def turned(
+    points: Float[np.ndarray, "n 2"], onto: Float[np.ndarray, "n 2"]
+) -> Float[np.ndarray, "n 2"]:
     """The points rotated, or mirrored, so that they lie as near as they can to those others (orthogonal Procrustes)."""
     left, _, right = np.linalg.svd(points.T @ onto)
     return points @ left @ right
 
 
-def confusion(labels: Int[np.ndarray, "n"], predicted: Int[np.ndarray, "n"], classes: int) -> Int[np.ndarray, "c c"]:
+def confusion(
+    labels: Int[np.ndarray, "n"], predicted: Int[np.ndarray, "n"], classes: int
+) -> Int[np.ndarray, "c c"]:
     """How many of each class (row) were taken for each (column)."""
     return np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 
-def telling(coherence: Float[np.ndarray, "n"], worst: int, middle: int, best: int) -> Int[np.ndarray, "q"]:
+def telling(
+    coherence: Float[np.ndarray, "n"], worst: int, middle: int, best: int
+) -> Int[np.ndarray, "q"]:
     """Examples worth a look, the same ones whenever it is asked: of the least coherence, some usual ones, the best."""
     order = np.argsort(coherence, kind="stable")
     start = max(0, (len(order) - middle) // 2)

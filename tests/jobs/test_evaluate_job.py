@@ -9,10 +9,11 @@ from pcjax import metrics
 from pcjax._checks import RequestError
 from pcjax.config import Config, Data, Evaluation, Model, Training
 from pcjax.data import load as load_data
-from pcjax.jobs import beyond, measures
-from pcjax.jobs.judge import check_judging, judge, judge_model
+from pcjax.evaluation import extras as beyond
+from pcjax.evaluation import measures
+from pcjax.evaluation.evaluate import check_judging, judge, judge_model
 from pcjax.jobs.prepare import load, new_model
-from pcjax.jobs.represent import represent_all
+from pcjax.training.embedding import represent_all
 
 CONFIG = Config(student=Model("mlp", features=5, widths=(6,)), training=Training(batch=32))
 
@@ -38,7 +39,9 @@ def small(tmp_path_factory):
     digits = load_data("digits").train
     images, labels = digits.take(np.arange(400)), digits.labels[:400]
     source = arrays(tmp_path_factory.mktemp("small") / "small.npz", images, labels)
-    config = Config(data=Data(source, unseen=3), evaluation=Evaluation(neighbours=4), student=CONFIG.student)
+    config = Config(
+        data=Data(source, unseen=3), evaluation=Evaluation(neighbours=4), student=CONFIG.student
+    )
     loaded = load(config)
     model = new_model(config.student, loaded, config.training, 0)
     said = represent_all(model, loaded.examples, loaded.normalise, 64)
@@ -54,7 +57,9 @@ def by_brute_force(x, labels, k):
         order = np.argsort(-row, kind="stable")
         order = order[order != i]
         relevant = labels[order] == labels[i]
-        precisions.append((relevant * np.cumsum(relevant) / np.arange(1, len(order) + 1)).sum() / relevant.sum())
+        precisions.append(
+            (relevant * np.cumsum(relevant) / np.arange(1, len(order) + 1)).sum() / relevant.sum()
+        )
         votes = {}
         for j in order[:k]:
             votes[labels[j]] = votes.get(labels[j], 0) + np.exp(row[j] / 0.07)
@@ -68,8 +73,13 @@ def test_unseen_classes_are_judged_among_themselves_and_the_others_apart(small):
     found = judge(features, features, loaded.examples, config.evaluation)
     unseen, labels = found["unseen"], loaded.examples.unseen.labels
     assert (unseen["examples"], unseen["classes"]) == (len(labels), 3)
-    for own, examples, inside in (("unseen", loaded.examples.unseen, unseen), ("test", loaded.examples.test, found)):
-        knn, recall, precision = by_brute_force(features[own].astype(np.float64), examples.labels, 4)
+    for own, examples, inside in (
+        ("unseen", loaded.examples.unseen, unseen),
+        ("test", loaded.examples.test, found),
+    ):
+        knn, recall, precision = by_brute_force(
+            features[own].astype(np.float64), examples.labels, 4
+        )
         assert inside["retrieval"]["recall_at_1"] == pytest.approx(recall, abs=1e-6)
         assert inside["retrieval"]["mean_average_precision"] == pytest.approx(precision, abs=1e-5)
         if own == "unseen":
@@ -88,8 +98,12 @@ def test_zeros_beside_the_features_change_nothing(small):
     plain = metrics.coherence(some["test"], teacher, k=4)
     found = measures.likeness(some["test"], teacher, config.evaluation)
     for name in measures.DEGREES:
-        assert found["coherence"][name]["value"] == pytest.approx(float(getattr(plain, name).value), abs=1e-5)
-    assert found["linear_cka"] == pytest.approx(float(metrics.linear_cka(some["test"], teacher)), abs=1e-5)
+        assert found["coherence"][name]["value"] == pytest.approx(
+            float(getattr(plain, name).value), abs=1e-5
+        )
+    assert found["linear_cka"] == pytest.approx(
+        float(metrics.linear_cka(some["test"], teacher)), abs=1e-5
+    )
 
 
 def test_the_own_data_as_another_domain_are_worth_the_same(small, mnist_like):
@@ -105,7 +119,9 @@ def test_the_own_data_as_another_domain_are_worth_the_same(small, mnist_like):
     # another size and colours
     other = beyond.load_other(Config(evaluation=Evaluation(other=mnist_like)), loaded.examples)
     assert other.train.shape == (8, 8, 1)
-    found = beyond.judge_beyond(model, features, loaded.examples, loaded.normalise, config.evaluation, other)
+    found = beyond.judge_beyond(
+        model, features, loaded.examples, loaded.normalise, config.evaluation, other
+    )
     assert found["other"][mnist_like]["linear_probe_accuracy"] > 0.9
 
 
@@ -124,7 +140,9 @@ def test_robustness_is_of_the_corrupted_queries_alone(small):
 
 def test_size_and_throughput(small):
     config, loaded, model, features = small
-    found = judge_model(model, features, features, loaded.examples, loaded.normalise, config.evaluation)
+    found = judge_model(
+        model, features, features, loaded.examples, loaded.normalise, config.evaluation
+    )
     # 64 x 6 without biases, a normalisation of four vectors, 6 x 5 and 5 x 7 with biases; float32
     assert found["bytes"] == 4 * (64 * 6 + 4 * 6 + 7 * 5 + 6 * 7)
     assert "throughput" not in found
@@ -144,9 +162,21 @@ def data_of(tmp_path, labels, shape=(8, 8, 1), name="given", **more):
     [
         ({"labels": [0, 1] * 28}, {}, "got evaluation.neighbours 10 for the test examples from"),
         ({"labels": [3] * 200}, {}, "got training examples of the one class 3 from"),
-        ({"labels": [0, 1] * 100, "shape": (4,)}, {"corruptions": ("all",)}, "only images have them, leave it out"),
-        ({"labels": [0, -1] * 100}, {"corruptions": ("all",)}, "without the class of every example: leave it out"),
-        ({"labels": [0, 1] * 80 + [2, 3] * 4, "unseen": 2}, {}, "expected at least 12 of 2; leave out more classes"),
+        (
+            {"labels": [0, 1] * 100, "shape": (4,)},
+            {"corruptions": ("all",)},
+            "only images have them, leave it out",
+        ),
+        (
+            {"labels": [0, -1] * 100},
+            {"corruptions": ("all",)},
+            "without the class of every example: leave it out",
+        ),
+        (
+            {"labels": [0, 1] * 80 + [2, 3] * 4, "unseen": 2},
+            {},
+            "expected at least 12 of 2; leave out more classes",
+        ),
     ],
 )
 def test_what_cannot_be_judged_is_refused(given, asked, message, tmp_path):
@@ -166,7 +196,9 @@ def test_what_cannot_be_judged_is_refused(given, asked, message, tmp_path):
 )
 def test_another_domain_needs_labels_classes_and_neighbours(labels, message, tmp_path):
     with pytest.raises(RequestError) as caught:
-        check_judging(Evaluation(), data_of(tmp_path, [0, 1] * 100), data_of(tmp_path, labels, name="other"))
+        check_judging(
+            Evaluation(), data_of(tmp_path, [0, 1] * 100), data_of(tmp_path, labels, name="other")
+        )
     assert message in str(caught.value)
 
 
@@ -177,7 +209,14 @@ def test_a_domain_that_cannot_be_matched_is_refused_by_its_field(tmp_path, small
 
 
 SMALL = [
-    *("--teacher.model.widths", "24", "--teacher.model.features", "12", "--teacher.training.steps", "20"),
+    *(
+        "--teacher.model.widths",
+        "24",
+        "--teacher.model.features",
+        "12",
+        "--teacher.training.steps",
+        "20",
+    ),
     *("--student.widths", "8", "--student.features", "4", "--training.steps", "20"),
     *("--training.batch", "64", "--teacher.training.batch", "64", "--training.devices", "1"),
     *("--teacher.training.devices", "1", "--training.save-every", "10"),
@@ -223,22 +262,39 @@ def test_everything_about_a_run_by_the_commands(tmp_path, command, mnist_like):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["evaluate", "{run}", "more"], "got {run} more for evaluate: expected the folder of one run"),
-        (["evaluate", "{run}", "--other-dir", "x"], "got --other-dir x without --other: give it too"),
-        (["evaluate", "{run}", "--corruptions", "fog"], "unknown corruption 'fog': expected one of 'gaussian_noise'"),
+        (
+            ["evaluate", "{run}", "more"],
+            "got {run} more for evaluate: expected the folder of one run",
+        ),
+        (
+            ["evaluate", "{run}", "--other-dir", "x"],
+            "got --other-dir x without --other: give it too",
+        ),
+        (
+            ["evaluate", "{run}", "--corruptions", "fog"],
+            "unknown corruption 'fog': expected one of 'gaussian_noise'",
+        ),
         (["evaluate", "{run}", "--nothing"], "--nothing"),
         (
             ["distill", "--evaluation.neighbours", "500"],
             "got evaluation.neighbours 500 for the test examples from digits: expected at most 357",
         ),
-        (["distill", "--data.unseen", "9"], "got unseen 9 for 'digits', which has 10 classes: expected at least 2"),
-        (["distill", "--evaluation.other", "mnist"], "evaluation.other: unknown data source 'mnist'"),
+        (
+            ["distill", "--data.unseen", "9"],
+            "got unseen 9 for 'digits', which has 10 classes: expected at least 2",
+        ),
+        (
+            ["distill", "--evaluation.other", "mnist"],
+            "evaluation.other: unknown data source 'mnist'",
+        ),
     ],
 )
 def test_wrong_requests_end_in_a_line(given, message, tmp_path, command):
     run = tmp_path / "run"
     run.mkdir()
-    (run / "config.json").write_text(json.dumps({"job": "distill", "config": json.loads(Config().to_json())}))
+    (run / "config.json").write_text(
+        json.dumps({"job": "distill", "config": json.loads(Config().to_json())})
+    )
     (run / "result.json").write_text("{}")
     arguments = [one.format(run=run) for one in given] + (
         ["--workdir", tmp_path / "x"] if given[0] == "distill" else []

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from pcjax.training.beside import mixed, nearest
+from pcjax.training.neighbour_views import mixed, nearest
 
 
 def test_nearest_by_brute_force(rng):
@@ -33,7 +33,10 @@ def test_a_mixture_is_a_box_of_the_other_image(rng):
     for box in mixtures[..., 0]:
         rows, columns = box.any(axis=1), box.any(axis=0)
         assert np.array_equal(box, np.outer(rows, columns))
-        assert all(np.abs(np.diff(side, prepend=0, append=0)).sum() <= 2 for side in (rows * 1, columns * 1))
+        assert all(
+            np.abs(np.diff(side, prepend=0, append=0)).sum() <= 2
+            for side in (rows * 1, columns * 1)
+        )
     # All sizes: the share of a box that lies inside is at most its area, which is even from 0 to 1.
     assert np.min(share) < 0.3
     assert np.max(share) > 0.95

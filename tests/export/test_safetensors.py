@@ -13,9 +13,11 @@ from flax import nnx
 from test_model_laws import CLASSES, SMALL, few_blocks
 
 from pcjax._checks import RequestError
-from pcjax.jobs.represent import outputs
-from pcjax.models import build, exported, load
-from pcjax.training.functional import functional_shapes
+from pcjax.export import safetensors as exported
+from pcjax.export.safetensors import load
+from pcjax.models import build
+from pcjax.models.functional import functional_shapes
+from pcjax.training.embedding import outputs
 
 ABOUT = {"version": "0.0.1", "features": 4, "config": "of a run"}
 small = pytest.mark.parametrize("name", SMALL)
@@ -32,9 +34,14 @@ def written(path, name, dtype="float32"):
     """A small model of any weights, and its file."""
     known, shape, options, _ = SMALL[name]
     build_options = {"shape": shape, "classes": CLASSES, "dtype": np.dtype(dtype), **options}
-    function, *parts = functional_shapes(lambda: build(known, rngs=nnx.Rngs(0), axis_name="batch", **build_options))
+    function, *parts = functional_shapes(
+        lambda: build(known, rngs=nnx.Rngs(0), axis_name="batch", **build_options)
+    )
     random = np.random.default_rng(0)
-    arrays = [{key: random.uniform(0.1, 1, leaf.shape).astype(np.float32) for key, leaf in of.items()} for of in parts]
+    arrays = [
+        {key: random.uniform(0.1, 1, leaf.shape).astype(np.float32) for key, leaf in of.items()}
+        for of in parts
+    ]
     model = exported.Architecture(known, CLASSES, dtype, options)
     wanted = exported.Wanted(shape, "uint8", (100.5,) * shape[-1], (0.25,) * shape[-1])
     size = exported.export(path, model, wanted, arrays[0] | arrays[1], ABOUT)
@@ -48,7 +55,9 @@ def test_what_is_loaded_is_what_was_written(name, tmp_path, fewer_blocks):
     _, parameters, statistics = written(path, name)
     found = load(path)
     known, shape, options, _ = SMALL[name]
-    like = nnx.eval_shape(lambda: build(known, shape=shape, classes=CLASSES, rngs=nnx.Rngs(0), **options))
+    like = nnx.eval_shape(
+        lambda: build(known, shape=shape, classes=CLASSES, rngs=nnx.Rngs(0), **options)
+    )
     like.eval()
     # An equal graph and equal arrays compute the same.
     assert nnx.graphdef(found.module) == nnx.graphdef(like)
@@ -63,7 +72,9 @@ def test_what_is_loaded_is_what_was_written(name, tmp_path, fewer_blocks):
     assert path.read_bytes() == again
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("mlp of images", "float32"), ("cnn", "float32"), ("cnn", "bfloat16")])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("mlp of images", "float32"), ("cnn", "float32"), ("cnn", "bfloat16")]
+)
 def test_features_are_those_of_the_model_bit_for_bit(name, dtype, tmp_path):
     path = tmp_path / "a.safetensors"
     function, parameters, statistics = written(path, name, dtype)
@@ -220,14 +231,19 @@ def test_metadata_that_are_not_ours_are_refused(sound, tmp_path):
     for wrong in ({name: told[name] for name in told if name != "features"}, told | {"heads": {}}):
         assert "its metadata are not" in refused(path, forged(wrong, arrays))
     for text in ("", "1", "null", "{", "[" * 100_000, "\ud83d", '{"format": ' + "9" * 5000 + "}"):
-        refused(path, safetensors.numpy.save(arrays, {"pcjax": text.encode("utf-8", "replace").decode()}))
+        refused(
+            path,
+            safetensors.numpy.save(arrays, {"pcjax": text.encode("utf-8", "replace").decode()}),
+        )
     assert "not of `pcjax export`" in refused(path, safetensors.numpy.save(arrays))
     assert "not as it was written" in refused(
         path, safetensors.numpy.save(arrays, {"pcjax": json.dumps(told | {"features": 5})})
     )
 
 
-def test_examples_of_another_kind_are_refused_and_nothing_is_written_where_it_cannot_be(sound, tmp_path, monkeypatch):
+def test_examples_of_another_kind_are_refused_and_nothing_is_written_where_it_cannot_be(
+    sound, tmp_path, monkeypatch
+):
     path = tmp_path / "a.safetensors"
     path.write_bytes(sound)
     model = load(path)

@@ -8,12 +8,15 @@ from typing import Any
 
 from scipy import stats
 
-from pcjax.jobs.folder import write_proven, write_text
+from pcjax.run import write_proven, write_text
 from pcjax.training.display import Display
 
 COMPARISON, MARKDOWN = "comparison.json", "comparison.md"
 DONE, DIVERGED = "done", "diverged"
-PRIMARY = ("knn_accuracy", "spearman")  # what contenders are ordered by: the first of these that was measured
+PRIMARY = (
+    "knn_accuracy",
+    "spearman",
+)  # what contenders are ordered by: the first of these that was measured
 SHOWN = {"knn_accuracy": "k-NN", "linear_probe_accuracy": "linear probe", "spearman": "coherence"}
 COSTS = ("seconds_per_step", "temporary_bytes")
 _NOT_COMPARED = ("parameters", "flops", "bytes", "examples", "classes")  # the same for all of them
@@ -26,8 +29,14 @@ def numbers(found: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
         if isinstance(value, Mapping) and "value" in value:
             flat[prefix + name] = float(value["value"])
         elif isinstance(value, Mapping):
-            flat |= numbers(value, prefix if name in ("coherence", "retrieval") else f"{prefix}{name}_")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool) and name not in _NOT_COMPARED:
+            flat |= numbers(
+                value, prefix if name in ("coherence", "retrieval") else f"{prefix}{name}_"
+            )
+        elif (
+            isinstance(value, (int, float))
+            and not isinstance(value, bool)
+            and name not in _NOT_COMPARED
+        ):
             flat[prefix + name] = float(value)
     return flat
 
@@ -41,7 +50,9 @@ def estimate(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
 
 
-def summarise(runs: Mapping[str, Mapping[int, Mapping[str, Any]]], labelled: Mapping[str, bool]) -> dict[str, Any]:
+def summarise(
+    runs: Mapping[str, Mapping[int, Mapping[str, Any]]], labelled: Mapping[str, bool]
+) -> dict[str, Any]:
     """Of every contender's runs, by seed: each run's numbers, their means, and the differences to the best.
 
     Args:
@@ -52,12 +63,16 @@ def summarise(runs: Mapping[str, Mapping[int, Mapping[str, Any]]], labelled: Map
       {"losses": {name: {"labelled", "runs", "summary", "paired", and what a step costs}}, "primary": metric or None}.
     """
     done = {
-        name: {seed: run["metrics"] for seed, run in of.items() if run["status"] == DONE} for name, of in runs.items()
+        name: {seed: run["metrics"] for seed, run in of.items() if run["status"] == DONE}
+        for name, of in runs.items()
     }
     measured = {metric: None for of in done.values() for one in of.values() for metric in one}
     losses: dict[str, Any] = {}
     for name, of in runs.items():
-        losses[name] = {"labelled": labelled[name], "runs": {str(seed): dict(run) for seed, run in of.items()}}
+        losses[name] = {
+            "labelled": labelled[name],
+            "runs": {str(seed): dict(run) for seed, run in of.items()},
+        }
         losses[name]["summary"] = {
             metric: estimate([one[metric] for one in done[name].values()])
             for metric in measured
@@ -67,7 +82,11 @@ def summarise(runs: Mapping[str, Mapping[int, Mapping[str, Any]]], labelled: Map
             known = [run[cost] for run in of.values() if run.get(cost) is not None]
             losses[name][cost] = statistics.median(known) if known else None
     for metric in measured:
-        means = {name: loss["summary"][metric]["mean"] for name, loss in losses.items() if metric in loss["summary"]}
+        means = {
+            name: loss["summary"][metric]["mean"]
+            for name, loss in losses.items()
+            if metric in loss["summary"]
+        }
         # Of a contender some of whose runs diverged the others may be the lucky ones.
         best = max(means, key=lambda name: (not _diverged(runs[name]), means[name]))
         for name in means:
@@ -75,11 +94,17 @@ def summarise(runs: Mapping[str, Mapping[int, Mapping[str, Any]]], labelled: Map
             both = [seed for seed in done[name] if seed in done[best]]
             if both and name != best:
                 differences = [done[name][seed][metric] - done[best][seed][metric] for seed in both]
-                losses[name].setdefault("paired", {})[metric] = {"to": best, **estimate(differences)}
+                losses[name].setdefault("paired", {})[metric] = {
+                    "to": best,
+                    **estimate(differences),
+                }
     for loss in losses.values():
         loss.setdefault("paired", {})
     primary = next((metric for metric in PRIMARY if metric in measured), None)
-    return {"losses": dict(sorted(losses.items(), key=lambda item: _place(item[1], primary))), "primary": primary}
+    return {
+        "losses": dict(sorted(losses.items(), key=lambda item: _place(item[1], primary))),
+        "primary": primary,
+    }
 
 
 def _diverged(runs: Mapping[Any, Mapping[str, Any]]) -> int:
@@ -94,26 +119,46 @@ def of_untrained(runs: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> dict[st
 
 
 def _place(loss: Mapping[str, Any], primary: str | None) -> tuple[bool, float]:
-    return _diverged(loss["runs"]) > 0, -loss["summary"][primary]["mean"] if primary in loss["summary"] else math.inf
+    return _diverged(loss["runs"]) > 0, -loss["summary"][primary]["mean"] if primary in loss[
+        "summary"
+    ] else math.inf
 
 
 def table(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """The columns and rows of the whole table, the best first."""
-    shown = [metric for metric in SHOWN if any(metric in loss["summary"] for loss in found["losses"].values())]
-    columns = ["loss", *(SHOWN[metric] for metric in shown), "to the best", "ms a step", "MB a step"]
+    shown = [
+        metric
+        for metric in SHOWN
+        if any(metric in loss["summary"] for loss in found["losses"].values())
+    ]
+    columns = [
+        "loss",
+        *(SHOWN[metric] for metric in shown),
+        "to the best",
+        "ms a step",
+        "MB a step",
+    ]
     rows = []
     for name, loss in found["losses"].items():
         diverged = _diverged(loss["runs"])
         title = f"{name} (labels)" if loss["labelled"] else name
         title += f" ({diverged} of {len(loss['runs'])} diverged)" if diverged else ""
         row = [title, *(_interval(loss["summary"].get(metric), metric) for metric in shown)]
-        row.append(_interval(loss["paired"].get(found["primary"]), str(found["primary"]), signed=True))
-        row.append("" if loss["seconds_per_step"] is None else f"{1e3 * loss['seconds_per_step']:.1f}")
-        row.append("" if loss["temporary_bytes"] is None else f"{loss['temporary_bytes'] / 1e6:.1f}")
+        row.append(
+            _interval(loss["paired"].get(found["primary"]), str(found["primary"]), signed=True)
+        )
+        row.append(
+            "" if loss["seconds_per_step"] is None else f"{1e3 * loss['seconds_per_step']:.1f}"
+        )
+        row.append(
+            "" if loss["temporary_bytes"] is None else f"{loss['temporary_bytes'] / 1e6:.1f}"
+        )
         rows.append(row)
     taught = {metric: {"mean": value, "low": None} for metric, value in found["teacher"].items()}
     for title, values in (("untrained", found["untrained"]), ("teacher", taught)):
-        rows.append([title, *(_interval(values.get(metric), metric) for metric in shown), "", "", ""])
+        rows.append(
+            [title, *(_interval(values.get(metric), metric) for metric in shown), "", "", ""]
+        )
     return columns, rows
 
 
@@ -132,10 +177,16 @@ def show(found: Mapping[str, Any], display: Display) -> None:
     """The table, as much of it as a terminal has room for."""
     columns, rows = table(found)
     kept = [
-        place for place, column in enumerate(columns) if column not in (SHOWN["linear_probe_accuracy"], "MB a step")
+        place
+        for place, column in enumerate(columns)
+        if column not in (SHOWN["linear_probe_accuracy"], "MB a step")
     ]
     narrow = [[row[place] for place in kept] for row in rows]
-    display.table("students on the test examples (95 % intervals over seeds)", [columns[i] for i in kept], narrow)
+    display.table(
+        "students on the test examples (95 % intervals over seeds)",
+        [columns[i] for i in kept],
+        narrow,
+    )
 
 
 def write(folder: pathlib.Path, found: Mapping[str, Any]) -> None:

@@ -13,8 +13,8 @@ from pcjax import metrics
 from pcjax._checks import RequestError
 from pcjax.config import Config, Evaluation
 from pcjax.data import CORRUPTIONS, SEVERITIES, Dataset, Examples
-from pcjax.jobs.measures import COMPARED, by_labels, labels_of
-from pcjax.jobs.represent import Frozen, outputs, represent, represent_all
+from pcjax.evaluation.measures import COMPARED, by_labels, labels_of
+from pcjax.training.embedding import Frozen, outputs, represent, represent_all
 
 CALLS, CALLS_BEFORE = 9, 2  # timed ones, and those that warm up
 
@@ -29,7 +29,9 @@ def load_other(config: Config, examples: Dataset) -> Dataset | None:
     size = shape[0] if stored and len(shape) == 3 and shape[0] == shape[1] else None
     folder = asked.other_dir or (config.data.data_dir if stored else None)
     try:
-        found = sources.load(asked.other, data_dir=folder, validation=config.data.validation, image_size=size)
+        found = sources.load(
+            asked.other, data_dir=folder, validation=config.data.validation, image_size=size
+        )
         return sources.fitted(found, shape)
     except RequestError as error:
         raise RequestError(f"evaluation.other: {error}") from error
@@ -62,10 +64,16 @@ def robustness(
     asked: Evaluation,
 ) -> dict[str, Any]:
     """k-NN accuracy of corrupted test examples among the clean training examples, by corruption and severity."""
-    names = tuple(CORRUPTIONS) if "all" in asked.corruptions else tuple(dict.fromkeys(asked.corruptions))
+    names = (
+        tuple(CORRUPTIONS)
+        if "all" in asked.corruptions
+        else tuple(dict.fromkeys(asked.corruptions))
+    )
     labels = labels_of(data)
     if labels is None:
-        raise RequestError(f"got evaluation.corruptions for {data.source}: expected the class of every example")
+        raise RequestError(
+            f"got evaluation.corruptions for {data.source}: expected the class of every example"
+        )
     some = np.arange(0, len(data.test), -(-len(data.test) // COMPARED))
     looked_at = Examples(data.test.store, data.test.rows[some], data.test.classes)
     k = min(asked.neighbours, len(features["train"]))
@@ -79,12 +87,16 @@ def robustness(
         severities = {}
         for severity in SEVERITIES:
             corrupted = sources.corrupted_examples(looked_at, name, severity, data.train)
-            severities[str(severity)] = accuracy(represent(model, corrupted, normalise, asked.batch).features)
+            severities[str(severity)] = accuracy(
+                represent(model, corrupted, normalise, asked.batch).features
+            )
         found[name] = severities | {"mean": statistics.fmean(severities.values())}
     return found | {"mean": statistics.fmean(found[name]["mean"] for name in names)}
 
 
-def throughput(model: Frozen, examples: Examples, normalise: tuple[np.ndarray, np.ndarray], batch: int) -> dict:
+def throughput(
+    model: Frozen, examples: Examples, normalise: tuple[np.ndarray, np.ndarray], batch: int
+) -> dict:
     """Examples a second of the compiled model on one device: the median of some calls, what it is given lying there."""
     device = jax.local_devices()[0]
     batches = sources.evaluation_batches(examples, batch=batch, normalise=normalise)

@@ -9,16 +9,19 @@ import numpy as np
 
 from pcjax._checks import require
 from pcjax.config import Config
+from pcjax.evaluation.results import result_of
 from pcjax.jobs import evaluate
 from pcjax.jobs.distill import find_teacher
-from pcjax.jobs.folder import config_of, own_place
 from pcjax.jobs.prepare import Loaded, load
-from pcjax.jobs.represent import represent, represent_all
-from pcjax.jobs.results import result_of
-from pcjax.report import charts, space, views, words
+from pcjax.report import charts
+from pcjax.report import embedding_math as space
+from pcjax.report import formatting as words
+from pcjax.report import panels as views
 from pcjax.report.neighbours import rows_of
 from pcjax.report.page import Markup, details, figure, page, table, tag, terms
-from pcjax.training.records import METRICS, read_records
+from pcjax.run import config_of, own_place
+from pcjax.training.embedding import represent, represent_all
+from pcjax.training.metrics_log import METRICS, read_records
 
 WORST, MIDDLE, BEST, SHOWN = 6, 3, 3, 6  # rows of pictures, and pictures in each
 WHOSE = {"the teacher": "teacher", "the student": "student after"}
@@ -30,7 +33,10 @@ def run_page(folder: pathlib.Path) -> str:
     """The page of a run that has ended; nothing in its folder is changed."""
     job, config = config_of(folder)
     drawn = ("distill", "teach", "compare")
-    require(job in drawn, f"{folder} is of `pcjax {job}`, which is not drawn: expected one of {', '.join(drawn)}")
+    require(
+        job in drawn,
+        f"{folder} is of `pcjax {job}`, which is not drawn: expected one of {', '.join(drawn)}",
+    )
     result = result_of(folder)
     loaded = load(config)
     stored = json.loads(config.to_json())
@@ -41,14 +47,21 @@ def run_page(folder: pathlib.Path) -> str:
         terms(words.asked(job, stored)),
         details("The whole config", json.dumps({"job": job, "config": stored}, indent=1)),
     ]
-    sections: Sections = [("Results", _results(result, loaded)), ("Training", _training(job, folder))]
-    sections += _taught(config, folder, loaded) if job == "teach" else _distilled(config, folder, loaded)
+    sections: Sections = [
+        ("Results", _results(result, loaded)),
+        ("Training", _training(job, folder)),
+    ]
+    sections += (
+        _taught(config, folder, loaded) if job == "teach" else _distilled(config, folder, loaded)
+    )
     return page(f"{name}: report of pcjax {job}", lead, sections)
 
 
 def _made(result: Mapping[str, Any]) -> str:
     said = [f"{value:,} {name}" for name in ("steps", "seconds") if (value := result.get(name))]
-    made = ", ".join(f"{name} {version}" for name, version in dict(result.get("versions") or {}).items())
+    made = ", ".join(
+        f"{name} {version}" for name, version in dict(result.get("versions") or {}).items()
+    )
     return f"It took {' and '.join(said)}; made with {made}." if said else f"Made with {made}."
 
 
@@ -56,7 +69,13 @@ def _results(result: Mapping[str, Any], loaded: Loaded) -> list[str]:
     columns, rows = words.results(result)
     count = f"{len(loaded.examples.test):,} test examples"
     caption = f"On {count}, which no choice was made by; below a number its 95 % interval, where it has one."
-    more = words.leaves({k: v for k, v in result.items() if k not in (*words.TITLES, "versions", "steps", "seconds")})
+    more = words.leaves(
+        {
+            k: v
+            for k, v in result.items()
+            if k not in (*words.TITLES, "versions", "steps", "seconds")
+        }
+    )
     also = [[words.title_of(name), words.cell(name, value)] for name, value in more.items()]
     return [
         table(caption, columns, rows),
@@ -72,13 +91,19 @@ def _training(job: str, folder: pathlib.Path) -> list[str]:
     drawn = [one for who, records in found.items() for one in _curves(who, records.sound)]
     return [
         tag("div", *drawn, class_="panels") if drawn else tag("p", f"There is no {METRICS}."),
-        *(left_out(f"of the {who}", records.damaged) for who, records in found.items() if records.damaged),
+        *(
+            left_out(f"of the {who}", records.damaged)
+            for who, records in found.items()
+            if records.damaged
+        ),
     ]
 
 
 def left_out(what: str, lines: int) -> Markup:
     """That there are lines which no curve shows."""
-    return tag("p", f"{METRICS} {what}: {lines} lines are not as they were written, and are left out.")
+    return tag(
+        "p", f"{METRICS} {what}: {lines} lines are not as they were written, and are left out."
+    )
 
 
 def _curves(who: str, records: list[dict[str, Any]]) -> list[Markup]:
@@ -95,10 +120,15 @@ def _curves(who: str, records: list[dict[str, Any]]) -> list[Markup]:
         several = " It is the weighted sum of the others." if len(shown) > 1 else ""
         caption = f"What the {who} minimises, each point a mean over the steps since the point before.{several}"
         drawn = charts.curves(
-            f"loss-{who}", f"{who}: loss", shown, f"Curve of the {who}'s loss over the steps: {said}."
+            f"loss-{who}",
+            f"{who}: loss",
+            shown,
+            f"Curve of the {who}'s loss over the steps: {said}.",
         )
         found.append(figure(drawn, caption))
-    judged = [name for name in numbers if name.startswith("validation_") and name != "validation_score"]
+    judged = [
+        name for name in numbers if name.startswith("validation_") and name != "validation_score"
+    ]
     for place, name in enumerate(judged):
         curve = charts.curve_of(records, name)
         what = name.removeprefix("validation_").replace("_", " ")
@@ -108,7 +138,11 @@ def _curves(who: str, records: list[dict[str, Any]]) -> list[Markup]:
             {what: curve},
             f"Curve of the {who}'s {what} on validation examples over the steps: {_course(curve)}.",
         )
-        found.append(figure(drawn, f"{what.capitalize()} on validation examples, judged at every checkpoint."))
+        found.append(
+            figure(
+                drawn, f"{what.capitalize()} on validation examples, judged at every checkpoint."
+            )
+        )
     skipped = [record["skipped"] for record in records if record.get("skipped")]
     if skipped:
         why = "were not finite, or had a gradient or examples far beyond the others', or examples that are all alike"
@@ -141,7 +175,9 @@ def _distilled(config: Config, folder: pathlib.Path, loaded: Loaded) -> Sections
     teacher = known.features
     student = represent_all(model, loaded.examples, loaded.normalise, config.evaluation.batch)
     features = {split: one.features for split, one in student.items()}
-    before = represent(first, loaded.examples.test, loaded.normalise, config.evaluation.batch).features
+    before = represent(
+        first, loaded.examples.test, loaded.normalise, config.evaluation.batch
+    ).features
     places = space.sample(len(before))
     test = views.sampled(loaded.examples.test, places)
     seen = {
@@ -166,13 +202,20 @@ def _distilled(config: Config, folder: pathlib.Path, loaded: Loaded) -> Sections
     )
     after = {"the student": coherence["student after"]}
     return [
-        ("Coherence", [tag("div", views.histogram(coherence), *views.densities(seen), class_="panels")]),
+        (
+            "Coherence",
+            [tag("div", views.histogram(coherence), *views.densities(seen), class_="panels")],
+        ),
         ("Maps", views.maps({name: one.features for name, one in seen.items()}, test)),
         ("Neighbours", [tag("p", how), *rows_of(test, places, chosen, after, near)]),
         *_confusions(config, loaded, {"teacher": teacher, "student after": features}),
     ]
 
 
-def _confusions(config: Config, loaded: Loaded, features: Mapping[str, Mapping[str, np.ndarray]]) -> Sections:
-    shown = views.confusions(loaded.examples.train, loaded.examples.test, features, config.evaluation.neighbours)
+def _confusions(
+    config: Config, loaded: Loaded, features: Mapping[str, Mapping[str, np.ndarray]]
+) -> Sections:
+    shown = views.confusions(
+        loaded.examples.train, loaded.examples.test, features, config.evaluation.neighbours
+    )
     return [("Confusion", shown)] if shown else []

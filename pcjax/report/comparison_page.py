@@ -9,17 +9,25 @@ from types import NoneType
 from typing import Any
 
 from pcjax._checks import RequestError, require
-from pcjax.jobs.folder import are_numbers, is_number, stored_object
-from pcjax.report import charts, words
+from pcjax.report import charts
+from pcjax.report import formatting as words
 from pcjax.report.charts import Interval
 from pcjax.report.page import Markup, details, figure, joined, page, table, tag
-from pcjax.report.run import Sections, left_out
+from pcjax.report.run_page import Sections, left_out
 from pcjax.report.side_by_side import run_folder, sections_of
-from pcjax.training.records import Records, read_records
+from pcjax.run import are_numbers, is_number, stored_object
+from pcjax.training.metrics_log import Records, read_records
 
 COMPARISON = "comparison.json"
-DRAWN = {"knn_accuracy": "k-NN accuracy", "linear_probe_accuracy": "linear probe", "spearman": "coherence (Spearman)"}
-COSTS = {"seconds_per_step": ("time a step", 1e3, "ms"), "temporary_bytes": ("memory a step", 1e-6, "MB")}
+DRAWN = {
+    "knn_accuracy": "k-NN accuracy",
+    "linear_probe_accuracy": "linear probe",
+    "spearman": "coherence (Spearman)",
+}
+COSTS = {
+    "seconds_per_step": ("time a step", 1e3, "ms"),
+    "temporary_bytes": ("memory a step", 1e-6, "MB"),
+}
 LABELS = "class-aware"
 VALIDATION = "validation_coherence"
 ENDS = ("low", "high")
@@ -30,13 +38,20 @@ def comparison_page(folder: pathlib.Path) -> str:
     found = _read(folder)
     losses = found["losses"]
     primary = found.get("primary")
-    order = sorted(losses, key=lambda label: (len(_fails(losses[label])) > 0, -_mean(losses[label], primary), label))
-    metrics = list(dict.fromkeys(metric for loss in losses.values() for metric in loss.get("summary", {})))
+    order = sorted(
+        losses,
+        key=lambda label: (len(_fails(losses[label])) > 0, -_mean(losses[label], primary), label),
+    )
+    metrics = list(
+        dict.fromkeys(metric for loss in losses.values() for metric in loss.get("summary", {}))
+    )
     drawn = [metric for metric in DRAWN if metric in metrics]
     drawn += [metric for metric in metrics if metric == primary and metric not in drawn]
     seeds = max(len(loss.get("runs", {})) for loss in losses.values())
     name = folder.resolve().name
-    made = ", ".join(f"{what} {version}" for what, version in dict(found.get("versions") or {}).items())
+    made = ", ".join(
+        f"{what} {version}" for what, version in dict(found.get("versions") or {}).items()
+    )
     lead = [
         tag(
             "p",
@@ -46,7 +61,11 @@ def comparison_page(folder: pathlib.Path) -> str:
             f". Made with {made}." if made else ".",
         ),
         *_diverged(losses, order),
-        *([details("The whole config", json.dumps(found["config"], indent=1))] if found.get("config") else []),
+        *(
+            [details("The whole config", json.dumps(found["config"], indent=1))]
+            if found.get("config")
+            else []
+        ),
     ]
     costs = [_cost(cost, losses, order) for cost in COSTS]
     sections: Sections = [
@@ -56,13 +75,19 @@ def comparison_page(folder: pathlib.Path) -> str:
             [
                 tag(
                     "div",
-                    *(_intervals(found, order, metric, place) for place, metric in enumerate(drawn)),
+                    *(
+                        _intervals(found, order, metric, place)
+                        for place, metric in enumerate(drawn)
+                    ),
                     class_="panels",
                 )
             ],
         ),
         ("Differences to the best", _paired(losses, order, drawn)),
-        ("Time and memory", [tag("div", *(one for one in costs if one), class_="panels"), *_unknown(costs)]),
+        (
+            "Time and memory",
+            [tag("div", *(one for one in costs if one), class_="panels"), *_unknown(costs)],
+        ),
         ("Training", _training(folder, losses, order)),
         *sections_of(folder, losses, order),
     ]
@@ -76,7 +101,9 @@ def _read(folder: pathlib.Path) -> dict[str, Any]:
     require(isinstance(losses, dict) and bool(losses), f"{stored} has no losses: {remedy}")
     for label, loss in found["losses"].items():
         whole = _is_loss(loss)
-        require(whole, f"{stored} is damaged (what it has of {label!r} is no summary of runs): {remedy}")
+        require(
+            whole, f"{stored} is damaged (what it has of {label!r} is no summary of runs): {remedy}"
+        )
     others = {
         "teacher": are_numbers(found.get("teacher") or {}),
         "untrained": _are(_is_estimate, found.get("untrained") or {}),
@@ -102,15 +129,21 @@ def _is_loss(loss: Any) -> bool:
 
 def _is_run(run: Mapping[str, Any]) -> bool:
     costs = all(run.get(cost) is None or is_number(run[cost]) for cost in COSTS)
-    return costs and run.get("status") in ("done", "diverged") and are_numbers(run.get("metrics", {}))
+    return (
+        costs and run.get("status") in ("done", "diverged") and are_numbers(run.get("metrics", {}))
+    )
 
 
 def _is_estimate(found: Mapping[str, Any]) -> bool:
-    return is_number(found.get("mean")) and all(found.get(end) is None or is_number(found[end]) for end in ENDS)
+    return is_number(found.get("mean")) and all(
+        found.get(end) is None or is_number(found[end]) for end in ENDS
+    )
 
 
 def _are(what: Callable[[Mapping[str, Any]], bool], found: Any) -> bool:
-    return isinstance(found, dict) and all(isinstance(one, dict) and what(one) for one in found.values())
+    return isinstance(found, dict) and all(
+        isinstance(one, dict) and what(one) for one in found.values()
+    )
 
 
 def _mean(loss: Mapping[str, Any], metric: str | None) -> float:
@@ -120,7 +153,9 @@ def _mean(loss: Mapping[str, Any], metric: str | None) -> float:
 
 
 def _interval(found: Mapping[str, Any], scale: float) -> Interval:
-    low, high = (None if found.get(part) is None else scale * found[part] for part in ("low", "high"))
+    low, high = (
+        None if found.get(part) is None else scale * found[part] for part in ("low", "high")
+    )
     return Interval(scale * found["mean"], low, high)
 
 
@@ -160,7 +195,9 @@ def _number(metric: str, found: Mapping[str, Any] | None) -> str:
     return words.interval(metric, found["mean"], found["low"], found["high"])
 
 
-def _table(found: Mapping[str, Any], order: Sequence[str], metrics: Sequence[str], primary: str | None) -> Markup:
+def _table(
+    found: Mapping[str, Any], order: Sequence[str], metrics: Sequence[str], primary: str | None
+) -> Markup:
     losses = found["losses"]
     rows = []
     for label in order:
@@ -168,27 +205,47 @@ def _table(found: Mapping[str, Any], order: Sequence[str], metrics: Sequence[str
         summary = loss.get("summary", {})
         costs = [_cost_of(loss, cost) for cost in COSTS]
         shown = [_amount(cost, value) for cost, value in zip(COSTS, costs, strict=True)]
-        rows.append([_name(label, loss), *(_number(metric, summary.get(metric)) for metric in metrics), *shown])
+        rows.append(
+            [
+                _name(label, loss),
+                *(_number(metric, summary.get(metric)) for metric in metrics),
+                *shown,
+            ]
+        )
     teacher, untrained = dict(found.get("teacher") or {}), dict(found.get("untrained") or {})
     nothing = [""] * len(COSTS)
     if teacher:
-        values = [words.number(metric, teacher[metric]) if metric in teacher else "" for metric in metrics]
+        values = [
+            words.number(metric, teacher[metric]) if metric in teacher else "" for metric in metrics
+        ]
         rows.append(["teacher", *values, *nothing])
     if untrained:
         rows.append(
-            ["student before training", *(_number(metric, untrained.get(metric)) for metric in metrics), *nothing]
+            [
+                "student before training",
+                *(_number(metric, untrained.get(metric)) for metric in metrics),
+                *nothing,
+            ]
         )
     by = f", the best by {_title(primary)} first" if primary is not None else ""
-    marked = f" “{LABELS}” marks a loss that is told the classes; the others see no label." if _aware(losses) else ""
+    marked = (
+        f" “{LABELS}” marks a loss that is told the classes; the others see no label."
+        if _aware(losses)
+        else ""
+    )
     caption = f"Students on the test examples{by}: means over the seeds, and below them the 95 % intervals.{marked}"
-    return table(caption, ["loss", *map(_title, metrics), *(title for title, _, _ in COSTS.values())], rows)
+    return table(
+        caption, ["loss", *map(_title, metrics), *(title for title, _, _ in COSTS.values())], rows
+    )
 
 
 def _title(metric: str | None) -> str:
     return DRAWN.get(str(metric), words.title_of(str(metric)))
 
 
-def _all_numbers(found: Mapping[str, Any], order: Sequence[str], metrics: Sequence[str]) -> list[Markup]:
+def _all_numbers(
+    found: Mapping[str, Any], order: Sequence[str], metrics: Sequence[str]
+) -> list[Markup]:
     """Every metric of every loss and every run."""
     rows = []
     for label in order:
@@ -207,11 +264,22 @@ def _intervals(found: Mapping[str, Any], order: Sequence[str], metric: str, plac
     percent = 100.0 if "accuracy" in metric else 1.0
     losses = found["losses"]
     known = [label for label in order if metric in losses[label].get("summary", {})]
-    shown = {_plain(label, losses[label]): _interval(losses[label]["summary"][metric], percent) for label in known}
+    shown = {
+        _plain(label, losses[label]): _interval(losses[label]["summary"][metric], percent)
+        for label in known
+    }
     lines, beside = {}, []
-    untrained, teacher = dict(found.get("untrained") or {}).get(metric), dict(found.get("teacher") or {}).get(metric)
+    untrained, teacher = (
+        dict(found.get("untrained") or {}).get(metric),
+        dict(found.get("teacher") or {}).get(metric),
+    )
     for dash, word, who, value in (
-        (":", "dotted", "The student before training", None if untrained is None else untrained["mean"]),
+        (
+            ":",
+            "dotted",
+            "The student before training",
+            None if untrained is None else untrained["mean"],
+        ),
         ("--", "dashed", "The teacher", teacher),
     ):
         if value is not None:
@@ -225,7 +293,12 @@ def _intervals(found: Mapping[str, Any], order: Sequence[str], metric: str, plac
         f"{shown[best].mean:.4g}."
     )
     drawn = charts.intervals(
-        f"intervals-{place}", f"{_title(metric)}{unit}", shown, alternative, hollow=hollow, lines=lines
+        f"intervals-{place}",
+        f"{_title(metric)}{unit}",
+        shown,
+        alternative,
+        hollow=hollow,
+        lines=lines,
     )
     rings = f" A ring, and “{LABELS}”, marks a loss that is told the classes." if hollow else ""
     caption = f"A dot is the mean over the seeds, its line the 95 % interval; the farther right the better.{rings}"
@@ -252,7 +325,9 @@ def _paired(losses: Mapping[str, Any], order: Sequence[str], metrics: Sequence[s
             continue
         (to,) = best
         shown = {
-            _plain(label, losses[label]): _interval(of, percent) for label, of in differences.items() if label != to
+            _plain(label, losses[label]): _interval(of, percent)
+            for label, of in differences.items()
+            if label != to
         }
         if not shown:
             continue
@@ -277,15 +352,23 @@ def _paired(losses: Mapping[str, Any], order: Sequence[str], metrics: Sequence[s
     if not charts_:
         return [tag("p", "There are no two losses with a finished run of the same seed.")]
     written = table(
-        "The same as numbers; accuracies in percentage points.", ["loss", "metric", "best", "difference"], rows
+        "The same as numbers; accuracies in percentage points.",
+        ["loss", "metric", "best", "difference"],
+        rows,
     )
-    return [tag("p", how), tag("div", *charts_, class_="panels"), tag("details", tag("summary", "As a table"), written)]
+    return [
+        tag("p", how),
+        tag("div", *charts_, class_="panels"),
+        tag("details", tag("summary", "As a table"), written),
+    ]
 
 
 def _difference(found: Interval) -> Markup:
     if found.low is None:
         return joined([f"{found.mean:+.3f}"])
-    return joined([f"{found.mean:+.3f}", tag("br"), tag("small", f"{found.low:+.3f} to {found.high:+.3f}")])
+    return joined(
+        [f"{found.mean:+.3f}", tag("br"), tag("small", f"{found.low:+.3f} to {found.high:+.3f}")]
+    )
 
 
 def _cost_of(loss: Mapping[str, Any], cost: str) -> float | None:
@@ -301,7 +384,9 @@ def _amount(cost: str, value: float | None) -> str:
 
 def _cost(cost: str, losses: Mapping[str, Any], order: Sequence[str]) -> Markup | None:
     title, scale, unit = COSTS[cost]
-    amounts = {label: value for label in order if (value := _cost_of(losses[label], cost)) is not None}
+    amounts = {
+        label: value for label in order if (value := _cost_of(losses[label], cost)) is not None
+    }
     if not amounts:
         return None
     shown = {label: scale * value for label, value in amounts.items()}
@@ -309,7 +394,8 @@ def _cost(cost: str, losses: Mapping[str, Any], order: Sequence[str]) -> Markup 
     alternative = f"Bars of {title} in {unit} for {len(shown)} losses; the most: {most}, {shown[most]:.3g} {unit}."
     drawn = charts.bars(f"cost-{cost}", f"{title} in {unit}", shown, alternative)
     return figure(
-        drawn, f"{title.capitalize()}, the median over the runs, on the machine they ran on: the shorter the better."
+        drawn,
+        f"{title.capitalize()}, the median over the runs, on the machine they ran on: the shorter the better.",
     )
 
 
@@ -319,15 +405,21 @@ def _unknown(costs: Sequence[Markup | None]) -> list[Markup]:
 
 def _training(folder: pathlib.Path, losses: Mapping[str, Any], order: Sequence[str]) -> list[str]:
     """Validation coherence of every run, a small panel for each loss."""
-    read = {label: [_records_of(folder, label, seed) for seed in losses[label].get("runs", {})] for label in order}
+    read = {
+        label: [_records_of(folder, label, seed) for seed in losses[label].get("runs", {})]
+        for label in order
+    }
     found = {
-        label: [charts.curve_of(records.sound, VALIDATION).thinned() for records in of] for label, of in read.items()
+        label: [charts.curve_of(records.sound, VALIDATION).thinned() for records in of]
+        for label, of in read.items()
     }
     found = {label: [curve for curve in of if len(curve.steps)] for label, of in found.items()}
     everything = [curve for of in found.values() for curve in of]
     damaged = sum(records.damaged for of in read.values() for records in of)
     said_so = [left_out("of all runs", damaged)] if damaged else []
-    finite = [float(value) for curve in everything for value in curve.values if math.isfinite(value)]
+    finite = [
+        float(value) for curve in everything for value in curve.values if math.isfinite(value)
+    ]
     if not finite:
         return [tag("p", "No run has validation coherence in its metrics."), *said_so]
     margin = 0.05 * max(max(finite) - min(finite), 1e-3)
@@ -336,7 +428,11 @@ def _training(folder: pathlib.Path, losses: Mapping[str, Any], order: Sequence[s
     for place, label in enumerate(order):
         own = found[label]
         last = [float(curve.values[-1]) for curve in own if math.isfinite(curve.values[-1])]
-        end = f"at the end {statistics.fmean(last):.3f}" if last else "never judged, or not finite at the end"
+        end = (
+            f"at the end {statistics.fmean(last):.3f}"
+            if last
+            else "never judged, or not finite at the end"
+        )
         said = f"{label}: curves of validation coherence, {end}."
         drawn = charts.against_all(f"course-{place}", own, everything, limits, said)
         panels.append(tag("div", tag("p", label), drawn))

@@ -25,7 +25,11 @@ def known_labels(examples: Examples) -> np.ndarray | None:
 
 def labels_of(data: Dataset) -> dict[str, np.ndarray] | None:
     """The classes of all splits, if every example has one."""
-    known = {split: labels for split in SPLITS if (labels := known_labels(getattr(data, split))) is not None}
+    known = {
+        split: labels
+        for split in SPLITS
+        if (labels := known_labels(getattr(data, split))) is not None
+    }
     return known if len(known) == len(SPLITS) else None
 
 
@@ -34,12 +38,16 @@ def neighbours(asked: Evaluation, features: np.ndarray) -> int:
     return max(1, min(asked.neighbours, len(features) - 2))
 
 
-def by_labels(features: Mapping[str, np.ndarray], data: Dataset, asked: Evaluation) -> dict[str, float | None]:
+def by_labels(
+    features: Mapping[str, np.ndarray], data: Dataset, asked: Evaluation
+) -> dict[str, float | None]:
     """k-NN and linear-probe accuracy of the test examples; what has no labels has none."""
     labels = labels_of(data)
     if labels is None:
         return {"knn_accuracy": None, "knn_majority_accuracy": None, "linear_probe_accuracy": None}
-    found = metrics.nearest(features["test"], features["train"], k=min(asked.neighbours, len(features["train"])))
+    found = metrics.nearest(
+        features["test"], features["train"], k=min(asked.neighbours, len(features["train"]))
+    )
     probed = slice(None, None, -(-len(features["train"]) // PROBED))
     probe = metrics.linear_probe(
         features["train"][probed],
@@ -49,19 +57,29 @@ def by_labels(features: Mapping[str, np.ndarray], data: Dataset, asked: Evaluati
         validation=(features["validation"], labels["validation"]),
     )
     said = {} if probe.converged else {"linear_probe_converged": False}
-    return {**votes(found, labels["train"], labels["test"]), "linear_probe_accuracy": probe.accuracy, **said}
+    return {
+        **votes(found, labels["train"], labels["test"]),
+        "linear_probe_accuracy": probe.accuracy,
+        **said,
+    }
 
 
-def votes(found: metrics.Neighbours, gallery_labels: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def votes(
+    found: metrics.Neighbours, gallery_labels: np.ndarray, labels: np.ndarray
+) -> dict[str, float]:
     """How often the neighbours vote for the true class, by their similarity and one vote each."""
     names = {"knn_accuracy": "cosine", "knn_majority_accuracy": "majority"}
     return {
-        name: float(np.mean(np.asarray(metrics.vote(found, gallery_labels, weighting=weighting)) == labels))
+        name: float(
+            np.mean(np.asarray(metrics.vote(found, gallery_labels, weighting=weighting)) == labels)
+        )
         for name, weighting in names.items()
     }
 
 
-def retrieved(features: np.ndarray, labels: np.ndarray | None, width: int = 0) -> dict[str, float] | None:
+def retrieved(
+    features: np.ndarray, labels: np.ndarray | None, width: int = 0
+) -> dict[str, float] | None:
     """How well these examples find the others of their class; None if that is no question."""
     some = slice(None, None, -(-len(features) // RETRIEVED))
     if labels is None or len(np.unique(labels[some])) in (1, len(labels[some])):
@@ -69,7 +87,9 @@ def retrieved(features: np.ndarray, labels: np.ndarray | None, width: int = 0) -
     ks = tuple(k for k in RECALLS if k < len(labels[some]))
     found = metrics.retrieval(widened(features[some], width), labels[some], ks=ks)
     recalls = {f"recall_at_{k}": float(found.recall_at[k]) for k in ks}
-    return recalls | {name: float(getattr(found, name)) for name in ("mean_average_precision", "r_precision")}
+    return recalls | {
+        name: float(getattr(found, name)) for name in ("mean_average_precision", "r_precision")
+    }
 
 
 def likeness(features: np.ndarray, teacher: np.ndarray, asked: Evaluation) -> dict[str, Any]:
@@ -78,7 +98,10 @@ def likeness(features: np.ndarray, teacher: np.ndarray, asked: Evaluation) -> di
     own, theirs = widened(features[some], teacher.shape[1]), teacher[some]
     coherence = metrics.coherence(own, theirs, k=neighbours(asked, own))
     degrees = {
-        name: {part: float(getattr(getattr(coherence, name), part)) for part in ("value", "low", "high")}
+        name: {
+            part: float(getattr(getattr(coherence, name), part))
+            for part in ("value", "low", "high")
+        }
         for name in DEGREES
     }
     return {"coherence": degrees, "linear_cka": float(metrics.linear_cka(own, theirs))}

@@ -21,7 +21,9 @@ class Board:
 
         def begin() -> None:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = importlib.import_module("tensorboardX.event_file_writer").EventsWriter(str(folder / "events"))
+            self._file = importlib.import_module("tensorboardX.event_file_writer").EventsWriter(
+                str(folder / "events")
+            )
             start = self._events.SessionLog(status=self._events.SessionLog.START)
             self._file.write_event(self._events.Event(step=at + 1, file_version="brain.Event:2"))
             self._file.write_event(self._events.Event(step=at + 1, session_log=start))
@@ -36,7 +38,9 @@ class Board:
         def write() -> None:
             for name, value in values.items():
                 summary = self._scalar(name, value)
-                self._file.write_event(self._events.Event(wall_time=time.time(), step=step, summary=summary))
+                self._file.write_event(
+                    self._events.Event(wall_time=time.time(), step=step, summary=summary)
+                )
             self._file.flush()
 
         self._attempt(write)
@@ -52,4 +56,6 @@ class Board:
             write()
         except OSError as error:
             self._given_up = True
-            self._say(f"{self._folder} cannot be written ({error.strerror}): TensorBoard is told nothing more")
+            self._say(
+                f"{self._folder} cannot be written ({error.strerror}): TensorBoard is told nothing more"
+            )

@@ -7,14 +7,13 @@ import numpy as np
 
 from pcjax import metrics
 from pcjax.data import Examples
-from pcjax.report import charts, space
+from pcjax.report import charts
+from pcjax.report import embedding_math as space
 from pcjax.report.neighbours import Seen
 from pcjax.report.page import Markup, figure, table, tag
 
 COLOURED, MATRIX, LISTED, BINS = 10, 12, 15, 24
-A_MAP = (
-    "Each test example a dot, in the plane in which the model's features vary most (the first two principal components)"
-)
+A_MAP = "Each test example a dot, in the plane in which the model's features vary most (the first two principal components)"
 
 
 class Space(NamedTuple):
@@ -36,12 +35,18 @@ def class_names(examples: Examples) -> list[str]:
     if examples.classes is not None:
         return list(examples.classes)
     labels = examples.labels
-    return [] if labels is None or not len(labels) else [str(number) for number in range(int(labels.max()) + 1)]
+    return (
+        []
+        if labels is None or not len(labels)
+        else [str(number) for number in range(int(labels.max()) + 1)]
+    )
 
 
 def middle_and_tenth(coherence: np.ndarray) -> str:
     """Coherence per anchor in two numbers."""
-    return f"median {np.median(coherence):.3f}, lowest tenth below {np.quantile(coherence, 0.1):.3f}"
+    return (
+        f"median {np.median(coherence):.3f}, lowest tenth below {np.quantile(coherence, 0.1):.3f}"
+    )
 
 
 def histogram(coherence: Mapping[str, np.ndarray]) -> Markup:
@@ -53,7 +58,10 @@ def histogram(coherence: Mapping[str, np.ndarray]) -> Markup:
         f"the same order, 0 unrelated. What lies far left is seen differently. {'; '.join(said.values())}."
     )
     return figure(
-        charts.histogram("histogram", coherence, f"Histogram of coherence. {'; '.join(said.values())}."), caption
+        charts.histogram(
+            "histogram", coherence, f"Histogram of coherence. {'; '.join(said.values())}."
+        ),
+        caption,
     )
 
 
@@ -70,9 +78,7 @@ def densities(seen: Mapping[str, Space]) -> list[Markup]:
     for name in ("student before", "student after"):
         values = space.density(seen["teacher"].ranks, seen[name].ranks, BINS)
         share, unrelated = near_diagonal(values)
-        alternative = (
-            f"Density of the {name}'s ranks against the teacher's: {share:.0f} % of the pairs lie near the diagonal."
-        )
+        alternative = f"Density of the {name}'s ranks against the teacher's: {share:.0f} % of the pairs lie near the diagonal."
         caption = (
             f"All pairs of an anchor and another example: how near the teacher ranks it (across) and the {name} (up); "
             f"the stronger the colour, the more pairs. On the diagonal both agree: {share:.0f} % of the pairs lie "
@@ -94,8 +100,17 @@ def maps(features: Mapping[str, np.ndarray], test: Seen) -> list[Markup]:
         share = 100 * planes[name].share
         alternative = f"Map of {len(found)} test examples as the {name} sees them, {len(groups)} classes in colour."
         drawn = charts.scatter(f"map-{name.replace(' ', '-')}", name, found, groups, alternative)
-        shown.append(figure(drawn, f"{name.capitalize()}: the plane holds {share:.0f} % of the features' variance."))
-    turned = "; the student's maps are turned or mirrored to lie on the teacher's" if len(points) > 1 else ""
+        shown.append(
+            figure(
+                drawn,
+                f"{name.capitalize()}: the plane holds {share:.0f} % of the features' variance.",
+            )
+        )
+    turned = (
+        "; the student's maps are turned or mirrored to lie on the teacher's"
+        if len(points) > 1
+        else ""
+    )
     coloured = "; classes have their names where the middle of their dots is" if groups else ""
     return [
         tag("p", f"{A_MAP}{turned}{coloured}{others_grey(test, groups)}."),
@@ -119,7 +134,10 @@ def most_numerous(test: Seen) -> dict[str, np.ndarray]:
 
 
 def confusions(
-    train: Examples, test: Examples, features: Mapping[str, Mapping[str, np.ndarray]], neighbours: int
+    train: Examples,
+    test: Examples,
+    features: Mapping[str, Mapping[str, np.ndarray]],
+    neighbours: int,
 ) -> list[Markup]:
     """What the nearest neighbours among the training examples say of the test examples' classes, if there are any."""
     given, true = train.labels, test.labels
@@ -134,7 +152,9 @@ def confusions(
         predicted = np.asarray(metrics.knn_predict(of["test"], of["train"], given, k=k))
         found = space.confusion(true, predicted, count)
         right = f"{name}: {100 * float(np.trace(found)) / len(true):.1f} % of {len(true):,} test examples are right"
-        shown.append(_matrix(right, found, names) if count <= MATRIX else _list(right, found, names))
+        shown.append(
+            _matrix(right, found, names) if count <= MATRIX else _list(right, found, names)
+        )
     how = f"Each test example is given the class that its {k} nearest training examples vote for, by cosine similarity."
     return [tag("p", how), tag("div", *shown, class_="panels")]
 
@@ -150,12 +170,18 @@ def _matrix(right: str, found: np.ndarray, names: list[str]) -> Markup:
 
 
 def _list(right: str, found: np.ndarray, names: list[str]) -> Markup:
-    rows = [[names[true], names[taken], str(count)] for true, taken, count in mistakes(found, LISTED)]
+    rows = [
+        [names[true], names[taken], str(count)] for true, taken, count in mistakes(found, LISTED)
+    ]
     return table(f"{right}. The most frequent mistakes.", ["true", "taken for", "examples"], rows)
 
 
 def mistakes(found: np.ndarray, most: int) -> list[tuple[int, int, int]]:
     """The most frequent ones of a confusion: the true class, the one it was taken for, and how often."""
     wrong = found * (1 - np.eye(len(found), dtype=found.dtype))
-    order = [int(place) for place in np.argsort(-wrong, axis=None, kind="stable")[:most] if wrong.flat[place]]
+    order = [
+        int(place)
+        for place in np.argsort(-wrong, axis=None, kind="stable")[:most]
+        if wrong.flat[place]
+    ]
     return [(*divmod(place, len(found)), int(wrong.flat[place])) for place in order]

@@ -14,8 +14,8 @@ from jax.sharding import PartitionSpec as P
 
 from pcjax.data import Dataset, Examples, evaluation_batches
 from pcjax.models import Output
+from pcjax.models.functional import Arrays, Functional
 from pcjax.training.arrays import digest
-from pcjax.training.functional import Arrays, Functional
 from pcjax.training.stopping import Watchdog
 
 
@@ -67,7 +67,9 @@ def host(tree: Any) -> Any:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def outputs(function: Functional, parameters: Arrays, statistics: Arrays, images: jax.Array) -> Output:
+def outputs(
+    function: Functional, parameters: Arrays, statistics: Arrays, images: jax.Array
+) -> Output:
     """What a model says of a batch; compiled once for equal models."""
     return function.apply(parameters, statistics, images, train=False)[0]._replace(maps={})
 
@@ -95,14 +97,19 @@ def represent(
     together = len(devices) * processes
     batch = -(-batch // together) * together
     mesh = Mesh(np.array(devices), ("rows",))
-    parameters, statistics = jax.device_put((model.parameters, model.statistics), NamedSharding(mesh, P()))
+    parameters, statistics = jax.device_put(
+        (model.parameters, model.statistics), NamedSharding(mesh, P())
+    )
     features, logits = [], []
     part = {"process_index": jax.process_index(), "process_count": processes}
     with Watchdog("what a model says", each="batch") as watchdog:
         for given in evaluation_batches(examples, batch=batch, normalise=normalise, **part):
             images = jax.device_put(given["image"], NamedSharding(mesh, P("rows")))
             output = outputs(model.function, parameters, statistics, images)
-            found = np.asarray(output.features), None if output.logits is None else np.asarray(output.logits)
+            found = (
+                np.asarray(output.features),
+                None if output.logits is None else np.asarray(output.logits),
+            )
             if processes > 1:
                 found = multihost_utils.process_allgather(found, tiled=True)
             features.append(found[0])
@@ -110,11 +117,15 @@ def represent(
             watchdog.beat(len(features))
             between()
     n = len(examples)
-    return Said(np.concatenate(features)[:n], None if logits[0] is None else np.concatenate(logits)[:n])
+    return Said(
+        np.concatenate(features)[:n], None if logits[0] is None else np.concatenate(logits)[:n]
+    )
 
 
 def represent_all(
     model: Frozen, data: Dataset, normalise: tuple[np.ndarray, np.ndarray], batch: int
 ) -> Mapping[str, Said]:
     """The same for every part."""
-    return {part: represent(model, examples, normalise, batch) for part, examples in data.parts.items()}
+    return {
+        part: represent(model, examples, normalise, batch) for part, examples in data.parts.items()
+    }

@@ -30,7 +30,10 @@ def lines_of(path: pathlib.Path) -> Iterator[tuple[bytes, dict[str, Any] | None]
     """Every line with its end, and what it says: None of one that is cut short, too long, or not as it was written."""
     if not path.exists():
         return
-    _checks.require(path.is_file(), f"{path} is no file: move it away, and the same command writes its metrics anew")
+    _checks.require(
+        path.is_file(),
+        f"{path} is no file: move it away, and the same command writes its metrics anew",
+    )
     with path.open("rb") as file:
         while line := file.readline(LONGEST):
             if len(line) == LONGEST and not line.endswith(b"\n"):

@@ -45,10 +45,14 @@ def look(
     key: Array,
 ) -> Beside:
     """Shows both models the neighbours that came with a batch, and the student the mixtures, in one go."""
-    near = {name.removeprefix(NEIGHBOUR): x for name, x in batch.items() if name.startswith(NEIGHBOUR)}
+    near = {
+        name.removeprefix(NEIGHBOUR): x for name, x in batch.items() if name.startswith(NEIGHBOUR)
+    }
     mixtures, share = mixed(key, batch["image"], near["image"], batch["index"])
     n, both = len(mixtures), student(jnp.concatenate([near["image"], mixtures]))
-    first, second = (jax.tree.map(lambda x, part=part: x[part], both) for part in (slice(n), slice(n, None)))
+    first, second = (
+        jax.tree.map(lambda x, part=part: x[part], both) for part in (slice(n), slice(n, None))
+    )
     return Beside(first, jax.lax.stop_gradient(teacher(near)), second, share)
 
 

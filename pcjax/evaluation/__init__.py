@@ -1,0 +1,1 @@
+"""A model or its embeddings in, a table of metrics out."""

@@ -1,0 +1,1 @@
+"""The student out, as files that other programs load."""
