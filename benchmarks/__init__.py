@@ -1,6 +1,6 @@
-"""What pcjax costs, measured beside its peers in one run."""
+"""Measure the costs of pcjax beside its peers, in one run."""
 
 import os
 
-# Of a GPU's memory JAX would take most at once, and leave none to peers in PyTorch or in another interpreter.
+# JAX would take most of a GPU's memory, and leave none to peers in PyTorch or another interpreter.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")

@@ -1,7 +1,8 @@
-"""The same loss on every rank operator: each builder returns a step that computes loss and gradient once.
+"""Build the same loss on every rank operator, as a step that computes loss and gradient once.
 
-Student (n, ds) and teacher (n, dt) features go in; Euclidean distances, self-pairs left out, the teacher's hard ranks,
-the student's soft ranks relative to its row's standard deviation, mean absolute difference, gradient to the student.
+The step takes student (n, ds) and teacher (n, dt) features. It computes Euclidean distances without
+self-pairs, the teacher's hard ranks, the student's soft ranks relative to the standard deviation of
+its row, their mean absolute difference, and the gradient to the student.
 """
 
 # pyright: reportMissingImports=false
@@ -16,26 +17,24 @@ TEMPERATURE = 0.1
 
 
 class Built(NamedTuple):
-    """A contender on given features, compiled."""
+    """A compiled contender on fixed features."""
 
-    step: Callable[[], Any]  # loss and gradient once, waited for
-    temporary_bytes: (
-        int | None
-    )  # what it needs beside its arguments and results; None where nobody knows
+    step: Callable[[], Any]  # computes loss and gradient once, and waits for them
+    temporary_bytes: int | None  # memory besides arguments and results, where it is known
 
 
 Build = Callable[[np.ndarray, np.ndarray], Built]
 
 
-def compiled(step: Callable[..., Any], *given: Any) -> Built:
-    """The step, by JAX, on what is given."""
+def compiled(step: Callable[..., Any], *arguments: Any) -> Built:
+    """Compile a step of JAX on its arguments."""
     import jax
 
-    given = jax.device_put(given)
-    run = jax.jit(step).lower(*given).compile()
+    arguments = jax.device_put(arguments)
+    run = jax.jit(step).lower(*arguments).compile()
     needs = run.memory_analysis()
     return Built(
-        lambda: jax.block_until_ready(run(*given)),
+        lambda: jax.block_until_ready(run(*arguments)),
         None if needs is None else needs.temp_size_in_bytes,
     )
 
@@ -56,7 +55,7 @@ def _pcjax(student: np.ndarray, teacher: np.ndarray, **given: Any) -> Built:
 
 
 def _rank_operator(rank: Callable[[Any], Any], student: np.ndarray, teacher: np.ndarray) -> Built:
-    """The loss on a peer's operator: `rank` maps rows of unit deviation to ranks 1 ... n - 1."""
+    """Build the loss on an operator that maps rows of unit deviation to ranks 1 ... n - 1."""
     import jax.numpy as jnp
 
     import pcjax
@@ -65,7 +64,7 @@ def _rank_operator(rank: Callable[[Any], Any], student: np.ndarray, teacher: np.
 
     def others(x: Any) -> Any:
         d = pcjax.dissimilarity.euclidean(x, x)
-        # Without the diagonal: the flattened matrix but its first entry, in rows of n + 1, each ending on a self-pair.
+        # Without its first entry the flattened matrix has rows of n + 1 that end on a self-pair.
         return d.reshape(-1)[1:].reshape(n - 1, n + 1)[:, :-1].reshape(n, n - 1)
 
     def loss(student: Any, teacher: Any) -> Any:
@@ -152,7 +151,7 @@ def _torchsort(student: np.ndarray, teacher: np.ndarray) -> Built:
     return Built(step, torch.cuda.max_memory_allocated() - before)
 
 
-# name: (builder, the largest n it is asked for on a CPU; beyond, its cost or memory would end the run)
+# name: (builder, the largest n on a CPU, beyond which time or memory would not suffice)
 CONTENDERS: dict[str, tuple[Build, int]] = {
     "pcjax laplace": (_pcjax, 32768),
     "pcjax laplace, chunks of 256": (functools.partial(_pcjax, chunk_size=256), 32768),

@@ -1,9 +1,9 @@
-"""What the display takes of a training: processor time of the moving line, drawn as if in a terminal.
+"""Measure the processor time of a training's moving line, drawn as in a terminal.
 
     python -m benchmarks.display [--seconds 20] [--rate 100] [--log-every 50]
 
-Nothing is trained: the line is shown for so many seconds, told of a step as often as a training of that many steps a
-second would tell it, and the processor time that this takes is set against the time that passed.
+Nothing is trained: for so many seconds the line gets as many steps as a training of that rate would
+report. The processor time is compared with the time that passed.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import time
 
 from rich.console import Console
 
-from pcjax.training.display import Display
+from pcjax.display import Display
 
 
 class Terminal(Display):
@@ -23,7 +23,7 @@ class Terminal(Display):
 
 
 def main() -> None:
-    """Runs the benchmark."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -32,12 +32,13 @@ def main() -> None:
         "--rate",
         type=float,
         default=100,
-        help="steps a second; the digits config takes about as many",
+        help="steps a second; about that of the digits config",
     )
     parser.add_argument("--log-every", type=int, default=50)
     arguments = parser.parse_args()
     steps = round(arguments.seconds * arguments.rate)
     with Terminal().progress("student", steps, 0) as progress:
+        progress.compiled(0)
         busy, began = time.process_time(), time.perf_counter()
         for step in range(1, steps + 1):
             time.sleep(max(0.0, began + step / arguments.rate - time.perf_counter()))
@@ -46,9 +47,8 @@ def main() -> None:
                 continue
             progress.show(step, {"loss": 1 / step, "coherence": 0.5, "gradient_norm": 1.0})
         busy, passed = time.process_time() - busy, time.perf_counter() - began
-    print(
-        f"{1e3 * busy:.0f} ms of processor time in {passed:.1f} s: {100 * busy / passed:.2f} % of one core"
-    )
+    share = f"{100 * busy / passed:.2f} % of one core"
+    print(f"{1e3 * busy:.0f} ms of processor time in {passed:.1f} s: {share}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""What the loss is made of: the sort beside what a core's cache gives, and the cost by the features' dimensions.
+"""Measure the parts of the loss: the sort, and the cost by the dimensions of the features.
 
     python -m benchmarks.parts [--seconds 30]
 
-All in turns in one run, at 1,024 examples.
+All parts alternate in one run, at 1,024 examples. The sort's network is compared with one of its
+stages in NumPy, which a core's cache bounds.
 """
 
 import argparse
@@ -22,7 +23,7 @@ DIMENSIONS = ((128, 128), (128, 512), (128, 2048), (512, 512))  # the student's,
 
 
 def contenders() -> dict[str, Any]:
-    """Each part's name, and what does it once."""
+    """Return functions that compute each part once."""
     random = np.random.default_rng(0)
     columns = min(cache_rows(EXAMPLES) or EXAMPLES, EXAMPLES)
     keys = random.integers(0, 2**31 - 1, size=(EXAMPLES, columns)).astype(np.int32)
@@ -49,7 +50,7 @@ def contenders() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Prints medians and quartiles."""
+    """Print medians and quartiles."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -59,8 +60,8 @@ def main() -> None:
         {name: timed(part) for name, part in contenders().items()}, seconds, most=2000
     )
     stages = EXAMPLES.bit_length() * (EXAMPLES.bit_length() - 1) // 2
-    for name, taken in times.items():
-        middle, first, third = spread(taken)
+    for name, seconds_taken in times.items():
+        middle, first, third = spread(seconds_taken)
         more = (
             f"; {stages} stages, {1e3 * middle / stages:.3g} microseconds each"
             if "network" in name

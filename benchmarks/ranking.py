@@ -1,9 +1,11 @@
-"""Loss and gradient from features, this library's and its peers', interleaved in one run.
+"""Time the loss and its gradient from features, ours and those of peers, alternating in one run.
 
-    python -m benchmarks.ranking [--sizes 128 256 512 1024 2048 4096] [--seconds 120] [--also PYTHON ...] [--out FOLDER]
+    python -m benchmarks.ranking [--sizes 128 256 512 1024 2048 4096] [--seconds 120]
+        [--also PYTHON ...] [--out FOLDER]
 
-Peers that are not installed are reported and left out; `--also` names further interpreters (of other virtual
-environments with pcjax in them) to find them in. Prints a table and writes ranking.json and ranking.png to the folder.
+Peers that are not installed are reported and left out. `--also` names other interpreters that have
+them; pcjax must be installed there too. Prints a table and writes ranking.json and ranking.png to
+the folder.
 """
 
 # pyright: reportMissingImports=false
@@ -27,7 +29,7 @@ STUDENT_FEATURES, TEACHER_FEATURES = 128, 512
 
 
 def prepare(name: str, n: int) -> Timed:
-    """A contender at one size, ready to be timed."""
+    """Build a contender at one size."""
     random = np.random.default_rng(0)
     student = random.normal(size=(n, STUDENT_FEATURES)).astype(np.float32)
     teacher = random.normal(size=(n, TEACHER_FEATURES)).astype(np.float32)
@@ -51,7 +53,7 @@ def _prepare_elsewhere(other: Elsewhere, name: str, n: int) -> Timed:
 
 
 def environment() -> dict[str, str]:
-    """What was measured on, and with which versions."""
+    """Return the device and the versions of the packages."""
     versions = {}
     for package in ("jax", "jaxlib", "torch", "torchsort", "softjax", "rax", "ott-jax"):
         try:
@@ -68,7 +70,7 @@ def environment() -> dict[str, str]:
 
 
 def measure(sizes: list[int], seconds: float, also: list[str]) -> dict[str, Any]:
-    """Times every contender that is there at every size it is asked for."""
+    """Time every contender at every size."""
     on_cpu = jax.default_backend() == "cpu"
     others = [Elsewhere(python, "benchmarks.ranking") for python in also]
     results: dict[str, Any] = {
@@ -89,7 +91,7 @@ def measure(sizes: list[int], seconds: float, also: list[str]) -> dict[str, Any]
                     ready[name] = source(name, n)
                     break
                 except Exception as error:
-                    # a peer may lack anything, or fail at a size; the run goes on without it
+                    # A peer may lack anything, or fail at a size; the others are still timed.
                     failure = f"{type(error).__name__}: {error}".splitlines()[0]
                     if isinstance(error, ImportError):
                         missing.setdefault(name, failure)
@@ -99,14 +101,16 @@ def measure(sizes: list[int], seconds: float, also: list[str]) -> dict[str, Any]
                 continue
             missing.pop(name, None)
         times = interleaved(
-            {name: one.call for name, one in ready.items()},
+            {name: contender.call for name, contender in ready.items()},
             seconds / len(sizes),
             failed=lambda name, error, n=n: print(
                 f"{name} at n = {n}: {type(error).__name__}: {error}"
             ),
         )
-        results["milliseconds"][n] = {name: spread(taken) for name, taken in times.items()}
-        results["temporary_bytes"][n] = {name: one.temporary_bytes for name, one in ready.items()}
+        results["milliseconds"][n] = {name: spread(seconds) for name, seconds in times.items()}
+        results["temporary_bytes"][n] = {
+            name: contender.temporary_bytes for name, contender in ready.items()
+        }
         print(f"n = {n}: done")
     for other in others:
         other.close()
@@ -115,7 +119,7 @@ def measure(sizes: list[int], seconds: float, also: list[str]) -> dict[str, Any]
 
 
 def table(results: dict[str, Any]) -> str:
-    """Medians in milliseconds, quartiles, how many times the reference each takes, and megabytes of temporaries."""
+    """Format medians, quartiles, ratios to the reference and sizes of temporaries."""
     sizes = list(results["milliseconds"])
     lines = [
         "| milliseconds, median (quartiles), times ours, temporaries | "
@@ -137,12 +141,12 @@ def table(results: dict[str, Any]) -> str:
             cells.append(f"{measured[0]:.3g} ({measured[1]:.3g}-{measured[2]:.3g}){ratio}{memory}")
         if any(cells):
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += [f"not installed: {name} ({why})" for name, why in results["missing"].items()]
+    lines += [f"not installed: {name} ({reason})" for name, reason in results["missing"].items()]
     return "\n".join(lines)
 
 
 def plot(results: dict[str, Any], path: pathlib.Path) -> None:
-    """Time against n, both logarithmic."""
+    """Draw time against n, both logarithmic."""
     import matplotlib as mpl
 
     mpl.use("agg")
@@ -169,7 +173,7 @@ def plot(results: dict[str, Any], path: pathlib.Path) -> None:
 
 
 def main() -> None:
-    """Runs the benchmark, or serves it to another interpreter."""
+    """Run the benchmark, or serve it to another interpreter."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -188,10 +192,7 @@ def main() -> None:
     print(table(results))
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "ranking.json").write_text(json.dumps(results, indent=1))
-    try:
-        plot(results, arguments.out / "ranking.png")
-    except ImportError:
-        print("no plot: matplotlib is not installed")
+    plot(results, arguments.out / "ranking.png")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""A whole training step with the loss, beside the same step with a mean squared error in its place.
+"""Time a whole training step with the loss, and the same step with a mean squared error.
 
     python -m benchmarks.step [--batch 256 ...] [--seconds 120] [--out FOLDER]
 
-ResNet-20 on 32 x 32 images, stochastic gradient descent with momentum, the teacher's 64 features given. Prints a table
-of medians, of the ratios to the mean squared error's step in the same turn, and of temporaries, and writes step.json to
-the folder. A size that fails, for want of memory, is said and left out.
+ResNet-20 on 32 x 32 images, gradient descent with momentum, 64 features of the teacher. Prints the
+medians, the ratios to the step with the mean squared error, and the sizes of temporaries; writes
+step.json to the folder. A batch size that needs too much memory is reported and left out.
 """
 
 import argparse
@@ -35,7 +35,7 @@ REFERENCE = "mean squared error"
 
 
 def prepare(name: str, batch: int) -> Timed:
-    """A training step, ready to be timed."""
+    """Build a training step."""
     random = np.random.default_rng(0)
     images = random.normal(size=(batch, 32, 32, 3)).astype(np.float32)
     teacher = random.normal(size=(batch, 64)).astype(np.float32)
@@ -57,24 +57,24 @@ def prepare(name: str, batch: int) -> Timed:
 
 
 def measure(batch: int, seconds: float) -> dict[str, Any]:
-    """Milliseconds, ratios within a turn, and temporaries of every loss's step."""
+    """Return times, ratios within a turn and sizes of temporaries of every loss's step."""
     ready = {name: prepare(name, batch) for name in LOSSES}
-    times = interleaved({name: one.call for name, one in ready.items()}, seconds)
+    times = interleaved({name: contender.call for name, contender in ready.items()}, seconds)
     turns = min(map(len, times.values()))
     return {
         name: {
-            "milliseconds": spread(taken),
+            "milliseconds": spread(seconds_taken),
             "ratio": np.percentile(
-                np.divide(taken[:turns], times[REFERENCE][:turns]), [50, 25, 75]
+                np.divide(seconds_taken[:turns], times[REFERENCE][:turns]), [50, 25, 75]
             ).tolist(),
             "temporary_bytes": ready[name].temporary_bytes,
         }
-        for name, taken in times.items()
+        for name, seconds_taken in times.items()
     }
 
 
 def main() -> None:
-    """Runs the benchmark."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -83,23 +83,21 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmark-results"))
     arguments = parser.parse_args()
     results: dict[str, Any] = {"environment": environment(), "batches": {}}
-    print(
-        "| step with | batch | milliseconds, median (quartiles) | times the mean squared error's | temporaries |"
-    )
+    ratio = "times the mean squared error's"
+    print(f"| step with | batch | milliseconds, median (quartiles) | {ratio} | temporaries |")
     print("|---|---|---|---|---|")
     for batch in arguments.batch:
         try:
-            found = results["batches"][batch] = measure(
+            steps = results["batches"][batch] = measure(
                 batch, arguments.seconds / len(arguments.batch)
             )
-        except Exception as error:  # what a backend raises where memory does not suffice
+        except Exception as error:  # backends raise anything where memory does not suffice
             print(f"batch {batch}: {type(error).__name__}: {error}".splitlines()[0])
             continue
-        for name, one in found.items():
-            (middle, low, high), (ratio, least, most) = one["milliseconds"], one["ratio"]
-            room = (
-                "" if one["temporary_bytes"] is None else f"{one['temporary_bytes'] / 1e6:.3g} MB"
-            )
+        for name, row in steps.items():
+            (middle, low, high), (ratio, least, most) = row["milliseconds"], row["ratio"]
+            size = row["temporary_bytes"]
+            room = "" if size is None else f"{size / 1e6:.3g} MB"
             times = f"{middle:.4g} ({low:.4g}-{high:.4g}) | {ratio:.3f} ({least:.3f}-{most:.3f})"
             print(f"| {name} | {batch} | {times} | {room} |", flush=True)
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Interleaved timing: one call of every contender in turn, again and again, so that the machine's moods hit all."""
+"""Interleaved timing: contenders alternate, so that a slow spell of the machine meets all."""
 
 import json
 import random
@@ -12,7 +12,7 @@ import numpy as np
 
 
 class Timed(NamedTuple):
-    """A contender, warm: each call returns the seconds it took."""
+    """A contender that is compiled and warm; each call returns its seconds."""
 
     call: Callable[[], float]
     temporary_bytes: int | None
@@ -24,10 +24,10 @@ def interleaved(
     most: int = 200,
     failed: Callable[[str, Exception], Any] | None = None,
 ) -> dict[str, list[float]]:
-    """Seconds of single calls, taken in turns until the time is used up; slow contenders take fewer, at least 3.
+    """Time single calls in turns until the time is used up; every contender has at least three.
 
-    Every turn has another order: whoever comes after one that fills the caches pays for it. One that fails is told to
-    `failed` and left out, if that is given.
+    Every turn has another order, because a contender pays for the caches that the one before it
+    filled. A contender that fails is given to `failed` and left out.
     """
     times: dict[str, list[float]] = {name: [] for name in contenders}
     share = seconds / max(len(contenders), 1)
@@ -48,7 +48,7 @@ def interleaved(
 
 
 def timed(call: Callable[[], Any]) -> Callable[[], float]:
-    """One call, in seconds; compiled and warm."""
+    """Warm a function up; return one that times a call in seconds."""
     call()
     call()
 
@@ -61,13 +61,13 @@ def timed(call: Callable[[], Any]) -> Callable[[], float]:
 
 
 def spread(times: list[float]) -> tuple[float, float, float]:
-    """Median and quartiles, in milliseconds."""
+    """Return the median and the quartiles in milliseconds."""
     low, middle, high = np.percentile(times, [25, 50, 75]) * 1e3
     return float(middle), float(low), float(high)
 
 
 class Elsewhere:
-    """A benchmark served by another interpreter, for peers that cannot be installed beside each other."""
+    """A benchmark in another interpreter, for peers that cannot be installed together."""
 
     def __init__(self, python: str, module: str):
         self.process = subprocess.Popen(  # noqa: S603
@@ -78,7 +78,7 @@ class Elsewhere:
         )
 
     def ask(self, **request: Any) -> Any:
-        """One request, one answer, each a line of JSON."""
+        """Send a request and return the answer, each a line of JSON."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(request) + "\n")
@@ -86,15 +86,15 @@ class Elsewhere:
         return json.loads(self.process.stdout.readline())
 
     def close(self) -> None:
-        """Ends the other process."""
+        """End the other process."""
         self.process.communicate(timeout=30)
 
 
 def serve(prepare: Callable[..., Timed]) -> None:
-    """The other side of `Elsewhere`: "prepare" builds a contender, "time" calls it once."""
+    """Answer `Elsewhere`: "prepare" builds a contender, "time" calls it once."""
     answers = sys.stdout
     ready: dict[str, Timed] = {}
-    sys.stdout = sys.stderr  # what a library prints must not be taken for an answer
+    sys.stdout = sys.stderr  # the output of a library is no answer
     for line in sys.stdin:
         request = json.loads(line)
         try:

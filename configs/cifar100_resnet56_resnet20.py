@@ -1,13 +1,13 @@
 """CIFAR-100: resnet56's representation for resnet20, the pair and recipe of RepDistiller's table.
 
 Purpose: a comparison that others have published numbers for.
-Command: tfds build cifar100 --file_format array_record  (once; needs `pip install tensorflow`)
+Command: tfds build cifar100 --file_format array_record  (once; needs TensorFlow)
          pcjax distill configs/cifar100_resnet56_resnet20.py
-Expected: not measured here; published with labels for this pair: 72.34 and 69.06 % (teacher, student alone).
+Expected: not measured here; published with labels: teacher 72.34, student alone 69.06 %.
 Cost: 240 epochs of 45,000 images for each of the two models; a GPU, some hours.
 """
 
-from pcjax.config import Config, Data, Loss, Model, Teacher, Training
+from pcjax.config import Config, Data, Model, Teacher, Training, recipe
 
 config = Config(
     data=Data(source="tfds:cifar100", crop=4, flip=True),
@@ -27,19 +27,7 @@ config = Config(
         ),
     ),
     student=Model("resnet20"),
-    losses=(
-        Loss("perception_coherence", arguments={"temperature": 0.1, "dissimilarity": "cosine"}),
-        Loss(
-            "perception_coherence",
-            head="linear",
-            arguments={
-                "temperature": 0.1,
-                "dissimilarity": "cosine",
-                "frame": "teacher",
-                "weighting": "neighbours",
-            },
-        ),
-    ),
+    losses=recipe("perception_coherence_frames"),
     training=Training(
         epochs=240,
         batch=256,

@@ -1,9 +1,9 @@
-"""The handwritten digits that come with the installation: a large MLP's representation for a small MLP, without labels.
+"""The handwritten digits of scikit-learn: a large MLP's representation for a small MLP.
 
-Purpose: to see everything work, on any machine, in a minute or two.
-Command: pcjax distill configs/digits.py (or, the same: pcjax distill)
-Expected: see the table in docs/training.md.
-Cost: two CPU cores, less than two minutes.
+Purpose: see everything work, without labels for the student, on any machine.
+Command: pcjax distill configs/digits.py (the same as: pcjax distill)
+Expected: see the table in README.md.
+Cost: two CPU cores, half a minute.
 """
 
 from pcjax.config import Config

@@ -1,13 +1,13 @@
-"""ImageNet shapes on a TPU pod: a ResNet-50's representation for a ResNet-18, ranked over the batch of all devices.
+"""ImageNet shapes on a TPU pod: a ResNet-50's representation for a ResNet-18.
 
-Purpose: a large batch, which is where rankings are sharp, over many devices and processes.
-Command: on every worker of the pod, with ImageNet prepared by TFDS in a bucket that is mounted there (by gcsfuse, say):
+Purpose: a large batch, in which rankings are sharp, over many devices and processes.
+Command: on every worker, with ImageNet prepared by TFDS in a mounted bucket:
          pcjax teach configs/imagenet_pod.py --data.data-dir MOUNTED/tfds --workdir MOUNTED/teacher
-         pcjax distill configs/imagenet_pod.py --data.data-dir MOUNTED/tfds --teacher.run MOUNTED/teacher
-             --workdir MOUNTED/student
-         Try it small first, on a CPU: --data.source digits --data.image-size None --data.crop 0
-         --teacher.model.name mlp --student.name mlp
-         --training.batch 64 --training.steps 5 --teacher.training.batch 64 --teacher.training.steps 5
+         pcjax distill configs/imagenet_pod.py --data.data-dir MOUNTED/tfds
+             --teacher.run MOUNTED/teacher --workdir MOUNTED/student
+         Try it on a CPU first: --data.source digits --data.image-size None --data.crop 0
+             --teacher.model.name mlp --student.name mlp --training.batch 64 --training.steps 5
+             --teacher.training.batch 64 --teacher.training.steps 5
 Expected: not measured, no such machine was at hand.
 Cost: a v4-32 or larger, a day.
 """
@@ -35,7 +35,6 @@ config = Config(
             "perception_coherence",
             arguments={
                 "temperature": Ramp(0.3, 0.05, until=0.8, shape="geometric"),
-                "dissimilarity": "cosine",
                 "chunk_size": 256,
             },
         ),

@@ -4,7 +4,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pcjax import config, data, dissimilarity, export, losses, metrics, models, ranking
+    from pcjax import (  # noqa: F401
+        config,
+        data,
+        dissimilarity,
+        export,
+        losses,
+        metrics,
+        models,
+        ranking,
+    )
     from pcjax.export.safetensors import load
 
 __version__ = "0.1.0"

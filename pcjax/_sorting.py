@@ -261,6 +261,12 @@ def primitives(length: int) -> Primitives:
     return CPU if length > 64 else CPU_SHORT
 
 
+def metric_primitives(length: int) -> Primitives:
+    """Return the implementation for a metric, which is called once and so pays for compiling."""
+    light = jax.default_backend() == "cpu" and length <= 2048
+    return CPU_SHORT if light else primitives(length)
+
+
 def cache_rows(length: int) -> int | None:
     """How many rows of this length are best ranked together: what a core's cache holds; None, all at once."""
     return (

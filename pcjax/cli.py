@@ -1,512 +1,290 @@
-"""`pcjax JOB [CONFIG] [--workdir DIR] [--section.field value ...]`."""
+"""`pcjax JOB ...`: read the command line, call the job, turn errors into a line and a status.
 
-import argparse
-import atexit
-import contextlib
-import dataclasses
-import errno
-import gc
+Exit status: 0 done; 2 the request was wrong; 128 + signal (143, 130) stopped; 1 anything else.
+"""
+
 import importlib
-import io
 import os
 import pathlib
-import re
 import shlex
 import signal
 import sys
-import threading
-import time
 import traceback
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
-from pcjax._checks import OutputClosedError, RequestError, interruption, printable
+HELP = """pcjax transfers the representation of a large teacher model to a lightweight student.
 
-if TYPE_CHECKING:
-    from pcjax.config import Config, Loss
+  pcjax distill [CONFIG]                   train a student, and its teacher if there is none
+  pcjax teach   [CONFIG]                   train a teacher alone, with labels
+  pcjax compare [CONFIG] --losses a,b,c    train students with several losses, side by side
+  pcjax tune    [CONFIG] --losses a,b,c    choose each loss's settings on validation examples
+  pcjax evaluate RUN                       evaluate a finished run again, or on other data
+  pcjax embed RUN                          write its features, RUN/features.npz
+  pcjax export RUN                         write the student alone, RUN/student.safetensors
+  pcjax report RUN                         draw it again, RUN/report.html
+  pcjax list losses|models|sources         print the names that a config can use
 
-T = TypeVar("T")
-USAGE = """pcjax transfers the representation of a large teacher model to a lightweight student.
-
-  pcjax distill [CONFIG] [--workdir DIR] [--section.field value ...]   train a student, and its teacher if it has none
-  pcjax teach   [CONFIG] [--workdir DIR] [--section.field value ...]   train the teacher alone
-  pcjax compare [CONFIG] --losses a,b,c [--seeds N] [...]              students of several losses, side by side
-  pcjax tune    [CONFIG] --losses a,b,c [--trials N] [...]             each loss's settings, chosen on validation
-  pcjax evaluate RUN [--other SOURCE --other-dir DIR] [--corruptions [NAME ...]] [--throughput]
-                                                                       a run's tables once more, and what else is asked
-  pcjax embed RUN                                                      write its features, RUN/features.npz
-  pcjax export RUN                                                     the student alone, RUN/student.safetensors
-  pcjax report RUN                                                     draw it: RUN/report.html
-
-CONFIG is a Python file that sets `config` (it is run), or the config.json of a run; without one, the digits that come
-with the installation. RUN and DIR are folders; a command that was stopped goes on when it is given again.
-`pcjax distill --help` lists every field.
+CONFIG is a Python file that sets `config`, or a run's config.json; without one, the handwritten
+digits. RUN is the folder of an earlier command. A stopped command resumes when it is repeated.
+`pcjax JOB --help` prints the options.
 """
-# Threads of Orbax that wait for ten minutes for the parts of a save that will never come.
-LEFT_BEHIND = ("json_ch_save", "np_type_handler", "write_metadata_after_commits")
+TRAINING_HELP = """pcjax {job} [CONFIG] [--workdir DIR] [--section.field value ...]
+
+{purpose}
+
+  --workdir DIR                    folder of the run; a stopped run there is resumed [{workdir}]
+  --losses NAME[,NAME ...]         {losses}{extra}
+  --data.source SOURCE             digits, tfds:NAME or arrays:PATH
+  --student.name NAME              architecture of the student; `pcjax list models`
+  --student.features N             number of the student's features
+  --teacher.run DIR                use the teacher of an earlier run
+  --teacher.features FILE          use features computed elsewhere: .npy, one row an example
+  --training.epochs N              length of the student's training
+  --training.batch N               examples a step
+  --training.learning-rate X
+  --training.seed N
+  --no-cache                       compile everything anew
+  --help-all                       print every field of the config
+
+Example: {example}
+"""
+EVALUATE_HELP = """pcjax evaluate RUN [options]
+
+Evaluate a finished run again, and on what the options add. The results join RUN/result.json.
+
+  --other SOURCE          another data set, on which the models are evaluated by its labels
+  --other-dir DIR         folder where TFDS keeps that data set
+  --corruptions [NAME..]  corrupt the test images: these ways, or all of them
+  --throughput            measure how many examples a second each model takes here
+"""
+JOBS = {
+    "distill": "Train a student to order the world as its teacher does.",
+    "teach": "Train the teacher alone, with labels.",
+    "compare": "Train students with several losses, from the same weights and data.",
+    "tune": "Choose each loss's settings on validation examples.",
+}
+ON_RUNS = ("evaluate", "embed", "export", "report")
+WORKDIRS = {"distill": "", "teach": "-teacher", "compare": "-compared", "tune": "-tuning"}
+MAX_LINE = 2000
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-GRACE = 3.0  # seconds for those that end by themselves
-TRAINED = ("distill", "teach", "compare", "tune")
-LOOKED_AT = ("evaluate", "embed", "export", "report")
-LONGEST_LINE = 2000
-_BROKEN = re.compile("gloo|connection|socket|peer|heartbeat|coordination|barrier", re.IGNORECASE)
-NO_PATH = (
-    errno.ENAMETOOLONG,
-    errno.ELOOP,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.EEXIST,
-    errno.EINVAL,
-    errno.EOPNOTSUPP,
-)
-CLOSED = (errno.EACCES, errno.EPERM)
-FULL_OR_BROKEN = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EIO,
-    errno.EROFS,
-    errno.EFBIG,
-    errno.ESTALE,
-    errno.ETIMEDOUT,
-)
-SHORT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 def command() -> None:
-    """What the shell runs: `main`, with an end that does not wait for what a save that failed has left behind.
+    """Run the command line of this process and exit."""
+    sys.exit(main(sys.argv[1:]))
 
-    A signal that comes when all is done, while the interpreter takes itself down, does not change the exit status.
-    """
-    _open_streams()
-    sys.unraisablehook = _told_of
-    status: Any = None
 
-    def over(number: int, _: object) -> None:
-        _leave(status if isinstance(status, int) else 128 + number)
-
-    atexit.register(lambda: [signal.signal(number, signal.SIG_IGN) for number in SIGNALS])
-    for number in SIGNALS:
-        signal.signal(number, over)
+def main(arguments: Sequence[str]) -> int:
+    """Run a command; return its exit status."""
+    words = [str(word) for word in arguments]
+    if not words or words[0] == "help" or {"-h", "--help"} & set(words):
+        return _print(_help(words))
+    previous = {number: signal.getsignal(number) for number in SIGNALS}
+    resume = shlex.join(["pcjax", *words])
     try:
-        main()
-        status = 0
-    except SystemExit as ended:
-        status = ended.code or 0
-    status = _with_output(status)
-    waiting = [thread for thread in threading.enumerate() if thread.name in LEFT_BEHIND]
-    until = time.monotonic() + GRACE
-    for thread in waiting:
-        thread.join(max(until - time.monotonic(), 0))
-    if any(thread.is_alive() for thread in waiting) and isinstance(status, int):
-        _leave(status)
-    sys.exit(status)
-
-
-def _told_of(ignored: Any) -> None:
-    """What nobody can catch, but what other parts of a read that failed or was stopped say when they end later."""
-    if str(ignored.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(ignored)
-
-
-def _open_streams() -> None:
-    """Whoever starts a command may have closed its output, or have one that cannot say every character."""
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        stream = getattr(sys, name)
-        if stream is None:
-            # Nothing else that is opened may take their places: what is written there must not end in a file.
-            place = os.open(os.devnull, os.O_WRONLY)
-            if place != number:
-                os.dup2(place, number)
-            setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115
-        elif stream.errors in ("strict", "surrogateescape"):
-            stream.reconfigure(errors="replace")
-
-
-def _with_output(status: Any) -> Any:
-    """The exit status, which is not 0 if what was said could not be written; nobody tries that again."""
-    display = sys.modules.get("pcjax.training.display")
-    unsaid = [] if display is None else [*display.unsaid]
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        unsaid.append(error)
-    if status == 0 and unsaid:
-        with contextlib.suppress(OSError):
-            print(
-                f"pcjax: all is done, but could not all be told: {unsaid[0].strerror}",
-                file=sys.stderr,
-            )  # noqa: T201
-        return 1
-    return status
-
-
-def _leave(status: int) -> None:
-    """Ends the process without waiting for anything."""
-    with contextlib.suppress(
-        RuntimeError, OSError
-    ):  # it may just be writing, or nobody may read it any more
-        sys.stdout.flush()
-        sys.stderr.flush()
-    together = _together()
-    if together is not None:
-        together.part()
-    os._exit(status)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command, and exits with what HOUSE promises: 0, 2 for a wrong request, 128 + signal, 1 for the rest."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    again = shlex.join(["pcjax", *given])
-    try:
-        if not given or given[0] in ("-h", "--help"):
-            print(USAGE)  # noqa: T201
-            return
-        with _signals_stop():
-            _run(given[0], given[1:])
-    except RequestError as error:
-        _fail(str(error))
-    except _StoppedBySignal as stopped:
-        name = signal.Signals(stopped.number).name
-        _fail(f"stopped by {name}; what was saved stays; to go on: {again}", 128 + stopped.number)
+        signal.signal(signal.SIGTERM, _raise_exit)
+        return _run(words, resume)
     except KeyboardInterrupt:
-        _fail(f"stopped by SIGINT; what was saved stays; to go on: {again}", 128 + signal.SIGINT)
-    except (BrokenPipeError, OutputClosedError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _end(128 + signal.SIGPIPE)
-    except OSError as error:
-        if error.errno in NO_PATH and error.filename:
-            _fail(f"{error.filename}: {error.strerror}: expected a path that can be, give another")
-        what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
-        if error.errno in CLOSED:
-            _fail(
-                f"{what}: expected what this user may read, and a --workdir to write in; see to that, or give others"
-            )
-        if error.errno not in (*FULL_OR_BROKEN, *SHORT_OF):
-            _unforeseen(error)
-            raise
-        short_of = (
-            "the machine's memory"
-            if error.errno == errno.ENOMEM
-            else "how many files may be open (ulimit -n)"
-        )
-        see_to = "the disk" if error.errno in FULL_OR_BROKEN else short_of
-        _fail(f"{what}: see to {see_to}; what was saved stays; to go on: {again}", 1)
-    except Exception as error:
-        _unforeseen(error)
+        return _fail(f"stopped by SIGINT; repeat the command to resume: {resume}", 130)
+    except SystemExit as exit_:
+        if exit_.code == 128 + signal.SIGTERM:
+            return _fail(f"stopped by SIGTERM; repeat the command to resume: {resume}", 143)
         raise
-
-
-class _StoppedBySignal(BaseException):
-    """Not an Exception, so that no one who expects a damaged file or a failing config takes it for that."""
-
-    def __init__(self, number: int):
-        super().__init__(number)
-        self.number = number
-
-
-@contextlib.contextmanager
-def _signals_stop() -> Iterator[None]:
-    """While inside, and unless a training has its own way with it, SIGTERM ends the command as Ctrl-C does."""
-
-    def stop(number: int, _: object) -> None:
-        raise _StoppedBySignal(number)
-
-    def once_more(ignored: Any) -> None:
-        if isinstance(ignored.exc_value, _StoppedBySignal):
-            threading.Timer(0.01, tell, [ignored.exc_value.number]).start()
-        else:
-            unraisable(ignored)
-
-    def tell(number: int) -> None:
-        if inside:
-            os.kill(os.getpid(), number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    inside = True
-    before = {number: signal.signal(number, stop) for number in SIGNALS}
-    # What is raised in a finalizer or while garbage is collected is ignored: a signal that comes just then comes again.
-    unraisable, sys.unraisablehook = sys.unraisablehook, once_more
-    try:
-        yield
-    except Exception as error:
-        stopped = interruption(error)
-        if not isinstance(stopped, (_StoppedBySignal, KeyboardInterrupt)):
-            raise
-        raise stopped from error
     finally:
-        inside = False
-        sys.unraisablehook = unraisable
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def _fail(message: str, status: int = 2, agreed: bool = False) -> None:
-    line = printable(" ".join(message.split()))
-    # What was given may be of any length; what was expected stands at the end.
-    line = (
-        line
-        if len(line) <= LONGEST_LINE
-        else f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
-    )
-    with contextlib.suppress(OSError):  # it may lie on the disk that is full
-        print(f"pcjax: {line}", file=sys.stderr)  # noqa: T201
-    _end(status, agreed)
+def _raise_exit(number: int, _: Any) -> None:
+    sys.exit(128 + number)
 
 
-def _end(status: int, agreed: bool = False) -> NoReturn:
-    """Ends this process; the others of its job are told, unless all of them have agreed on it."""
-    together = _together()
-    if together is not None and not agreed:
-        together.leave(status)
-    sys.exit(status)
+def _run(words: list[str], resume: str) -> int:
+    """Run a job and turn its errors into exit statuses."""
+    from pcjax._checks import RequestError
+
+    job, rest = words[0], words[1:]
+    try:
+        if job == "--version":
+            from pcjax import __version__
+
+            return _print(__version__)
+        if job == "list":
+            return _list(rest)
+        if job in JOBS:
+            return _train(job, rest, resume)
+        if job in ON_RUNS:
+            return _on_run(job, rest)
+        from pcjax._checks import require_name
+
+        require_name("job", job, (*JOBS, *ON_RUNS, "list"))
+    except RequestError as error:
+        return _fail(str(error), 2)
+    except BrokenPipeError:  # nobody reads the output any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        path = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{path}{error.strerror or error}; then repeat: {resume}", 1)
+    except Exception:
+        traceback.print_exc()
+        _end_all_processes()
+        return 1
+    return 0
 
 
-def _unforeseen(error: Exception) -> None:
-    """In a job of several processes, ends this one and has the others told; a job of one has nobody to tell."""
-    together = _together()
-    if together is None or not together.joined():
-        return
-    others, status = None, 1
-    with contextlib.suppress(Exception):
-        others = together.left_by_others()
-    # Whoever waits for one that has left or died learns it by a broken connection.
-    if others is None and not _BROKEN.search(str(error)):
-        traceback.print_exception(error)
-        line = f"{type(error).__name__}: what led to it is above"
-    else:
-        line, status = together.why(others)
-    _fail(line, status)
+def _train(job: str, words: list[str], resume: str) -> int:
+    """Run a job that trains, with a config and the fields that the command line overrides."""
+    path = words.pop(0) if words and not words[0].startswith("-") else None
+    workdir = pathlib.Path("runs", _name_of(path) + WORKDIRS[job])
+    if "--help-all" in words:
+        from pcjax.overrides import describe_fields
 
-
-def _together() -> Any:
-    """The module of jobs of several processes, if this may be one."""
-    return sys.modules.get("pcjax.training.multihost_exit")
-
-
-def _run(job: str, given: list[str]) -> None:
-    if job == "--version":
-        from pcjax import __version__
-
-        print(__version__)  # noqa: T201
-        return
-    if job not in (*TRAINED, *LOOKED_AT):
-        raise RequestError(
-            f"unknown job {job!r}: expected one of {', '.join((*TRAINED, *LOOKED_AT))}"
-        )
-    if job in LOOKED_AT:
-        if given in (["-h"], ["--help"]):
-            print(USAGE)  # noqa: T201
-            return
-        many = (
-            [one for one in given[1:2] if not one.startswith("-")]
-            if job == "evaluate"
-            else given[1:]
-        )
-        if not given or given[0].startswith("-") or many:
-            raise RequestError(
-                f"got {' '.join(given) or 'nothing'} for {job}: expected the folder of one run"
-            )
-        from pcjax.training.parallel import join_processes
-
-        join_processes()
-        from pcjax.jobs import evaluate
-        from pcjax.jobs.export import export
-        from pcjax.jobs.report import report
-        from pcjax.training.display import Display
-
-        if job == "evaluate":
-            asked = _parsed(evaluate.Asked, evaluate.Asked(), "pcjax evaluate RUN", given[1:])
-            evaluate.evaluate(pathlib.Path(given[0]), Display(), asked)
-        else:
-            {"embed": evaluate.embed, "export": export, "report": report}[job](
-                pathlib.Path(given[0]), Display()
-            )
-        return
-    _train(job, given)
-
-
-def _train(job: str, given: list[str]) -> None:
-    again = shlex.join(["pcjax", job, *given])
-    from pcjax.training.parallel import join_processes
-
-    join_processes()
-    from pcjax.config import Config, read
-    from pcjax.run import from_the_root
+        return _print(describe_fields())
+    from pcjax import multihost, overrides
+    from pcjax.config import Config, read_config
+    from pcjax.display import Display
+    from pcjax.run import unlock_folder
     from pcjax.training.checkpoint import UnsavedError
-    from pcjax.training.disk import let_go
-    from pcjax.training.display import Display
-    from pcjax.training.guard import BadStepsError
+    from pcjax.training.loop import BadStepsError
     from pcjax.training.stopping import StoppedError
 
-    path = given.pop(0) if given and not given[0].startswith("-") else None
-    config = Config() if path is None else read(path)
-    if job in ("compare", "tune"):
-        config = _compared(config, given)
-    config, folder = _overridden(job, _with_arguments(config, given), path, given)
-    # Through JSON once, so that what is stored is exactly what is run, numbers as their fields' types.
-    config = from_the_root(Config.from_json(config.to_json()))
+    options = overrides.parse(words)
+    if options.pop("no_cache", None) is None:
+        use_compilation_cache()
+    multihost.join_processes()
+    given = options.pop("workdir", None)
+    workdir = workdir if given is None else pathlib.Path(overrides.one_word("workdir", given))
+    config = Config() if path is None else read_config(path)
+    config = overrides.apply(config, job, options).with_absolute_paths()
     run = getattr(importlib.import_module(f"pcjax.jobs.{job}"), job)
     try:
-        run(config, folder, Display())
+        run(config, workdir, Display())
+        return 0
     except StoppedError as stopped:
-        _fail(f"{stopped}; to go on: {again}", 128 + stopped.number, agreed=True)
-    except UnsavedError as unsaved:
-        _fail(f"{unsaved}: see to the disk; to go on from there: {again}", 1, agreed=True)
-    except BadStepsError as bad:
-        _fail(str(bad), 1, agreed=True)
+        return _fail(f"{stopped}; repeat the command to resume: {resume}", 128 + stopped.number)
+    except BadStepsError as error:
+        return _fail(str(error), 1)
+    except UnsavedError as error:
+        status = _fail(f"{error}. Free the disk, then repeat the command to resume: {resume}", 1)
+        sys.stdout.flush()
+        os._exit(status)  # Orbax's threads would wait for the failed save for minutes
     finally:
-        let_go()
+        unlock_folder()
 
 
-def _compared(config: "Config", given: list[str]) -> "Config":
-    """The config with the contenders, seeds and trials that the command line names, which are taken out of it."""
-    from pcjax.jobs.recipes import contenders
+def _on_run(job: str, words: list[str]) -> int:
+    """Run a job on the folder of a finished run."""
+    from pcjax import multihost, overrides
+    from pcjax._checks import RequestError
+    from pcjax.display import Display
 
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--losses")
-    parser.add_argument("--seeds", type=int)
-    parser.add_argument("--trials", type=int)
-    try:
-        asked, given[:] = parser.parse_known_args(given)
-    except argparse.ArgumentError as error:
-        raise RequestError(str(error)) from error
-    there = config.comparison
-    if asked.losses is not None:
-        there = dataclasses.replace(
-            there, contenders=contenders(asked.losses.split(","), there.contenders)
-        )
-    numbers = {name: n for name in ("seeds", "trials") if (n := getattr(asked, name)) is not None}
-    return dataclasses.replace(config, comparison=dataclasses.replace(there, **numbers))
+    if not words or words[0].startswith("-"):
+        raise RequestError(f"`pcjax {job}` needs the folder of a run; give it first.")
+    options = overrides.parse(words[1:])
+    if options.pop("no_cache", None) is None:
+        use_compilation_cache()
+    multihost.join_processes()
+    module = importlib.import_module(f"pcjax.jobs.{job}")
+    folder, display = pathlib.Path(words[0]), Display()
+    if job == "evaluate":
+        module.evaluate(folder, display, overrides.decode_options(module.Extras, options))
+    else:
+        overrides.decode_options(None, options)
+        getattr(module, job)(folder, display)
+    return 0
 
 
-def _with_arguments(config: "Config", given: list[str]) -> "Config":
-    """The config with what only the command line names, which is taken out of it.
+def _list(words: list[str]) -> int:
+    """Print the names of losses, models or sources, with a few facts about each."""
+    from pcjax import _checks
+    from pcjax.display import Display
+    from pcjax.overrides import LISTS
 
-    That is, arguments of the losses, and numbers in the place of ramps.
+    _checks.require_name("list", words[0] if words else "", LISTS)
+    LISTS[words[0]](Display())
+    return 0
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs in the user's cache folder, for later commands.
+
+    JAX_COMPILATION_CACHE_DIR chooses another folder; JAX then needs no help.
     """
-    losses = list(config.losses)
-    for word in [word for word in given if word.startswith("--losses.")]:
-        name, _, value = word.partition("=")
-        found = re.fullmatch(r"--losses\.(\d+)\.(?:weight|arguments\.(\w+))", name)
-        if found is None or int(found[1]) >= len(losses) or _has(losses[int(found[1])], found[2]):
-            continue
-        at, place = given.index(word), int(found[1])
-        if "=" not in word:
-            if at + 1 == len(given) or given[at + 1].startswith("--"):
-                raise RequestError(f"got {name} without a value: expected one")
-            value = given.pop(at + 1)
-        given.pop(at)
-        if found[2] is None:
-            losses[place] = dataclasses.replace(losses[place], weight=_number(name, value))
-            continue
-        arguments = losses[place].arguments | {found[2]: _value(value)}
-        losses[place] = dataclasses.replace(losses[place], arguments=arguments)
-    return dataclasses.replace(config, losses=tuple(losses))
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    import jax
 
-
-def _has(loss: "Loss", argument: str | None) -> bool:
-    """Whether tyro knows the argument, or the weight, as one word; a ramp it knows by its fields."""
-    from pcjax.config import Ramp
-
-    there = loss.weight if argument is None else loss.arguments.get(argument)
-    return there is not None and not isinstance(there, Ramp)
-
-
-def _number(name: str, text: str) -> float:
+    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    folder = pathlib.Path(home, "pcjax", f"jax-{jax.__version__}")
     try:
-        return float(text)
-    except ValueError:
-        raise RequestError(f"got {name} {text!r}: expected a number") from None
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def _value(text: str) -> bool | int | float | str:
-    """A loss's argument as it was meant."""
-    if text in ("True", "False"):
-        return text == "True"
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            return kind(text)
-    return text
+def _name_of(path: str | None) -> str:
+    """Return what a run is named after: its config file, or the run a config.json belongs to."""
+    if path is None:
+        return "digits"
+    config = pathlib.Path(path)
+    return config.resolve().parent.name if config.name == "config.json" else config.stem
 
 
-def _overridden(
-    job: str, config: "Config", path: str | None, given: list[str]
-) -> tuple["Config", pathlib.Path]:
-    """The config with what the command line says instead, and the folder."""
-    import tyro
-
-    from pcjax.config import Config
-
-    name = "digits" if path is None else pathlib.Path(path).stem
-    if path is not None and pathlib.Path(path).name == "config.json":
-        name = pathlib.Path(path).resolve().parent.name
-
-    name += {"teach": "-teacher", "compare": "-compared", "tune": "-tuning"}.get(job, "")
-
-    @dataclasses.dataclass(frozen=True)
-    class Asked:
-        config: Annotated[tyro.conf.AvoidSubcommands[Config], tyro.conf.arg(name="")]
-        workdir: pathlib.Path = pathlib.Path("runs") / name
-        """folder of the run; a new one, or one to go on in"""
-
-    asked = _parsed(
-        Asked, Asked(_narrowed(config)), f"pcjax {job} [CONFIG]", given, tyro.conf.FlagConversionOff
+def _help(words: Sequence[str]) -> str:
+    """Return the help of a job, or of all jobs."""
+    job = words[0] if words else ""
+    if job == "evaluate":
+        return EVALUATE_HELP
+    if job not in JOBS:
+        return HELP
+    several = job in ("compare", "tune")
+    losses = "losses to compare" if several else "losses to add up; `pcjax list losses`"
+    extra = {
+        "compare": "\n  --seeds N                        number of students of every loss [3]",
+        "tune": "\n  --trials N                       number of settings of every loss [8]",
+    }.get(job, "")
+    example = {
+        "distill": "pcjax distill --losses rkd --training.epochs 50 --workdir runs/rkd",
+        "teach": "pcjax teach --teacher.training.epochs 60 --workdir runs/teacher",
+        "compare": "pcjax compare --losses perception_coherence,rkd,info_nce --seeds 3",
+        "tune": "pcjax tune --losses perception_coherence,rkd --trials 8",
+    }[job]
+    return TRAINING_HELP.format(
+        job=job,
+        purpose=JOBS[job],
+        workdir=f"runs/CONFIG{WORKDIRS[job]}",
+        losses=losses,
+        extra=extra,
+        example=example,
     )
-    return asked.config, asked.workdir
 
 
-def _narrowed(config: "Config") -> "Config":
-    """The same, with losses whose weight is declared as what it is: of a number or a ramp tyro makes no flag."""
-    from pcjax.config import Loss
-
-    @dataclasses.dataclass(frozen=True)
-    class Weighted(Loss):
-        weight: float = 1.0
-
-    def narrowed(loss: Loss) -> Loss:
-        told = {field.name: getattr(loss, field.name) for field in dataclasses.fields(Loss)}
-        return Weighted(**told) if isinstance(loss.weight, (int, float)) else loss
-
-    def of(losses: tuple[Loss, ...]) -> tuple[Loss, ...]:
-        return tuple(map(narrowed, losses))
-
-    there = config.comparison
-    contenders = tuple(dataclasses.replace(one, losses=of(one.losses)) for one in there.contenders)
-    comparison = dataclasses.replace(there, contenders=contenders)
-    return dataclasses.replace(config, losses=of(config.losses), comparison=comparison)
+def _print(text: str) -> int:
+    print(text)  # noqa: T201
+    return 0
 
 
-def _parsed(cls: type[T], default: T, prog: str, given: list[str], *how: Any) -> T:
-    """What the command line says, as the fields of that class."""
-    import tyro
-
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said), _no_collection():
-            return tyro.cli(cls, prog=prog, args=given, default=default, config=how)
-    except SystemExit as exit_:
-        if exit_.code in (0, None):
-            raise
-        raise RequestError(_one_line(said.getvalue())) from exit_
+def _fail(message: str, status: int) -> int:
+    """Print one line to stderr; return the status."""
+    line = " ".join(message.split())
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+    if len(line) > MAX_LINE:
+        line = f"{line[: MAX_LINE // 2]} ... {line[-MAX_LINE // 2 :]}"
+    print(f"pcjax: {line}", file=sys.stderr)  # noqa: T201
+    if status not in (128 + number for number in SIGNALS):
+        _end_all_processes(status)
+    return status
 
 
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Before Python 3.11.8, a collection of garbage can fail the parsing of source code, as tyro does (gh-106905)."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
-
-
-def _one_line(text: str) -> str:
-    """What is said in a box of several lines."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    plain = re.sub(r"[─━│╭╮╰╯┃┏┓┗┛]+|-{8,}", " ", plain)
-    return " ".join(plain.split())
+def _end_all_processes(status: int = 1) -> None:
+    """End this process at once in a job of several: JAX then ends the others."""
+    multihost = sys.modules.get("pcjax.multihost")
+    if multihost is not None and multihost.is_distributed():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)

@@ -1,135 +1,114 @@
-"""Everything a job can be told: frozen dataclasses, checked when they are built.
+"""All settings of a job: frozen dataclasses, checked when they are built.
 
-A config file is Python that sets `config = Config(...)`; it is code and is run as such. What a run stores is JSON,
-which is only parsed. `pcjax JOB CONFIG.py --section.field value` overrides single fields.
+A config file is Python code that sets `config = Config(...)`; reading it runs it. A run stores its
+config as JSON, which is only parsed. `pcjax JOB CONFIG.py --section.field value` overrides fields.
 """
 
 import dataclasses
 import json
-import math
+import os
 import pathlib
 import re
 import runpy
-import typing
 from typing import Any, Literal
 
-from pcjax import _checks, _fields
+from pcjax import _checks, _fields, _io
 from pcjax._checks import RequestError
-from pcjax.data import CORRUPTIONS
-from pcjax.loss_registry import TERMS, UNNAMED, needs_labels
-from pcjax.models import OPTIONS, require_known
+from pcjax.data import CORRUPTIONS, SOURCES
+from pcjax.dissimilarity import DISSIMILARITIES
+from pcjax.losses.registry import LOSSES, NOT_CONFIGURABLE, RECIPES, needs_labels
+from pcjax.models import options_of
 
 JOBS = ("distill", "teach", "compare", "tune")
-# Steps are counted in int32, seeds become keys of 32 bits.
-MOST = 2**31 - 1
-# Past these nothing is meant, and memory would end before anything is said.
-WIDEST, LARGEST_BANK, LARGEST_BATCH, LARGEST_SIDE, MOST_RUNS = 2**20, 2**24, 2**16, 2**14, 10_000
-LARGEST_FILE = 2**24  # bytes
-LONGEST_WATCH = 366 * 24 * 3600.0
-
-
-def _require_at_least(what: str, value: int | float | None, least: int | float) -> None:
-    fits = value is None or (math.isfinite(value) and value >= least)
-    _checks.require(fits, f"got {what} {value!r}: expected a number of at least {least}")
+MAX_INT32 = 2**31 - 1  # steps are counted in int32
+MAX_BANK, MAX_BATCH, MAX_SIDE, MAX_RUNS = 2**24, 2**16, 2**14, 10_000
+MAX_CONFIG_BYTES = 2**24
+MAX_WATCHDOG_SECONDS = 366 * 24 * 3600.0
+HEADS_BY_KIND = {
+    "features": ("none", "linear", "mlp", "orthogonal"),
+    "maps": ("none", "linear", "mlp", "conv"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Ramp:
-    """A number that moves while a model is trained."""
+    """A number that changes during training."""
 
     start: float
     end: float
     until: float = 1.0
-    """the share of the training's steps after which `end` is reached"""
+    """share of the training's steps after which `end` is reached"""
     shape: Literal["linear", "cosine", "geometric"] = "linear"
 
     def __post_init__(self):
-        _fields.require_types(self)
-        _checks.require(
-            0 < self.until <= 1,
-            f"got until {self.until!r}: expected a share of the steps, in (0, 1]",
-        )
-        _checks.require_name("shape", self.shape, ("linear", "cosine", "geometric"))
-        geometric = self.shape != "geometric" or (self.start > 0 and self.end > 0)
-        _checks.require(
-            geometric,
-            f"got a geometric ramp from {self.start} to {self.end}: expected positive numbers",
-        )
+        _fields.check_fields(self)
+        if not 0 < self.until <= 1:
+            raise RequestError(f"until={self.until} is not a share of the steps, in (0, 1].")
+        if self.shape == "geometric" and not (self.start > 0 and self.end > 0):
+            raise RequestError(
+                f"A geometric ramp from {self.start} to {self.end} needs positive numbers."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Where the examples come from, and what is done to a training image."""
+    """Where the examples come from, and how training images are augmented."""
 
     source: str = "digits"
-    """digits | tfds:NAME | arrays:PATH"""
+    """digits, tfds:NAME or arrays:PATH"""
     data_dir: str | None = None
-    """where TFDS keeps its prepared data sets; None: its own default"""
+    """folder of TFDS's prepared data sets; None: TFDS's default"""
     image_size: int | None = None
-    """side that images are resized to; needed where they differ in size"""
+    """side to which images are resized; needed where they differ in size"""
     part: float = 1.0
-    """share of all examples that is used; less to try things out quickly"""
+    """share of all examples that is used; a small one is enough for a quick try"""
     validation: float = 0.1
-    """share of the training examples kept aside; what is chosen is chosen on them"""
+    """share of the training examples held out for validation"""
     crop: int = 0
     """pixels of padding before a random crop back to the image's size"""
     flip: bool = False
     """mirror every other image at random"""
     unseen: int = 0
-    """so many classes, the last ones by number, are in no training; their test examples are judged apart"""
+    """number of classes, the last ones, left out of training and evaluated separately"""
 
     def __post_init__(self):
-        _fields.require_types(self, "data")
-        _checks.require_whole("data.crop", self.crop, 0, LARGEST_SIDE)
-        some = self.unseen != 1
-        _checks.require(
-            some,
-            "got data.unseen 1: expected 0 or at least 2, within one class all neighbours are right",
-        )
-        _checks.require_whole("data.unseen", self.unseen, 0, MOST)
+        _fields.check_fields(self, "data")
+        _checks.require_whole("data.crop", self.crop, 0, MAX_SIDE)
+        _checks.require_whole("data.unseen", self.unseen, 0, MAX_INT32)
+        if self.unseen == 1:
+            raise RequestError(
+                "data.unseen must be 0 or at least 2; with one class every neighbour is correct."
+            )
         if self.image_size is not None:
-            _checks.require_whole("data.image_size", self.image_size, 1, LARGEST_SIDE)
-        some = 0 < self.part <= 1
-        _checks.require(
-            some, f"got data.part {self.part!r}: expected a share, above 0 and at most 1"
-        )
-        share = 0 < self.validation < 1
-        _checks.require(
-            share, f"got data.validation {self.validation!r}: expected a share between 0 and 1"
-        )
+            _checks.require_whole("data.image_size", self.image_size, 1, MAX_SIDE)
+        if not 0 < self.part <= 1:
+            raise RequestError(f"data.part={self.part} is not a share above 0 and at most 1.")
+        if not 0 < self.validation < 1:
+            raise RequestError(f"data.validation={self.validation} is not between 0 and 1.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """An architecture of pcjax.models; a field that is None is the architecture's own default."""
+    """An architecture of pcjax.models with its options."""
 
     name: str = "mlp"
-    features: int | None = None
-    """how many features it gives"""
-    widths: tuple[int, ...] | None = None
-    """of its layers"""
-    width: float | None = None
-    """factor on the number of its channels"""
+    options: dict[str, bool | int | float | str | tuple[int, ...]] = dataclasses.field(
+        default_factory=dict
+    )
+    """the architecture's own arguments, such as features or widths"""
 
     def __post_init__(self):
-        _fields.require_types(self)
-        require_known(self.name)
-        known = OPTIONS.get(self.name, ())
-        for option in self.options():
-            expected = " or ".join(known) or "none, all of it is in its name"
-            _checks.require(
-                option in known,
-                f"got {option} for the model {self.name!r}: its options are {expected}",
-            )
-        if self.features is not None:
-            _checks.require_whole("features", self.features, 1, WIDEST)
-        for width in self.widths or ():
-            _checks.require_whole("width", width, 1, WIDEST, context=f" in widths {self.widths}")
-
-    def options(self) -> dict[str, Any]:
-        """What was given, as keyword arguments of the architecture."""
-        given = {"features": self.features, "widths": self.widths, "width": self.width}
-        return {name: value for name, value in given.items() if value is not None}
+        _fields.check_fields(self)
+        known = options_of(self.name)
+        for option, value in dict(self.options).items():
+            if not known:
+                raise RequestError(f"The model {self.name!r} has no options; remove {option!r}.")
+            _checks.require_name(f"option of the model {self.name!r}", option, known)
+            numbers: tuple[Any, ...] = value if isinstance(value, tuple) else (value,)
+            if isinstance(known[option].default, tuple):  # one width is a tuple too
+                self.options[option] = numbers
+            if any(isinstance(x, (int, float)) and abs(x) > 2**20 for x in numbers):
+                raise RequestError(f"{option}={value} of the model {self.name!r} exceeds 2^20.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,89 +118,97 @@ class Loss:
     name: str = "perception_coherence"
     weight: float | Ramp = 1.0
     head: Literal["none", "linear", "mlp", "orthogonal", "conv", "variational"] = "none"
-    """a learnt map of the student's features or maps into the teacher's dimension, for this loss alone"""
+    """a learnt map of the student's features or maps into the teacher's dimension"""
     bank: int = 0
-    """how many past examples are remembered, for the losses that compare with more than the batch"""
+    """number of past examples that the loss compares with besides the batch"""
     maps: tuple[str, str] | None = None
-    """the student's and the teacher's maps that are compared, as ("stage2", "stage3"); None: the last of both or, of
-    losses that take either, the features"""
+    """maps to compare, (student's, teacher's), as ("stage2", "stage3"); None: the last ones, or
+    the features where the loss takes either"""
     arguments: dict[str, bool | int | float | str | Ramp] = dataclasses.field(default_factory=dict)
     """the loss's own keyword arguments"""
 
     def __post_init__(self):
-        _fields.require_types(self)
-        unnamed = f"the loss {self.name} cannot be asked for: it {UNNAMED.get(self.name)}"
-        _checks.require(self.name not in UNNAMED, unnamed)
-        _checks.require_name("loss", self.name, TERMS)
-        _checks.require_name("head", self.head, _fields.choices(Loss)["head"])
-        _checks.require_whole("bank", self.bank, 0, LARGEST_BANK)
-        for number in (
-            (self.weight.start, self.weight.end)
-            if isinstance(self.weight, Ramp)
-            else (self.weight,)
-        ):
-            _require_at_least("weight", number, 0)
-        term = TERMS[self.name]
-        sized = term.memory is not None and term.memory.sized
-        if self.bank:
-            _checks.require(
-                sized, f"got bank {self.bank} for the loss {self.name}: it has none, leave it out"
+        _fields.check_fields(self)
+        if self.name in NOT_CONFIGURABLE:
+            raise RequestError(
+                f"The loss {self.name} cannot be configured: {NOT_CONFIGURABLE[self.name]}."
             )
-        elif term.memory is not None and sized:
-            missing = (
-                f"the loss {self.name} compares with past examples: give a bank, of 1024 or more"
-            )
-            _checks.require(not term.memory.required, missing)
-        if self.maps is not None:
-            got = f"got maps {self.maps!r} for the loss {self.name}"
-            _checks.require(
-                "maps" in term.kinds, f"{got}: it compares {term.kinds[0]}, leave them out"
-            )
-            _checks.require(
-                len(self.maps) == 2, f"{got}: expected two names, the student's and the teacher's"
-            )
-        self._check_head()
-        for name, value in self.arguments.items():
-            _checks.require_name(f"argument of {self.name}", name, term.arguments)
-            flag = name not in term.flags or isinstance(value, bool)
-            _checks.require(
-                flag, f"got {name} {value!r} for the loss {self.name}: expected True or False"
-            )
-            fits = not isinstance(value, int) or abs(value) <= MOST
-            _checks.require(
-                fits, f"got {name} {value} for the loss {self.name}: expected at most {MOST}"
-            )
-        for name in term.required:
-            given = f"got no {name} among the arguments of {self.name}"
-            _checks.require(name in self.arguments, f"{given}: it has no default, give one")
+        _checks.require_name("loss", self.name, LOSSES)
+        _checks.require_whole("bank", self.bank, 0, MAX_BANK)
+        weight = self.weight
+        ends = (weight.start, weight.end) if isinstance(weight, Ramp) else (weight,)
+        for number in ends:
+            if number < 0:
+                raise RequestError(f"weight={number} of the loss {self.name} is negative.")
+        self._check_memory()
+        self._check_maps_and_head()
+        self._check_arguments()
 
     @property
     def kind(self) -> str:
-        """What of the models' output is compared: features, maps, logits or labels."""
-        return TERMS[self.name].kind(self.maps is not None)
+        """Return which output is compared: features, maps, logits or labels."""
+        return LOSSES[self.name].kind(self.maps is not None)
 
-    def _check_head(self) -> None:
-        wanted, got = TERMS[self.name].head, f"got head {self.head!r} for the loss {self.name}"
-        if wanted is not None:
-            _checks.require(self.head == wanted, f"{got}: it needs the head {wanted!r}")
-            return
-        possible = {
-            "features": ("none", "linear", "mlp", "orthogonal"),
-            "maps": ("none", "linear", "mlp", "conv"),
-        }
-        listed = possible.get(self.kind, ("none",))
-        expected = " or ".join(map(repr, listed))
-        _checks.require(
-            self.head in listed, f"{got}, which compares {self.kind}: expected {expected}"
-        )
+    @property
+    def needs_labels(self) -> bool:
+        """Return whether the loss uses the labels of the examples."""
+        return needs_labels(LOSSES[self.name], self.arguments)
+
+    def _check_memory(self) -> None:
+        memory = LOSSES[self.name].memory
+        sized = memory is not None and memory.sized
+        if self.bank and not sized:
+            raise RequestError(f"The loss {self.name} has no bank; remove bank={self.bank}.")
+        if memory is not None and sized and memory.required and not self.bank:
+            raise RequestError(
+                f"The loss {self.name} compares with past examples: give a bank of 1024 or more."
+            )
+
+    def _check_maps_and_head(self) -> None:
+        spec = LOSSES[self.name]
+        if self.maps is not None:
+            if "maps" not in spec.kinds:
+                raise RequestError(
+                    f"The loss {self.name} compares {spec.kinds[0]}; remove maps={self.maps}."
+                )
+            if len(self.maps) != 2:
+                raise RequestError(f"maps={self.maps} must name the student's and the teacher's.")
+        heads = HEADS_BY_KIND.get(self.kind, ("none",)) if spec.head is None else (spec.head,)
+        if self.head not in heads:
+            expected = " or ".join(map(repr, heads))
+            raise RequestError(
+                f"The loss {self.name} cannot use head={self.head!r}: it compares {self.kind} and "
+                f"takes {expected}."
+            )
+
+    def _check_arguments(self) -> None:
+        spec = LOSSES[self.name]
+        for name, value in self.arguments.items():
+            _checks.require_name(f"argument of {self.name}", name, spec.arguments)
+            if name in spec.flags and not isinstance(value, bool):
+                raise RequestError(f"{name}={value!r} of the loss {self.name} must be a boolean.")
+            if isinstance(value, int) and abs(value) > MAX_INT32:
+                raise RequestError(f"{name}={value} of the loss {self.name} exceeds {MAX_INT32}.")
+        for name in spec.required:
+            if name not in self.arguments:
+                raise RequestError(f"The loss {self.name} needs the argument {name}.")
 
 
-MEANS = (
-    "devices",
-    "keep",
-    "watchdog_seconds",
-    "tensorboard",
-)  # of a training: nothing that is learnt depends on them
+def recipe(name: str) -> tuple[Loss, ...]:
+    """Return the losses of a recipe, with the published weights, heads and arguments.
+
+    Args:
+      name: a loss of `pcjax list losses`, or a sum of several such as "rkd".
+    """
+    _checks.require_name("loss", name, RECIPES)
+    return tuple(
+        Loss(term.loss, term.weight, term.head, term.bank, None, dict(term.arguments))  # pyright: ignore
+        for term in RECIPES[name]
+    )
+
+
+# Fields of a training that change nothing in what is learnt.
+RUNTIME_FIELDS = ("devices", "keep", "watchdog_seconds", "tensorboard")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,9 +217,9 @@ class Training:
 
     epochs: int = 30
     steps: int | None = None
-    """how many steps, in place of epochs"""
+    """number of steps, in place of epochs"""
     batch: int = 256
-    """examples a step, on all devices together"""
+    """examples a step, over all devices"""
     optimiser: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = 1e-3
     schedule: Literal["cosine", "constant", "steps"] = "cosine"
@@ -241,61 +228,56 @@ class Training:
     """share of the steps in which the learning rate rises from 0"""
     weight_decay: float = 1e-4
     momentum: float = 0.9
-    """of sgd"""
+    """momentum of sgd"""
     clip: float | None = None
-    """largest norm of the gradient"""
+    """largest norm of the gradient; longer ones are shortened to it"""
     seed: int = 0
     parallel: Literal["pmap", "shard_map"] = "pmap"
+    """how the train step is mapped over devices; both give the same result"""
     devices: int | None = None
-    """how many devices of all processes together; None: all there are"""
+    """number of devices over all processes; None: all"""
     compute: Literal["float32", "bfloat16"] = "float32"
-    """what the models compute in; parameters, statistics, features and losses are float32"""
+    """precision of the models; parameters, features and losses stay float32"""
     log_every: int = 50
+    """steps between two lines of metrics"""
     save_every: int = 500
-    """steps between checkpoints; each is judged on the validation examples, which decides what counts as best"""
+    """steps between two checkpoints, each scored on the validation examples"""
     keep: int = 2
-    """how many of the latest checkpoints stay, beside the best one"""
+    """number of latest checkpoints to keep besides the best one"""
     choose: Literal["best", "last"] = "best"
-    """which checkpoint the trained model is taken from: the best on the validation examples, or the last one"""
-    spike: float | None = 30.0
-    """a step is not taken whose gradient is so many times as long as was ever usual, or whose examples are so many
-    times as large as all of them are; None: every finite one is"""
+    """checkpoint that the trained model is taken from"""
     bad_steps: int = 20
-    """so many steps in a row that are not taken (not finite, a spike, all examples alike) stop the training"""
+    """number of consecutive skipped steps (not finite) that stops the training"""
     watchdog_seconds: float | None = None
-    """a step that takes longer ends the command; None: half an hour where there are several devices, else no limit"""
+    """end the command when a step takes longer; None: 1800 with several devices, else no limit"""
     tensorboard: bool = False
-    """write metrics for TensorBoard too; needs `pip install "pcjax[tensorboard]"`"""
+    """also write metrics for TensorBoard; needs `pip install "pcjax[tensorboard]"`"""
 
     def __post_init__(self):
-        _fields.require_types(self, "training")
-        for what in ("epochs", "batch", "log_every", "save_every", "keep", "bad_steps"):
-            _checks.require_whole(f"training.{what}", getattr(self, what), 1, MOST)
-        for what in ("steps", "devices"):
-            if getattr(self, what) is not None:
-                _checks.require_whole(f"training.{what}", getattr(self, what), 1, MOST)
-        _checks.require_whole("training.seed", self.seed, 0, MOST)
-        enough = self.batch >= 3
-        _checks.require(
-            enough,
-            f"got training.batch {self.batch}: expected at least 3, one neighbour has no order",
-        )
+        _fields.check_fields(self, "training")
+        for name in ("epochs", "batch", "log_every", "save_every", "keep", "bad_steps"):
+            _checks.require_whole(f"training.{name}", getattr(self, name), 1, MAX_INT32)
+        for name in ("steps", "devices"):
+            if getattr(self, name) is not None:
+                _checks.require_whole(f"training.{name}", getattr(self, name), 1, MAX_INT32)
+        _checks.require_whole("training.seed", self.seed, 0, MAX_INT32)
+        if self.batch < 3:
+            raise RequestError(
+                f"training.batch={self.batch} is below 3; a single neighbour has no order."
+            )
         _checks.require_positive("training.learning_rate", self.learning_rate)
         _checks.require_positive("training.clip", self.clip, optional=True)
-        if self.spike is not None:
-            _require_at_least("training.spike", self.spike, 1)
         _checks.require_positive("training.watchdog_seconds", self.watchdog_seconds, optional=True)
-        waits = self.watchdog_seconds is None or self.watchdog_seconds <= LONGEST_WATCH
-        got = f"got training.watchdog_seconds {self.watchdog_seconds}"
-        _checks.require(waits, f"{got}: expected a year at most, or None")
-        _require_at_least("training.weight_decay", self.weight_decay, 0)
-        for what, names in _fields.choices(type(self)).items():
-            _checks.require_name(f"training.{what}", getattr(self, what), names)
-        for what in ("warmup", "momentum"):
-            share = 0 <= getattr(self, what) < 1
-            _checks.require(
-                share, f"got training.{what} {getattr(self, what)!r}: expected a number in [0, 1)"
+        if (self.watchdog_seconds or 0) > MAX_WATCHDOG_SECONDS:
+            raise RequestError(
+                f"training.watchdog_seconds={self.watchdog_seconds} is longer than a year; "
+                "leave it out for no limit."
             )
+        if self.weight_decay < 0:
+            raise RequestError(f"training.weight_decay={self.weight_decay} is negative.")
+        for name in ("warmup", "momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise RequestError(f"training.{name}={getattr(self, name)} is not in [0, 1).")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,136 +285,135 @@ class Teacher:
     """The model whose representation is transferred, and where it comes from."""
 
     model: Model = dataclasses.field(
-        default_factory=lambda: Model("mlp", features=64, widths=(512, 512))
+        default_factory=lambda: Model("mlp", {"features": 64, "widths": (512, 512)})
     )
     run: str | None = None
-    """folder of a `pcjax teach` run; None: it is trained first, with labels, inside the run's own folder"""
+    """folder of a `pcjax teach` or `pcjax distill` run; None: a teacher is trained first, with
+    labels, inside the run's own folder"""
     features: str | None = None
-    """a .npz with its features (train, validation, test), as `pcjax embed` writes, in place of a model"""
+    """file with the teacher's features in place of a model: a .npy with one row an example, in the
+    order of the source, or the features.npz that `pcjax embed` writes"""
     live: bool = False
-    """True: sees every augmented image; False: its features of the plain images are computed once"""
+    """True: the teacher sees every augmented image; False: it sees the plain images, once"""
     training: Training = dataclasses.field(default_factory=lambda: Training(save_every=50))
 
     def __post_init__(self):
-        _fields.require_types(self, "teacher")
-        for what in ("run", "features"):
-            _checks.require(
-                getattr(self, what) != "",
-                f"got an empty teacher.{what}: expected a path, or leave it out",
-            )
-        one = self.run is None or self.features is None
-        _checks.require(one, "got both teacher.run and teacher.features: expected one of them")
-        possible = not (self.live and self.features is not None)
-        _checks.require(
-            possible, "got teacher.live with teacher.features: a live teacher needs a model"
-        )
+        _fields.check_fields(self, "teacher")
+        for name in ("run", "features"):
+            if getattr(self, name) == "":
+                raise RequestError(f"teacher.{name} is empty; give a path or leave it out.")
+        if self.run is not None and self.features is not None:
+            raise RequestError("teacher.run and teacher.features exclude each other; remove one.")
+        if self.live and self.features is not None:
+            raise RequestError("teacher.live needs a model; remove it or teacher.features.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """How a representation is judged."""
+    """How a representation is evaluated."""
 
+    dissimilarity: str = "cosine"
+    """dissimilarity of coherence, k-NN and retrieval"""
     neighbours: int = 10
-    """how many neighbours vote in k-NN, and are compared in coherence"""
+    """number of neighbours that vote in k-NN and that coherence compares"""
     batch: int = 512
     other: str | None = None
-    """another data set, as data.source, that the frozen representations are judged on by its labels"""
+    """another data set, written as data.source, to evaluate the models on"""
     other_dir: str | None = None
-    """where TFDS keeps that one; None: data.data_dir"""
+    """folder where TFDS keeps that data set; None: data.data_dir"""
     corruptions: tuple[str, ...] = ()
-    """what is done to test images before they are looked up among the clean training images: names, or all"""
+    """corruptions of the test images to evaluate: names, or all"""
 
     def __post_init__(self):
-        _fields.require_types(self, "evaluation")
-        _checks.require_whole("evaluation.neighbours", self.neighbours, 1, MOST)
-        _checks.require_whole("evaluation.batch", self.batch, 1, LARGEST_BATCH)
-        placed = self.other_dir is None or self.other is not None
-        _checks.require(
-            placed,
-            f"got evaluation.other_dir {self.other_dir!r} without evaluation.other: give it too",
-        )
+        _fields.check_fields(self, "evaluation")
+        _checks.require_name("evaluation.dissimilarity", self.dissimilarity, DISSIMILARITIES)
+        _checks.require_whole("evaluation.neighbours", self.neighbours, 1, MAX_INT32)
+        _checks.require_whole("evaluation.batch", self.batch, 1, MAX_BATCH)
+        if self.other_dir is not None and self.other is None:
+            raise RequestError(
+                f"evaluation.other_dir={self.other_dir!r} needs evaluation.other; give both."
+            )
         for name in self.corruptions:
             _checks.require_name("corruption", name, (*CORRUPTIONS, "all"))
 
 
 def check_losses(losses: tuple[Loss, ...], teacher: Teacher) -> None:
-    """Refuses losses that cannot be summed up, or not with that teacher."""
-    logits = [loss.name for loss in losses if loss.kind == "logits" or TERMS[loss.name].classifier]
-    possible = teacher.features is None or not logits
-    _checks.require(
-        possible, f"got teacher.features with {', '.join(logits)}: class scores need a model"
-    )
+    """Refuse losses that cannot be combined, or that need more than the teacher gives."""
+    if not losses:
+        raise RequestError("losses is empty; give at least one.")
+    scores = [loss.name for loss in losses if loss.kind == "logits" or LOSSES[loss.name].classifier]
+    if teacher.features is not None and scores:
+        raise RequestError(
+            f"The loss {scores[0]} needs class scores, which teacher.features does not have."
+        )
     for loss in losses:
-        seen = (
-            f"the loss {loss.name} compares maps, which only a teacher that sees every image gives"
+        if loss.kind == "maps" and not teacher.live:
+            raise RequestError(
+                f"The loss {loss.name} compares maps, which only a live teacher gives: "
+                "set teacher.live."
+            )
+    if not any(LOSSES[loss.name].alone for loss in losses):
+        raise RequestError(
+            f"The loss {losses[0].name} is 0 for a student that maps everything to one point: "
+            "add a loss that separates examples, such as perception_coherence or kd."
         )
-        _checks.require(teacher.live or loss.kind != "maps", f"{seen}: set teacher.live")
-    if losses and not any(TERMS[loss.name].alone for loss in losses):
-        names = " and ".join(sorted({loss.name for loss in losses}))
-        why = "a student that maps everything to one point has none to pay"
-        remedy = (
-            "add one that keeps examples apart, such as kd, cross_entropy or perception_coherence"
-        )
-        raise RequestError(f"got {names} as the only loss, and {why}: {remedy}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """What one of the students that are compared minimises, in place of `losses`."""
+    """A student of a comparison: a name and the losses it minimises."""
 
     name: str
     losses: tuple[Loss, ...]
 
     def __post_init__(self):
-        _fields.require_types(self)
-        plain = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", self.name) is not None
-        expected = "expected letters, digits and _ . + -, it names a folder"
-        _checks.require(
-            plain and len(self.name) <= 80, f"got a contender named {self.name!r}: {expected}"
-        )
-        _checks.require(
-            len(self.losses) > 0,
-            f"got no losses for the contender {self.name}: expected at least one",
-        )
+        _fields.check_fields(self)
+        if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,79}", self.name) is None:
+            raise RequestError(
+                f"The contender name {self.name!r} cannot name a folder: use letters, digits and "
+                "_ . + -"
+            )
+        if not self.losses:
+            raise RequestError(f"The contender {self.name} has no losses; give at least one.")
 
-    def labelled(self) -> bool:
-        """Whether it sees the labels of its examples."""
-        return any(needs_labels(TERMS[loss.name], loss.arguments) for loss in self.losses)
+    @property
+    def needs_labels(self) -> bool:
+        """Return whether its training uses the labels of the examples."""
+        return any(loss.needs_labels for loss in self.losses)
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What `pcjax compare` sets side by side."""
+    """The students that `pcjax compare` trains side by side."""
 
     contenders: tuple[Contender, ...] = ()
-    """empty: those that --losses names, as pcjax.jobs.recipes has them"""
+    """empty: the recipes that --losses names"""
     seeds: int = 3
-    """every contender is trained from so many first weights, the same ones for all"""
+    """number of initial weights that every contender is trained from"""
     trials: int = 8
-    """how many settings of each contender `pcjax tune` tries"""
+    """number of settings of each contender that `pcjax tune` tries"""
 
     def __post_init__(self):
-        _fields.require_types(self, "comparison")
-        _checks.require_whole("comparison.seeds", self.seeds, 1, MOST_RUNS)
-        _checks.require_whole("comparison.trials", self.trials, 1, MOST_RUNS)
+        _fields.check_fields(self, "comparison")
+        _checks.require_whole("comparison.seeds", self.seeds, 1, MAX_RUNS)
+        _checks.require_whole("comparison.trials", self.trials, 1, MAX_RUNS)
         names = [contender.name for contender in self.contenders]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        _checks.require(
-            not twice, f"got two contenders named {', '.join(twice)}: expected every name once"
-        )
+        for name in names:
+            if names.count(name) > 1:
+                raise RequestError(f"Two contenders are named {name}; rename one.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """All of it. Without arguments: the embedded digits, a minute or two on two cores."""
+    """All sections. The default is the digits example, half a minute on two cores."""
 
     data: Data = dataclasses.field(default_factory=Data)
     teacher: Teacher = dataclasses.field(default_factory=Teacher)
     student: Model = dataclasses.field(
-        default_factory=lambda: Model("mlp", features=16, widths=(64,))
+        default_factory=lambda: Model("mlp", {"features": 16, "widths": (64,)})
     )
     losses: tuple[Loss, ...] = dataclasses.field(
-        default_factory=lambda: (Loss("perception_coherence", arguments={"temperature": 0.1}),)
+        default_factory=lambda: recipe("perception_coherence")
     )
     training: Training = dataclasses.field(
         default_factory=lambda: Training(epochs=100, save_every=100)
@@ -440,79 +421,114 @@ class Config:
     evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
     comparison: Comparison = dataclasses.field(default_factory=Comparison)
     other_versions: bool = False
-    """go on with what other versions of pcjax or its libraries have saved; what follows may differ in last digits"""
+    """resume from checkpoints of other versions of pcjax or its libraries; the last digits of
+    the results may then differ"""
 
     def __post_init__(self):
-        _fields.require_types(self)
-        _checks.require(len(self.losses) > 0, "got no losses: expected at least one")
+        _fields.check_fields(self)
         check_losses(self.losses, self.teacher)
 
     def to_json(self) -> str:
-        """What `from_json` builds an equal one from."""
+        """Write the config as JSON."""
         return json.dumps(dataclasses.asdict(self), indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> "Config":
-        """The inverse of `to_json`; unknown fields and wrong types are refused by name."""
+        """Build a config from JSON; refuse unknown fields and wrong types by name."""
         try:
-            return _fields.decode(cls, json.loads(text), "")
+            return _fields.decode(cls, json.loads(text))
         except json.JSONDecodeError as error:
-            raise RequestError(f"not JSON: {error}") from error
+            raise RequestError(f"The config is not JSON: {error}.") from error
 
-    def essence(self) -> "Config":
-        """Without what may be another when a run goes on: on how many devices, with which versions, and the like."""
-        usual = {
+    def resume_identity(self) -> "Config":
+        """Return the config without the fields that may change when a run is resumed."""
+        defaults = {
             name: field.default
             for name, field in Training.__dataclass_fields__.items()
-            if name in MEANS
+            if name in RUNTIME_FIELDS
         }
-        taught = dataclasses.replace(
-            self.teacher, training=dataclasses.replace(self.teacher.training, **usual)
+        teacher = dataclasses.replace(
+            self.teacher, training=dataclasses.replace(self.teacher.training, **defaults)
         )
-        own = dataclasses.replace(self.training, **usual)
-        return dataclasses.replace(self, teacher=taught, training=own, other_versions=False)
+        training = dataclasses.replace(self.training, **defaults)
+        return dataclasses.replace(
+            self,
+            teacher=teacher,
+            training=training,
+            comparison=Comparison(),
+            other_versions=False,
+        )
 
     def digest(self) -> str:
-        """Equal for configs of equal essence, across versions of Python and of pcjax, which may have more fields."""
-        return _fields.digest(_fields.told(self.essence()))
+        """Hash the fields that decide the result, without those that have their defaults."""
+        return _io.digest(_fields.non_default_fields(self.resume_identity()))
+
+    def with_absolute_paths(self) -> "Config":
+        """Return the config with absolute paths, so that it can be read from any folder."""
+        replace, evaluation = dataclasses.replace, self.evaluation
+        return replace(
+            self,
+            data=replace(
+                self.data,
+                source=_absolute_source(self.data.source),
+                data_dir=_absolute(self.data.data_dir),
+            ),
+            teacher=replace(
+                self.teacher,
+                run=_absolute(self.teacher.run),
+                features=_absolute(self.teacher.features),
+            ),
+            evaluation=replace(
+                evaluation,
+                other=evaluation.other and _absolute_source(evaluation.other),
+                other_dir=_absolute(evaluation.other_dir),
+            ),
+        )
 
 
-def read(path: str | pathlib.Path) -> Config:
-    """The config of a .py file, which is run, or of a stored .json."""
+def _absolute(path: str | None) -> Any:
+    if path is None or "://" in path:
+        return path
+    # os.path does not look at the disk, so that a path that does not exist is refused later.
+    return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111
+
+
+def _absolute_source(source: str) -> str:
+    kind, colon, path = source.partition(":")
+    names_path = kind in SOURCES and SOURCES[kind].is_path
+    return f"{kind}:{_absolute(path)}" if names_path and colon and path else source
+
+
+def read_config(path: str | pathlib.Path) -> Config:
+    """Read a config from a .py file, which is run, or from a run's config.json."""
     path = pathlib.Path(path)
-    _checks.require(
-        path.is_file(),
-        f"no config {path}: expected a .py file that sets `config`, or a run's config.json",
-    )
+    if not path.is_file():
+        raise RequestError(
+            f"There is no config {path}: give a .py file that sets `config`, or a run's "
+            "config.json."
+        )
     if path.suffix == ".json":
         return read_stored(path)[1]
-    # runpy also runs what hides in archives and compiled files.
-    _checks.require(
-        path.suffix == ".py",
-        f"{path} is no config: expected a .py file, which is run, or a config.json",
-    )
+    if path.suffix != ".py":  # runpy would also run archives and compiled files
+        raise RequestError(f"{path} is not a config: give a .py file or a run's config.json.")
     try:
-        found = runpy.run_path(str(path)).get("config")
+        config = runpy.run_path(str(path)).get("config")
     except RequestError as error:
         raise RequestError(f"{path}: {error}") from error
-    except (Exception, SystemExit) as error:  # whatever the code of a config raises
+    except (Exception, SystemExit) as error:
         raise RequestError(f"{path}: {type(error).__name__}: {error}") from error
-    _checks.require(
-        isinstance(found, Config),
-        f"{path} sets no `config`: expected config = pcjax.config.Config(...)",
-    )
-    return typing.cast(Config, found)
+    if not isinstance(config, Config):
+        raise RequestError(f"{path} does not set config = pcjax.config.Config(...).")
+    return config
 
 
 def read_stored(path: pathlib.Path) -> tuple[str, Config]:
-    """The job and the config that a run's config.json holds."""
+    """Read the job and the config that a run's config.json holds."""
     try:
-        _checks.require(path.is_file(), "it is no file")
-        _checks.require(path.stat().st_size <= LARGEST_FILE, "it is larger than any config")
-        stored = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_fields.once)
-        whole = isinstance(stored, dict) and stored.keys() == {"job", "config"}
-        _checks.require(whole, "expected a job and its config, as a run stores them")
+        stored = _io.read_json(path, MAX_CONFIG_BYTES)
+        if not isinstance(stored, dict) or stored.keys() != {"job", "config"}:
+            raise RequestError("it does not hold a job and its config")
         _checks.require_name("job", stored["job"], JOBS)
-        return stored["job"], _fields.decode(Config, stored["config"], "")
-    except (ValueError, RecursionError, OSError) as error:
+        return stored["job"], _fields.decode(Config, stored["config"])
+    except RequestError as error:
         raise RequestError(f"{path}: {error}") from error

@@ -20,6 +20,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, UInt32
 
 from pcjax import _checks
+from pcjax._checks import RequestError
 
 Dissimilarity = Callable[[Array, Array], Array]
 
@@ -191,7 +192,8 @@ class _Checked:
         found, expected = self.function(x, y), (x.shape[0], y.shape[0])
         name = getattr(self.function, "__name__", repr(self.function))
         got = f"the dissimilarity {name} gave shape {np.shape(found)} for features {x.shape} and {y.shape}"
-        _checks.require(np.shape(found) == expected, f"{got}: expected {expected}")
+        if np.shape(found) != expected:
+            raise RequestError(f"{got}: expected {expected}")
         _checks.require_real(f"the dissimilarity {name}'s result", found)
         return _checks.at_least_float32(found)
 
@@ -201,7 +203,8 @@ def _features(x: ArrayLike, y: ArrayLike) -> tuple[Float[Array, "n d"], Float[Ar
     _checks.require_features("y", y)
     shapes = np.shape(x), np.shape(y)
     got = f"got x {shapes[0]} and y {shapes[1]}"
-    _checks.require(shapes[0][1] == shapes[1][1], f"{got}: expected as many features in both")
+    if shapes[0][1] != shapes[1][1]:
+        raise RequestError(f"{got}: expected as many features in both")
     x, y = _checks.at_least_float32(x), _checks.at_least_float32(y)
     dtype = jnp.promote_types(x.dtype, y.dtype)
     return x.astype(dtype), y.astype(dtype)

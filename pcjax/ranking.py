@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Num
 
 from pcjax import _checks, _sorting
+from pcjax._checks import RequestError
 from pcjax._sorting import Primitives
 
 
@@ -98,9 +99,8 @@ def soft_rank(
     if width.ndim == len(shape) and width.shape[axis] == 1:
         width = jnp.squeeze(width, axis)
     got = f"got temperature of shape {np.shape(temperature)} for x of shape {shape}"
-    _checks.require(
-        _broadcasts(width.shape, rows), f"{got}: expected one number, or one per row, {rows}"
-    )
+    if not _broadcasts(width.shape, rows):
+        raise RequestError(f"{got}: expected one number, or one per row, {rows}")
     # Zeros of the others carry their device axes, which under shard_map all that a custom gradient meets must share.
     width = jnp.broadcast_to(width, rows).reshape(-1) + jnp.zeros_like(columns[0])
     columns = columns + jnp.zeros_like(width)
@@ -117,20 +117,19 @@ def _as_columns(
     """Brings the ranked axis to the front and the others side by side behind it; `restore` undoes it."""
     shape = np.shape(x)
     _checks.require_real("x", x)
-    _checks.require(
-        len(shape) > 0, f"got x of shape {shape}: expected at least one axis to rank along"
-    )
+    if not len(shape):
+        raise RequestError(f"got x of shape {shape}: expected at least one axis to rank along")
     _checks.require_whole("axis", axis, -len(shape), len(shape) - 1, f" for x of shape {shape}")
-    _checks.require(
-        shape[axis] > 0, f"got x of shape {shape}: expected at least one entry along axis {axis}"
-    )
+    if shape[axis] <= 0:
+        raise RequestError(f"got x of shape {shape}: expected at least one entry along axis {axis}")
     front = jnp.moveaxis(jnp.asarray(x), axis, 0)
     valid = None
     if where is not None:
         given = np.shape(where)
         got = f"got where of shape {given} for x of shape {shape}"
         _checks.require_mask(where)
-        _checks.require(_broadcasts(given, shape), f"{got}: expected a shape that broadcasts to it")
+        if not _broadcasts(given, shape):
+            raise RequestError(f"{got}: expected a shape that broadcasts to it")
         valid = jnp.moveaxis(jnp.broadcast_to(jnp.asarray(where, bool), shape), axis, 0).reshape(
             shape[axis], -1
         )

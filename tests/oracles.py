@@ -47,7 +47,7 @@ def perception_coherence(
     teacher,
     *,
     temperature,
-    dissimilarity_name="euclidean",
+    dissimilarity_name="cosine",
     teacher_temperature=None,
     ranking="laplace",
     scale="row",

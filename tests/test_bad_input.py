@@ -44,7 +44,11 @@ CASES = [
     (loss, {"student": np.array([["a"] * 4] * 8)}, "expected real numbers"),
     (loss, {"student": X[:2], "teacher": Y[:2]}, "got 2 examples to rank: expected at least 3"),
     (loss, {"student": X[:0], "teacher": Y[:0]}, "got 0 examples to rank: expected at least 3"),
-    (loss, {"frame": "teacher"}, 'frame="teacher" needs the student in the teacher\'s dimension'),
+    (
+        loss,
+        {"frame": "teacher"},
+        'frame="teacher" needs a linear head into the teacher\'s dimension',
+    ),
     # numbers
     (loss, {"temperature": 0.0}, "got temperature 0.0: expected a positive, finite number"),
     (loss, {"temperature": -0.1}, "got temperature -0.1: expected a positive, finite number"),
@@ -77,7 +81,7 @@ CASES = [
     (
         loss,
         {"dissimilarity": "euclidian"},
-        "unknown dissimilarity 'euclidian': expected one of 'euclidean'",
+        "unknown dissimilarity 'euclidian' (did you mean 'euclidean'?): expected one of 'euclidean'",
     ),
     (loss, {"teacher_dissimilarity": "l2"}, "unknown dissimilarity 'l2'"),
     (loss, {"dissimilarity": None}, "unknown dissimilarity None"),

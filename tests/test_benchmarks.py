@@ -1,4 +1,4 @@
-"""The benchmarks run as a user runs them, and go on without what is not there or fails."""
+"""The benchmarks run as a user runs them, and leave out what is missing or fails."""
 
 import json
 import pathlib
@@ -14,50 +14,54 @@ from benchmarks.timing import interleaved
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-@pytest.mark.slow
-def test_of_the_ranking(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.ranking",
-        "--sizes",
-        "70",
-        "--seconds",
-        "1",
-        "--out",
-        tmp_path,
-    ]
-    env = environment(XLA_FLAGS="")
+def run(module, *options):
+    """Run a benchmark; return its output."""
+    command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, options)]
     done = subprocess.run(
-        command, cwd=ROOT, env=env, capture_output=True, text=True, check=True, timeout=300
+        command,
+        cwd=ROOT,
+        env=environment(XLA_FLAGS=""),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=600,
     )
-    lines = {
-        line.split("|")[1].strip(): line
-        for line in done.stdout.splitlines()
-        if line.startswith("|")
-    }
-    assert {"pcjax laplace", "pcjax permutahedron", "rkd distance"} <= lines.keys()
-    assert ", 1 x, " in lines["pcjax laplace"]
-    missing = [line for line in done.stdout.splitlines() if line.startswith("not installed: ")]
-    assert len(lines) - 2 + len(missing) == 11
-    found = json.loads((tmp_path / "ranking.json").read_text())
-    low, middle, high = (found["milliseconds"]["70"]["pcjax laplace"][place] for place in (1, 0, 2))
-    assert 0 < low <= middle <= high
+    return done.stdout
+
+
+@pytest.mark.nightly
+def test_the_ranking_beside_its_peers(tmp_path):
+    output = run("ranking", "--sizes", 70, "--seconds", 1, "--out", tmp_path).splitlines()
+    rows = {line.split("|")[1].strip(): line for line in output if line.startswith("|")}
+    assert {"pcjax laplace", "pcjax permutahedron", "rkd distance"} <= rows.keys()
+    assert ", 1 x, " in rows["pcjax laplace"]
+    missing = [line for line in output if line.startswith("not installed: ")]
+    assert len(rows) - 2 + len(missing) == 11
+    record = json.loads((tmp_path / "ranking.json").read_text())
+    median, low, high = record["milliseconds"]["70"]["pcjax laplace"]
+    assert 0 < low <= median <= high
     assert (tmp_path / "ranking.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_who_fails_is_told_and_left_out():
+@pytest.mark.nightly
+@pytest.mark.parametrize("module", ["data", "display", "parts", "step"])
+def test_the_others_run(module, tmp_path):
+    options = ["--seconds", 1, *(["--out", tmp_path] if module in ("data", "step") else [])]
+    assert run(module, *options)
+
+
+def test_a_contender_that_fails_is_reported_and_left_out():
     def breaks():
         if len(calls) == 2:
             raise MemoryError("no room")
         calls.append(1)
         return 1e-3
 
-    calls, told = [], []
+    calls, failed = [], []
     times = interleaved(
-        {"good": lambda: 1e-3, "bad": breaks}, 0.01, failed=lambda name, error: told.append(name)
+        {"good": lambda: 1e-3, "bad": breaks}, 0.01, failed=lambda name, _: failed.append(name)
     )
-    assert told == ["bad"]
+    assert failed == ["bad"]
     assert [*times] == ["good"]
     assert len(times["good"]) >= 3
 
@@ -67,6 +71,6 @@ def test_the_table_does_without_a_reference_that_failed():
         64: {REFERENCE: (2.0, 1.0, 3.0), "rkd distance": (1.0, 1.0, 1.0)},
         128: {"rkd distance": (4.0, 4.0, 4.0)},
     }
-    memory = {n: dict.fromkeys(found, 10**6) for n, found in times.items()}
-    told = table({"milliseconds": times, "temporary_bytes": memory, "missing": {}}).splitlines()
-    assert told[-1] == "| rkd distance | 1 (1-1), 0.5 x, 1 MB | 4 (4-4), 1 MB |"
+    memory = {n: dict.fromkeys(row, 10**6) for n, row in times.items()}
+    lines = table({"milliseconds": times, "temporary_bytes": memory, "missing": {}}).splitlines()
+    assert lines[-1] == "| rkd distance | 1 (1-1), 0.5 x, 1 MB | 4 (4-4), 1 MB |"

@@ -17,7 +17,7 @@ machines = pytest.mark.parametrize(
 )
 cpu_quickly = pytest.mark.parametrize(
     "machine",
-    [_sorting.CPU, pytest.param(_sorting.ACCELERATOR, marks=pytest.mark.slow)],
+    [_sorting.CPU, pytest.param(_sorting.ACCELERATOR, marks=pytest.mark.nightly)],
     ids=["cpu", "accelerator"],
 )
 TEMPERATURES = (1e-6, 1e-2, 0.1, 1.0, 10.0, 1e4)
@@ -158,7 +158,7 @@ def test_becomes_the_hard_rank_as_the_temperature_goes_to_0(method, rng, x64):
             assert np.abs(found - scipy.stats.rankdata(x, axis=-1)).max() < 1e-6, name
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @methods
 def test_half_precision_is_ranked_in_float32(method, rng):
     x = jnp.asarray(rng.normal(size=200), jnp.bfloat16)
@@ -348,7 +348,7 @@ def test_axes_batches_and_temperatures_per_row(method, rng, x64):
     assert np.allclose(one_by_one, expected, atol=1e-8)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @methods
 def test_memory_is_linear_in_the_row(method):
     n = 4096

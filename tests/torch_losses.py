@@ -1,4 +1,4 @@
-"""The losses of the library, written once more in PyTorch from their formulas; without masks and devices."""
+"""The losses in PyTorch, written from their formulas; without masks and devices."""
 
 import itertools
 import math
@@ -193,7 +193,7 @@ def cka(s, t):
 
 
 def darkrank_scores(s, t, alpha, beta, list_length):
-    """Of the listed, the student's and the teacher's, in the teacher's order."""
+    """Compute both models' scores of the listed, in the teacher's order."""
     s, t = (distances(F.normalize(x), F.normalize(x)) for x in (s, t))
     nearest = (t + torch.diag(t.new_full((len(t),), math.inf))).topk(list_length, largest=False)[1]
     return (-alpha * x.gather(1, nearest) ** beta for x in (s, t))
@@ -243,7 +243,8 @@ def soft_ranks(d, width, ranking):
         down, order = (d / width).sort(descending=True)
         y, n = down - torch.arange(len(d), 0, -1), len(d)
         mean = lambda i, j: y[i : j + 1].mean()
-        # The least, over where its block may begin, of the greatest mean of all blocks that end at k or later.
+        # The minimum, over the starts of k's block, of the largest mean of blocks that end at k or
+        # later.
         fit = [
             torch.stack(
                 [torch.stack([mean(i, j) for j in range(k, n)]).max() for i in range(k + 1)]
@@ -257,7 +258,7 @@ def soft_ranks(d, width, ranking):
 
 
 def rows_of_others(x, points, measure, skip):
-    """What each example sees of the points, itself left out where it is among them."""
+    """Compute each example's dissimilarities to the points, except to itself."""
     kept = [torch.arange(len(points)) != (i if skip else -1) for i in range(len(x))]
     return torch.stack(
         [DISSIMILARITIES[measure](x[i : i + 1], points[kept[i]])[0] for i in range(len(x))]
@@ -268,7 +269,7 @@ def perception_coherence(
     s,
     t,
     temperature,
-    dissimilarity="euclidean",
+    dissimilarity="cosine",
     teacher_dissimilarity=None,
     teacher_temperature=None,
     ranking="laplace",
@@ -302,7 +303,7 @@ def perception_coherence(
 
 
 def spearman(
-    s, t, temperature, dissimilarity="euclidean", teacher_dissimilarity=None, ranking="laplace"
+    s, t, temperature, dissimilarity="cosine", teacher_dissimilarity=None, ranking="laplace"
 ):
     d_s = rows_of_others(s, s, dissimilarity, True)
     d_t = rows_of_others(t, t, teacher_dissimilarity or dissimilarity, True)

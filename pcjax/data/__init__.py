@@ -6,11 +6,12 @@ from pcjax.data.corrupt import CORRUPTIONS, SEVERITIES, corrupted, corrupted_exa
 from pcjax.data.examples import Dataset, Examples
 from pcjax.data.fitted import fitted
 from pcjax.data.normalise import statistics
-from pcjax.data.sources import load
+from pcjax.data.sources import SOURCES, load
 
 __all__ = [
     "CORRUPTIONS",
     "SEVERITIES",
+    "SOURCES",
     "Dataset",
     "Examples",
     "TrainingBatches",

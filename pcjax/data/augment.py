@@ -1,4 +1,4 @@
-"""Random changes to images, of a whole batch at once."""
+"""Random changes to a batch of images."""
 
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
@@ -7,14 +7,16 @@ from jaxtyping import Bool, Int, Shaped
 def random_crop(
     images: Shaped[np.ndarray, "n h w c"], offsets: Int[np.ndarray, "n 2"], *, padding: int
 ) -> Shaped[np.ndarray, "n h w c"]:
-    """Windows of each image's own size out of the image with zeros around it.
+    """Cut a window of the image's own size out of every image with zeros around it.
 
-    y[i, a, b] = x[i, a + offsets[i, 0] - padding, b + offsets[i, 1] - padding], 0 outside of the image.
+    y[i, a, b] = x[i, a + offsets[i, 0] - padding, b + offsets[i, 1] - padding], which is 0 outside
+    the image.
 
     Args:
       images: (n, height, width, channels).
-      offsets: (n, 2), from 0 to 2 padding: where each window begins; `padding` leaves an image as it is.
-      padding: how many rows and columns of zeros are put on each side.
+      offsets: (n, 2), from 0 to 2 padding: where each window begins; `padding` leaves an image
+        unchanged.
+      padding: rows and columns of zeros on each side.
 
     Returns:
       The windows, in new memory.
@@ -36,11 +38,11 @@ def random_crop(
 def horizontal_flip(
     images: Shaped[np.ndarray, "n h w c"], flipped: Bool[np.ndarray, " n"]
 ) -> Shaped[np.ndarray, "n h w c"]:
-    """Some of the images with left and right exchanged.
+    """Exchange left and right in some of the images.
 
     Args:
       images: (n, height, width, channels).
-      flipped: (n,), which ones.
+      flipped: (n,), True for the images to flip.
 
     Returns:
       The images, in new memory.

@@ -1,4 +1,4 @@
-"""Batches of examples, made ahead of time by Grain."""
+"""Batches of examples, prepared ahead of time by Grain."""
 
 import dataclasses
 import functools
@@ -10,6 +10,7 @@ import grain
 import numpy as np
 
 from pcjax import _checks
+from pcjax._checks import RequestError
 from pcjax.data.augment import horizontal_flip, random_crop
 from pcjax.data.examples import Examples
 from pcjax.data.normalise import Normaliser
@@ -18,8 +19,8 @@ Batch = dict[str, np.ndarray]
 Normalise = tuple[np.ndarray, np.ndarray] | None
 
 RESERVED = ("image", "label", "index", "mask")
-NEIGHBOUR = "neighbour_"  # before the names of what belongs to an example's neighbour
-# One thread makes a batch while the step runs; a second pays where NumPy releases the interpreter.
+NEIGHBOUR = "neighbour_"  # prefix of the columns of an example's neighbour
+# One thread makes a batch while the step runs; a second helps where NumPy releases the lock.
 AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
 ORDER, CHANGE = 0, 1  # streams of random numbers
 
@@ -37,79 +38,94 @@ def training_batches(
     columns: Mapping[str, np.ndarray] | None = None,
     neighbours: np.ndarray | None = None,
 ) -> "TrainingBatches":
-    """Batches without end, every epoch in a new order.
+    """Make endless training batches, with a new order in every epoch.
 
-    Epoch e visits the examples in a permutation drawn from (seed, e), floor(n / batch) batches of them; the few that
-    are left sit this epoch out. How the images of step s are changed is drawn from (seed, s). What a step gets
-    therefore depends neither on threads nor on how many processes share its work.
+    Epoch e visits the examples in a permutation drawn from (seed, e), in floor(n / batch) batches;
+    the remaining examples are left out of this epoch. The random changes of step s are drawn from
+    (seed, s). A batch depends neither on threads nor on the number of processes.
 
     Args:
-      examples: those for training.
-      batch: how many examples a step gets, over all processes.
-      seed: of the order and of the changes, at least 0.
-      crop: images are moved by up to so many pixels each way, zeros (before normalisation) coming in.
-      flip: whether every other image, by chance, has left and right exchanged.
-      normalise: (mean, std) of each channel, as `statistics` gives; None only brings uint8 to 0..1.
-      process_index: which of the processes this is.
-      process_count: how many processes there are; each gets an equal part of every batch, in order.
-      columns: more to be read with each example, such as a teacher's features, by name: arrays with one row per
-        example, in memory or mapped from a file.
-      neighbours: (n, k) positions of examples that each example is to come with one of, drawn anew in every step, its
-        image and columns named "neighbour_image" and so on.
+      examples: the training examples.
+      batch: number of examples a step, over all processes.
+      seed: seed of the order and of the changes, at least 0.
+      crop: images are shifted by up to so many pixels each way, with zeros (before normalisation)
+        at the border.
+      flip: exchange left and right in half of the images, at random.
+      normalise: (mean, std) of each channel, as `statistics` returns; None only divides uint8 by
+        255.
+      process_index: index of this process.
+      process_count: number of processes; each gets an equal part of every batch, in order.
+      columns: arrays with one row per example, by name, such as a teacher's features; in memory or
+        mapped from a file.
+      neighbours: (n, k) positions of every example's neighbours. One of them, drawn anew in every
+        step, comes with the example as "neighbour_image" and so on.
 
     Returns:
-      An iterator of dictionaries, b = batch / process_count: "image" float32 (b, ...); "label" int32 (b,), -1 where
-      there is none; "index" int32 (b,), the positions in `examples`; "mask" bool (b,), all True; and the columns. Its
-      `get_state()` can be kept as JSON and given to `set_state` of one that was made in the same way.
+      An iterator of dictionaries, with b = batch / process_count: "image" float32 (b, ...); "label"
+      int32 (b,), -1 for none; "index" int32 (b,), positions in `examples`; "mask" bool (b,), all
+      True; and the columns. Its `get_state()` is JSON, for `set_state` of an equal iterator.
 
     >>> import pcjax.data
-    >>> batches = pcjax.data.training_batches(pcjax.data.load("digits").train, batch=32, seed=0, crop=1)
+    >>> digits = pcjax.data.load("digits").train
+    >>> batches = pcjax.data.training_batches(digits, batch=32, seed=0, crop=1)
     >>> {name: (rows.dtype.name, rows.shape) for name, rows in next(batches).items()}
-    {'image': ('float32', (32, 8, 8, 1)), 'label': ('int32', (32,)), 'index': ('int32', (32,)), 'mask': ('bool', (32,))}
+    {'image': ('float32', (32, 8, 8, 1)), 'label': ('int32', (32,)),
+     'index': ('int32', (32,)), 'mask': ('bool', (32,))}
     >>> batches.get_state()["step"]
     1
     """
     share = _share(batch, process_index, process_count)
     n = len(examples)
-    _checks.require(
-        batch <= n,
-        f"got a batch of {batch} and {n} examples: expected at most as many, or more examples",
-    )
+    if batch > n:
+        raise RequestError(
+            f"got a batch of {batch} and {n} examples: expected a batch of at most {n}"
+        )
     _checks.require_whole("seed", seed, 0)
     _checks.require_whole("crop", crop, 0)
-    _checks.require(
-        isinstance(flip, (bool, np.bool_)), f"got flip {flip!r}: expected True or False"
-    )
-    images = len(examples.shape) == 3
-    wanted = f"got crop={crop} and flip={flip} for examples of shape {examples.shape}"
-    _checks.require(
-        images or not (crop or flip),
-        f"{wanted}: only images (height, width, channels) have them, leave them out",
-    )
-    for name, rows in (columns or {}).items():
-        _checks.require(
-            name not in RESERVED,
-            f"got a column named {name!r}, as part of every batch is: rename it",
+    if not isinstance(flip, (bool, np.bool_)):
+        raise RequestError(f"got flip {flip!r}: expected True or False")
+    if len(examples.shape) != 3 and (crop or flip):
+        raise RequestError(
+            f"got crop={crop} and flip={flip} for examples of shape {examples.shape}: only images "
+            "(height, width, channels) have them, leave them out"
         )
-        got = f"got column {name!r} of shape {np.shape(rows)} for {n} examples"
-        _checks.require(
-            np.ndim(rows) > 0 and len(rows) == n, f"{got}: expected one row per example"
-        )
+    columns = dict(columns or {})
+    for name, rows in columns.items():
+        if name in RESERVED:
+            raise RequestError(f"got a column named {name!r}, which every batch has: rename it")
+        if np.ndim(rows) == 0 or len(rows) != n:
+            raise RequestError(
+                f"got column {name!r} of shape {np.shape(rows)} for {n} examples: expected one row "
+                "per example"
+            )
     if neighbours is not None:
-        got = f"got neighbours of shape {neighbours.shape} and dtype {neighbours.dtype} for {n} examples"
-        table = neighbours.ndim == 2 and len(neighbours) == n and neighbours.shape[1] > 0
-        _checks.require(
-            table and neighbours.dtype.kind in "iu", f"{got}: expected ({n}, k) integers"
-        )
-        least, most = int(neighbours.min()), int(neighbours.max())
-        _checks.require(
-            0 <= least <= most < n, f"got neighbours from {least} to {most}: expected 0 to {n - 1}"
-        )
+        _check_neighbours(neighbours, n)
     part = slice(process_index * share, (process_index + 1) * share)
-    normaliser = Normaliser(examples, normalise)
-    asked = int(batch), int(seed), int(crop), bool(flip)
-    make = _Training(examples, *asked, normaliser, part, dict(columns or {}), neighbours)
-    return TrainingBatches(make)
+    return TrainingBatches(
+        _Training(
+            examples,
+            batch=int(batch),
+            seed=int(seed),
+            crop=int(crop),
+            flip=bool(flip),
+            normaliser=Normaliser(examples, normalise),
+            part=part,
+            columns=columns,
+            neighbours=neighbours,
+        )
+    )
+
+
+def _check_neighbours(neighbours: np.ndarray, n: int) -> None:
+    shape, dtype = neighbours.shape, neighbours.dtype
+    if len(shape) != 2 or shape[0] != n or shape[1] == 0 or dtype.kind not in "iu":
+        raise RequestError(
+            f"got neighbours of shape {shape} and dtype {dtype} for {n} examples: expected "
+            f"({n}, k) integers"
+        )
+    low, high = int(neighbours.min()), int(neighbours.max())
+    if low < 0 or high >= n:
+        raise RequestError(f"got neighbours from {low} to {high}: expected 0 to {n - 1}")
 
 
 def evaluation_batches(
@@ -120,17 +136,19 @@ def evaluation_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterable[Batch]:
-    """All examples once, in order; the last batch is filled up with its last example, masked.
+    """Make batches of all examples once, in order; pad the last one with its last example.
 
     Args:
-      examples: those to be looked at.
-      batch: how many examples there are at a time, over all processes.
-      normalise: (mean, std) of each channel, as `statistics` gives; None only brings uint8 to 0..1.
-      process_index: which of the processes this is.
-      process_count: how many processes there are; each gets an equal part of every batch, in order.
+      examples: the examples.
+      batch: number of examples a batch, over all processes.
+      normalise: (mean, std) of each channel, as `statistics` returns; None only divides uint8 by
+        255.
+      process_index: index of this process.
+      process_count: number of processes; each gets an equal part of every batch, in order.
 
     Returns:
-      Dictionaries as those of `training_batches`, with "mask" False for what fills up. May be gone through again.
+      An iterable, which may be iterated again, of dictionaries as in `training_batches`; "mask" is
+      False for the padding.
 
     >>> import pcjax.data
     >>> test = pcjax.data.load("digits").test
@@ -142,16 +160,16 @@ def evaluation_batches(
     n = len(examples)
 
     def make(step: int) -> Batch:
-        wanted = step * batch + process_index * share + np.arange(share)
-        index = np.minimum(wanted, n - 1)
+        position = step * batch + process_index * share + np.arange(share)
+        index = np.minimum(position, n - 1)
         images, labels = examples.take_labelled(index)
-        return _batch(normaliser(images), labels, index, wanted < n)
+        return _batch(normaliser(images), labels, index, position < n)
 
     return grain.MapDataset.range(-(-n // batch)).map(make).to_iter_dataset(AHEAD)
 
 
 class TrainingBatches(Iterator[Batch]):
-    """An endless iterator that knows where it is, and which pipeline it belongs to."""
+    """An endless iterator whose state names its step and its pipeline."""
 
     def __init__(self, make: "_Training"):
         self._make, self._step = make, 0
@@ -159,16 +177,8 @@ class TrainingBatches(Iterator[Batch]):
 
     @property
     def steps_per_epoch(self) -> int:
-        """How many batches an epoch has."""
+        """The number of batches an epoch."""
         return self._make.steps_per_epoch
-
-    @property
-    def size(self) -> float:
-        """The root mean square of all images as they are seen, where `normalise` is of their statistics.
-
-        It is 1 but for the zeros that `crop` brings in, of which as many are counted as there can be.
-        """
-        return self._make.size
 
     def __next__(self) -> Batch:
         batch = next(self._ahead)
@@ -176,42 +186,32 @@ class TrainingBatches(Iterator[Batch]):
         return batch
 
     def get_state(self) -> dict[str, Any]:
-        """What is needed to go on from here: numbers, strings and lists, for JSON."""
+        """Return the state to resume from, as JSON."""
         return {"step": self._step, "pipeline": self._make.identity}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Goes on from where the state was taken; refuses that of another pipeline."""
-        step, given = (
-            (state.get(key) for key in ("step", "pipeline"))
-            if isinstance(state, Mapping)
-            else (None, None)
-        )
-        known = (
-            isinstance(given, Mapping)
-            and isinstance(step, int)
-            and not isinstance(step, bool)
-            and step >= 0
-        )
-        _checks.require(
-            known, f"got the state {str(state)[:80]}: expected one that get_state has given"
-        )
-        own, there = self._make.identity, dict(given or {})
+        """Resume from a state of `get_state`; refuse the state of another pipeline."""
+        items = state if isinstance(state, Mapping) else {}
+        step, stored = items.get("step"), items.get("pipeline")
+        if type(step) is not int or step < 0 or not isinstance(stored, Mapping):
+            raise RequestError(f"got the state {str(state)[:80]}: expected one from get_state")
+        own = self._make.identity
         differences = [
-            f"{key} was {there.get(key)!r} and is {own.get(key)!r}"
-            for key in (*own, *(key for key in there if key not in own))
-            if there.get(key) != own.get(key)
+            f"{key} was {stored.get(key)!r} and is {own.get(key)!r}"
+            for key in own | dict(stored)
+            if stored.get(key) != own.get(key)
         ]
-        found = "; ".join(differences)
-        _checks.require(
-            not found,
-            f"this state is of other batches ({found}): make them as they were, or start anew",
-        )
+        if differences:
+            raise RequestError(
+                f"this state is of other batches ({'; '.join(differences)}): make them as they "
+                "were, or start anew"
+            )
         self._ahead.close()
-        # A pipeline that begins at this step: what Grain's own state looks like is Grain's affair.
-        self._step, self._ahead = int(step or 0), _from(int(step or 0), self._make)
+        # A pipeline that begins at this step depends less on Grain than Grain's own state.
+        self._step, self._ahead = step, _from(step, self._make)
 
     def close(self) -> None:
-        """Ends the threads that work ahead."""
+        """End the threads that work ahead."""
         self._ahead.close()
 
 
@@ -225,7 +225,7 @@ class _Training:
     crop: int
     flip: bool
     normaliser: Normaliser
-    part: slice  # this process's
+    part: slice  # of each batch, for this process
     columns: dict[str, np.ndarray]
     neighbours: np.ndarray | None
 
@@ -233,17 +233,9 @@ class _Training:
     def steps_per_epoch(self) -> int:
         return len(self.examples) // self.batch
 
-    @property
-    def size(self) -> float:
-        inside = 1.0
-        for length in self.examples.shape[:2] if self.crop else ():
-            inside *= max(0.0, 1 - self.crop / length)
-        zeros = np.mean((self.normaliser.mean / self.normaliser.std) ** 2)
-        return float(np.sqrt(1 + (1 - inside) * zeros))
-
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
-        """Everything that what a step gets depends on, other than the step and the process."""
+        """All that a batch depends on, except the step and the process."""
         near = {} if self.neighbours is None else {"neighbours": self.neighbours.shape[1]}
         return near | {
             "fingerprint": self.examples.fingerprint,
@@ -260,28 +252,25 @@ class _Training:
 
     def __call__(self, step: int) -> Batch:
         epoch, position = divmod(step, self.steps_per_epoch)
-        rows = _order(len(self.examples), self.seed, epoch)[
-            position * self.batch : (position + 1) * self.batch
-        ]
-        # Drawn for the whole batch, so that however many processes see the same.
+        order = _order(len(self.examples), self.seed, epoch)
+        index = order[position * self.batch :][: self.batch][self.part]
+        # Random numbers are for the whole batch: the number of processes does not change them.
         random = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(CHANGE, step)))
-        index = rows[self.part]
-        images, labels = self._seen(index, random)
+        images, labels = self._augmented(index, random)
         result = _batch(images, labels, index, np.ones(len(index), bool))
         result |= {name: np.asarray(rows[index]) for name, rows in self.columns.items()}
         if self.neighbours is not None:
             drawn = random.integers(0, self.neighbours.shape[1], size=self.batch)[self.part]
             near = self.neighbours[index, drawn]
-            result[f"{NEIGHBOUR}image"] = self._seen(near, random)[0]
-            result |= {
-                f"{NEIGHBOUR}{name}": np.asarray(rows[near]) for name, rows in self.columns.items()
-            }
+            columns = {name: np.asarray(rows[near]) for name, rows in self.columns.items()}
+            columns["image"] = self._augmented(near, random)[0]
+            result |= {f"{NEIGHBOUR}{name}": rows for name, rows in columns.items()}
         return result
 
-    def _seen(
+    def _augmented(
         self, index: np.ndarray, random: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """The images of this process as they are seen in a step, and their labels."""
+        """Return this process's augmented images, and their labels."""
         images, labels = self.examples.take_labelled(index)
         if self.crop:
             offsets = random.integers(0, 2 * self.crop + 1, size=(self.batch, 2))
@@ -309,12 +298,13 @@ def _from(step: int, make: Callable[[int], Batch]) -> Any:
 
 
 def _share(batch: int, process_index: int, process_count: int) -> int:
-    """How many examples of a batch one process gets."""
+    """Return the number of examples of a batch that one process gets."""
     _checks.require_whole("batch", batch, 1)
     _checks.require_whole("process_count", process_count, 1)
     _checks.require_whole("process_index", process_index, 0, process_count - 1)
-    divided = f"got a batch of {batch} for {process_count} processes"
-    _checks.require(
-        batch % process_count == 0, f"{divided}: expected a multiple, each gets an equal part"
-    )
+    if batch % process_count != 0:
+        raise RequestError(
+            f"got a batch of {batch} for {process_count} processes: expected a multiple, each gets "
+            "an equal part"
+        )
     return batch // process_count

@@ -1,4 +1,4 @@
-"""Images as bad as a camera, a cable or the weather makes them: on the scale 0 to 1, by name and severity."""
+"""Corrupt images, as a camera or the weather may, by name and severity."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,12 +7,13 @@ import numpy as np
 from jaxtyping import Float32, Shaped
 
 from pcjax import _checks
+from pcjax._checks import RequestError
 from pcjax.data.examples import Examples, Store
 from pcjax.data.fitted import resized
 from pcjax.data.normalise import full_scale
 
 SEVERITIES = (1, 2, 3)
-LOOKED_AT = 1000  # examples, for the range of images that are not uint8
+RANGE_SAMPLE = 1000  # examples that give the range of images that are not uint8
 
 Image = Float32[np.ndarray, "h w c"]
 
@@ -20,13 +21,14 @@ Image = Float32[np.ndarray, "h w c"]
 def corrupted(
     images: Shaped[np.ndarray, "n h w c"], name: str, severity: int, *, seeds: np.ndarray
 ) -> np.ndarray:
-    """Images from 0 to 1, corrupted and cut to 0 to 1 again.
+    """Corrupt images from 0 to 1, and clip them to 0 to 1 again.
 
     Args:
       images: (n, height, width, channels), from 0 to 1.
       name: one of `CORRUPTIONS`.
-      severity: 1, 2 or 3; 0 leaves the images as they are.
-      seeds: (n,) integers of at least 0: what is random in an image depends on its own seed and the name alone.
+      severity: 1, 2 or 3; 0 leaves the images unchanged.
+      seeds: (n,) integers of at least 0. An image's random numbers depend only on its own seed and
+        the name.
 
     Returns:
       (n, height, width, channels), float32.
@@ -50,17 +52,19 @@ def corrupted(
 
 
 def corrupted_examples(examples: Examples, name: str, severity: int, train: Examples) -> Examples:
-    """The examples, corrupted whenever they are read; 0 to 1 is the training images' range if they are not uint8."""
+    """Return examples that are corrupted whenever they are read.
+
+    Images that are not uint8 are brought from the training images' range to 0 to 1 and back.
+    """
     low, high = 0.0, full_scale(train)
     if train.dtype != np.uint8:
-        looked_at = train.take(
-            np.linspace(0, len(train) - 1, min(len(train), LOOKED_AT)).astype(np.int64)
-        )
-        low, high = float(looked_at.min()), float(looked_at.max())
-        _checks.require(
-            high > low,
-            f"got training images that are all {low}: a corruption needs a range; give others",
-        )
+        rows = np.linspace(0, len(train) - 1, min(len(train), RANGE_SAMPLE)).astype(np.int64)
+        sample = train.take(rows)
+        low, high = float(sample.min()), float(sample.max())
+        if high <= low:
+            raise RequestError(
+                f"got training images that are all {low}: a corruption needs a range; give others"
+            )
     return dataclasses.replace(
         examples, store=_Corrupted(examples.store, name, severity, low, high)
     )
@@ -68,7 +72,7 @@ def corrupted_examples(examples: Examples, name: str, severity: int, train: Exam
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Corrupted:
-    """Examples of another store, as float32, on the scale that their normalisation was made for."""
+    """Corrupted examples of another store, as float32, on the scale of their normalisation."""
 
     store: Store
     name: str
@@ -100,7 +104,7 @@ class _Corrupted:
         images = corrupted(
             (stored.astype(np.float32) - self.low) / extent, self.name, self.severity, seeds=rows
         )
-        # uint8 counts as 0 to 1 wherever images are normalised, floats count as they are.
+        # Normalisation was made for uint8 as 0 to 1, and for floats as stored.
         return images if self.store.dtype == np.uint8 else images * extent + self.low, labels
 
 
@@ -109,7 +113,7 @@ def _gaussian_noise(image: Image, deviation: float, random: np.random.Generator)
 
 
 def _salt_and_pepper(image: Image, share: float, random: np.random.Generator) -> np.ndarray:
-    """That share of the pixels black or white."""
+    """Make a share of the pixels black or white."""
     drawn = random.random((*image.shape[:2], 1), np.float32)
     return np.where(drawn < share / 2, 0, np.where(drawn > 1 - share / 2, 1, image))
 
@@ -124,29 +128,28 @@ def _brightness(image: Image, added: float, random: np.random.Generator) -> np.n
 
 
 def _box_blur(image: Image, share: float, random: np.random.Generator) -> np.ndarray:
-    """Means over boxes wider than a pixel by that share of the side."""
+    """Average over boxes that exceed a pixel by a share of the side."""
     for axis in (0, 1):
         side = image.shape[axis]
         reach = (1 + share * side) / 2
-        places = np.arange(side)
-        overlap = np.clip(reach + 0.5 - np.abs(places[:, None] - places), 0, 1)
+        positions = np.arange(side)
+        overlap = np.clip(reach + 0.5 - np.abs(positions[:, None] - positions), 0, 1)
         overlap /= overlap.sum(axis=1, keepdims=True)
         image = np.moveaxis(np.tensordot(overlap.astype(np.float32), image, (1, axis)), 0, axis)
     return image
 
 
 def _pixelate(image: Image, share: float, random: np.random.Generator) -> np.ndarray:
-    """That share of the rows and columns, each as large as several were."""
+    """Keep a share of the rows and columns, each as large as several were."""
     height, width = image.shape[:2]
     rows, columns = (max(1, round(share * side)) for side in (height, width))
     few = resized(image[None], rows, columns)[0]
     return few[np.arange(height) * rows // height][:, np.arange(width) * columns // width]
 
 
-# What is done, and how strongly at each severity.
-CORRUPTIONS: dict[
-    str, tuple[Callable[[Image, float, np.random.Generator], np.ndarray], tuple[float, ...]]
-] = {
+Corrupt = Callable[[Image, float, np.random.Generator], np.ndarray]
+# Functions, and their strength at each severity.
+CORRUPTIONS: dict[str, tuple[Corrupt, tuple[float, ...]]] = {
     "gaussian_noise": (_gaussian_noise, (0.1, 0.2, 0.4)),
     "salt_and_pepper": (_salt_and_pepper, (0.03, 0.1, 0.25)),
     "contrast": (_contrast, (0.5, 0.25, 0.1)),

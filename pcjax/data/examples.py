@@ -1,15 +1,16 @@
-"""Examples and the splits of a data set, wherever the numbers lie."""
+"""Examples and the splits of a data set, in memory or on disk."""
 
 import dataclasses
 import functools
 import hashlib
+import math
 from collections.abc import Iterable
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, Shaped
 
-HASHED_WHOLE = 2**27  # bytes; of what is larger the fingerprint takes samples
+HASHED_WHOLE = 2**27  # bytes; the fingerprint of larger arrays takes samples
 SAMPLES = 1024
 SPLIT_SEED = 0
 SPLITS = ("train", "validation", "test")
@@ -17,7 +18,7 @@ SPLITS = ("train", "validation", "test")
 
 @runtime_checkable
 class Store(Protocol):
-    """Where examples lie: arrays in memory or mapped from a file, or records that are decoded when they are read."""
+    """Stored examples: arrays in memory or mapped from a file, or records decoded on reading."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -26,28 +27,28 @@ class Store(Protocol):
 
     @property
     def dtype(self) -> np.dtype:
-        """What `read` gives: uint8, or a kind of float."""
+        """The dtype of what `read` returns: uint8, or a kind of float."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """A hash of what lies here, in its order."""
+        """A hash of the contents, in their order."""
         ...
 
     def __len__(self) -> int: ...
 
     def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """The examples of these rows and, where there are any, their labels."""
+        """Read the examples of these rows and, where there are any, their labels."""
         ...
 
     def labels(self) -> np.ndarray | None:
-        """All labels, which may take a pass over the records."""
+        """Return all labels, which may take a pass over the records."""
         ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Arrays:
-    """Examples as arrays: in memory, or mapped from a file that is larger than that."""
+    """Examples as arrays in memory or mapped from a file."""
 
     images: np.ndarray
     known_labels: np.ndarray | None
@@ -59,13 +60,13 @@ class Arrays:
 
     @property
     def dtype(self) -> np.dtype:
-        """uint8 and floats stay what they are; other integers are read as float32."""
+        """The stored dtype for uint8 and floats; float32 for other integers."""
         kept = self.images.dtype.kind == "f" or self.images.dtype == np.uint8
         return self.images.dtype if kept else np.dtype(np.float32)
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the arrays: of all of them, or of samples of those that are large."""
+        """A hash of the arrays, of samples where they are large."""
         labels = () if self.known_labels is None else (self.known_labels,)
         return digest(part for array in (self.images, *labels) for part in _parts(array))
 
@@ -73,22 +74,29 @@ class Arrays:
         return len(self.images)
 
     def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """The examples of these rows and, where there are any, their labels."""
+        """Read the examples of these rows and, where there are any, their labels."""
         images = np.asarray(self.images[rows]).astype(self.dtype, copy=False)
         return images, None if self.known_labels is None else self.known_labels[rows]
 
     def labels(self) -> np.ndarray | None:
-        """All labels."""
+        """Return all labels."""
         return self.known_labels
 
 
+# Any, as a check of the protocol would read the fingerprint of a store that may be damaged.
+def in_memory(store: Any, limit: int) -> Store:
+    """Read all examples of a store once, where they then take at most `limit` bytes."""
+    size = len(store) * math.prod(store.shape) * store.dtype.itemsize
+    return store if size > limit else Arrays(*store.read(np.arange(len(store))))
+
+
 def digest(parts: Iterable[bytes]) -> str:
-    """A short hash of some bytes."""
-    digest = hashlib.blake2b(digest_size=16)
+    """Hash parts of bytes, and where each ends."""
+    result = hashlib.blake2b(digest_size=16)
     for part in parts:
-        digest.update(len(part).to_bytes(8, "little"))  # or ("ab", "c") would be ("a", "bc")
-        digest.update(part)
-    return digest.hexdigest()
+        result.update(len(part).to_bytes(8, "little"))  # or ("ab", "c") would be ("a", "bc")
+        result.update(part)
+    return result.hexdigest()
 
 
 def _parts(array: np.ndarray) -> Iterable[bytes]:
@@ -98,7 +106,7 @@ def _parts(array: np.ndarray) -> Iterable[bytes]:
 
 
 def sampled(rows: int, size: int, whole: int) -> np.ndarray:
-    """All rows of what has at most `whole` bytes, else an even sample of them."""
+    """Return all rows where their size is at most `whole`, else an even sample of them."""
     return (
         np.arange(rows)
         if size <= whole
@@ -107,7 +115,7 @@ def sampled(rows: int, size: int, whole: int) -> np.ndarray:
 
 
 def blocks(rows: np.ndarray, array: np.ndarray) -> Iterable[np.ndarray]:
-    """These rows in turns of some 16 MB each."""
+    """Yield rows of an array in blocks of about 16 MB."""
     each = max(1, array.nbytes // max(1, len(array)))
     step = max(1, 2**24 // each)
     for start in range(0, len(rows), step):
@@ -116,10 +124,10 @@ def blocks(rows: np.ndarray, array: np.ndarray) -> Iterable[np.ndarray]:
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Examples:
-    """Examples one can count, read and recognise."""
+    """Rows of a store, with the classes' names."""
 
     store: Store
-    rows: np.ndarray  # those of the store that belong to these examples, in order
+    rows: np.ndarray  # in order
     classes: tuple[str, ...] | None = None
 
     @property
@@ -134,13 +142,16 @@ class Examples:
 
     @functools.cached_property
     def labels(self) -> Int[np.ndarray, " n"] | None:
-        """All labels as int32, -1 where one is unknown; None if there are none. Of a large data set, a pass over it."""
+        """All labels as int32, -1 where one is unknown; None without labels.
+
+        Where the examples stay on disk, this is a pass over all of them.
+        """
         labels = self.store.labels()
         return None if labels is None else labels[self.rows]
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A hash that changes with the data, their order and the split; of more than 128 MB, samples are hashed."""
+        """A hash of the data, their order and the split; beyond 128 MB, of samples."""
         return digest([self.store.fingerprint.encode(), self.rows.astype("<i8").tobytes()])
 
     def __len__(self) -> int:
@@ -150,64 +161,78 @@ class Examples:
         return f"Examples({len(self)} of {self.dtype} {self.shape})"
 
     def take(self, indices: np.ndarray) -> Shaped[np.ndarray, "..."]:
-        """The examples of these positions as they are: not scaled, not normalised."""
+        """Read the examples of these positions, neither scaled nor normalised."""
         return self.store.read(self.rows[indices])[0]
 
     def take_labelled(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """The examples of these positions and, in the same pass, their labels."""
+        """Read the examples of these positions and, in the same pass, their labels."""
         return self.store.read(self.rows[indices])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set in parts that have nothing in common."""
+    """A data set in disjoint parts."""
 
     source: str
     train: Examples
     validation: Examples
     test: Examples
-    unseen: Examples | None = (
-        None  # test examples of the classes that no other part has, where some were left out
-    )
+    unseen: Examples | None = None  # test examples of classes that no other part has
 
     @property
     def parts(self) -> dict[str, Examples]:
-        """The splits by name, and the test examples of unseen classes where some were left out."""
+        """The splits by name, and "unseen" where classes were left out."""
         parts = {split: getattr(self, split) for split in SPLITS}
         return parts if self.unseen is None else parts | {"unseen": self.unseen}
 
     @functools.cached_property
+    def normalise(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the training examples' mean and standard deviation, by channel."""
+        from pcjax.data.normalise import statistics  # it needs Examples
+
+        return statistics(self.train)
+
+    @functools.cached_property
+    def class_count(self) -> int | None:
+        """Return how many classes a model of the training examples tells apart, if any."""
+        if self.train.classes is not None:
+            return len(self.train.classes)
+        labels = self.train.labels
+        return None if labels is None or labels.max() < 0 else int(labels.max()) + 1
+
+    @functools.cached_property
     def fingerprint(self) -> str:
-        """That of all parts."""
+        """Hash the fingerprints of all parts."""
         return digest(part.fingerprint.encode() for part in self.parts.values())
 
 
 class Splits(NamedTuple):
-    """What a source has by itself; None is held out of the training data."""
+    """The splits that a source has; `load` holds a missing one out of the training examples."""
 
     train: Store
-    validation: Store | None
-    test: Store | None
-    classes: tuple[str, ...] | None
+    validation: Store | None = None
+    test: Store | None = None
+    classes: tuple[str, ...] | None = None
 
 
 def whole(store: Store, classes: tuple[str, ...] | None) -> Examples:
-    """All examples of a store."""
+    """Return all examples of a store."""
     return Examples(store, np.arange(len(store)), classes)
 
 
 def hold_out(examples: Examples, share: float) -> tuple[Examples, Examples]:
-    """What is kept and what is held out: the same on every machine, in order, every class in proportion."""
+    """Split examples into those kept and those held out.
+
+    The split is the same on every machine. It keeps the order, and holds out of every class alike.
+    """
     n = len(examples)
-    # The bit generator by name: its stream is the one that NumPy promises not to change.
+    # NumPy promises that this bit generator's stream does not change.
     random = np.random.Generator(np.random.PCG64(SPLIT_SEED)).random(n)
-    # Reading the labels of a data set that stays on disk is a pass over it, and one so large is near its proportions.
+    # Labels on disk cost a pass over all records, and large data sets come near the proportions.
     labels = examples.labels if isinstance(examples.store, Arrays) else None
     order = np.lexsort((random,) if labels is None else (random, labels))
     count = round(share * n)
     held = np.zeros(n, bool)
     held[order[((np.arange(count) + 0.5) * n / max(count, 1)).astype(np.int64)]] = True
-    kept, out = (
-        Examples(examples.store, examples.rows[where], examples.classes) for where in (~held, held)
-    )
+    kept, out = (dataclasses.replace(examples, rows=examples.rows[part]) for part in (~held, held))
     return kept, out

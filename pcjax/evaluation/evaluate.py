@@ -1,175 +1,311 @@
-"""What representations are worth: the numbers of result.json, and the tables a person sees."""
+"""Evaluate frozen models: on test examples, unseen classes, other data and corrupted images."""
 
-import importlib.metadata
+import statistics
+import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from scipy.stats import rankdata
 
-from pcjax import _checks
+from pcjax import config, data
 from pcjax._checks import RequestError
-from pcjax.config import Evaluation
-from pcjax.data import Dataset
-from pcjax.evaluation.extras import judge_beyond
-from pcjax.evaluation.measures import (
-    by_labels,
-    known_labels,
-    labels_of,
-    likeness,
-    neighbours,
-    retrieved,
-    votes,
-)
-from pcjax.metrics import nearest
-from pcjax.training.embedding import Frozen, Said, represent_all
+from pcjax.data import CORRUPTIONS, SEVERITIES, Dataset, Examples
+from pcjax.dissimilarity import DISSIMILARITIES
+from pcjax.metrics.registry import Context, all_metrics, sampled
+from pcjax.teachers import Teacher
+from pcjax.training.embedding import FrozenModel, embed, embed_all, jitted_outputs
 
-LEAST = 4  # examples that coherence can be estimated from
-NO_MODEL = {"parameters": None, "flops": None, "bytes": None}  # of features that were given
+MIN_EXAMPLES = 4  # that coherence can be estimated from
+MAX_CORRUPTED = 10_000  # test examples
+MAX_SCORED = 1_000  # validation examples
+CALLS, WARM_UP_CALLS = 9, 2
 
 
 class NotFiniteError(RequestError):
-    """A model that diverged: there is nothing to judge."""
+    """A model diverged: its features are not finite."""
 
 
-def check_judging(asked: Evaluation, data: Dataset, other: Dataset | None) -> None:
-    """Refuses what could not be judged as asked, before anything is trained."""
-    k = asked.neighbours
-    # Of the others as seen from a test example coherence compares k, and k training examples vote.
-    for split, most in (("training", len(data.train)), ("test", len(data.test) - 2)):
-        got = f"got evaluation.neighbours {k} for the {split} examples from {data.source}"
-        _checks.require(
-            k <= most, f"{got}: expected at most {most}; lower it, or give more examples"
+class Evaluated(NamedTuple):
+    """The metrics of models, as result.json has them, and the features they were computed from."""
+
+    results: dict[str, dict[str, Any]]
+    embeddings: dict[str, Mapping[str, np.ndarray]]
+
+
+def known_labels(examples: Examples) -> np.ndarray | None:
+    """Return the labels if every example has one."""
+    labels = examples.labels
+    return labels if labels is not None and np.all(labels >= 0) else None
+
+
+def labels_of(dataset: Dataset) -> dict[str, np.ndarray]:
+    """Return the labels of the parts in which every example has one."""
+    labels = {part: known_labels(examples) for part, examples in dataset.parts.items()}
+    return {part: known for part, known in labels.items() if known is not None}
+
+
+def load_other(section: config.Evaluation, dataset: Dataset, own: config.Data) -> Dataset | None:
+    """Load the data set that evaluation.other names, in the shape of the model's examples."""
+    if section.other is None:
+        return None
+    shape, is_tfds = dataset.train.shape, section.other.startswith("tfds:")
+    # A decoder resizes images best; others are resized when they are read.
+    square = len(shape) == 3 and shape[0] == shape[1]
+    folder = section.other_dir or (own.data_dir if is_tfds else None)
+    try:
+        other = data.load(
+            section.other,
+            data_dir=folder,
+            validation=own.validation,
+            image_size=shape[0] if is_tfds and square else None,
         )
-    labels = labels_of(data)
-    if labels is not None:
-        classes = np.unique(labels["train"])
-        got = f"got training examples of the one class {classes[0]} from {data.source}"
-        _checks.require(
-            len(classes) > 1,
-            f"{got}: expected at least two; leave the labels out to do without them",
+        return data.fitted(other, shape)
+    except RequestError as error:
+        raise RequestError(f"evaluation.other: {error}") from error
+
+
+def check_evaluation(
+    section: config.Evaluation, dataset: Dataset, other: Dataset | None = None
+) -> None:
+    """Refuse an evaluation that is impossible, before anything is trained."""
+    k, source = section.neighbours, dataset.source
+    for part in ("validation", "test"):
+        count = len(dataset.parts[part])
+        if count < MIN_EXAMPLES:
+            raise RequestError(
+                f"{source} has {count} {part} examples, {MIN_EXAMPLES} are needed: add examples, "
+                "or hold out more."
+            )
+    for part, most in (("training", len(dataset.train)), ("test", len(dataset.test) - 2)):
+        if k > most:
+            raise RequestError(
+                f"evaluation.neighbours={k}, but the {part} examples of {source} allow {most}: "
+                "lower it, or add examples."
+            )
+    labels = labels_of(dataset)
+    if "train" in labels and len(np.unique(labels["train"])) == 1:
+        raise RequestError(
+            f"All training examples of {source} have one class: leave the labels out."
         )
-    if asked.corruptions:
-        shape, got = data.train.shape, f"got evaluation.corruptions for {data.source}"
-        _checks.require(
-            len(shape) == 3,
-            f"{got}, with examples of shape {shape}: only images have them, leave it out",
+    if section.corruptions and len(dataset.train.shape) != 3:
+        raise RequestError(
+            f"evaluation.corruptions needs images, but the examples of {source} have shape "
+            f"{dataset.train.shape}; remove it."
         )
-        _checks.require(
-            labels is not None,
-            f"{got}, without the class of every example: leave it out, or give labels",
-        )
-    if data.unseen is not None:
-        n, kinds = len(data.unseen), np.unique(np.asarray(data.unseen.labels))
-        got = f"got data.unseen with {n} test examples of {len(kinds)} classes from {data.source}"
-        least = max(LEAST, k + 2)
-        _checks.require(
-            n >= least and len(kinds) > 1,
-            f"{got}: expected at least {least} of 2; leave out more classes",
-        )
+    if dataset.unseen is not None:
+        count, classes = len(dataset.unseen), len(np.unique(np.asarray(dataset.unseen.labels)))
+        least = max(MIN_EXAMPLES, k + 2)
+        if count < least or classes < 2:
+            raise RequestError(
+                f"data.unseen leaves {count} test examples of {classes} classes, at least {least} "
+                "of 2 are needed: leave out more classes."
+            )
     if other is not None:
-        theirs = labels_of(other)
-        got = f"got evaluation.other {other.source}"
-        if theirs is None:
-            raise RequestError(f"{got}, without the class of every example: give one with labels")
-        n, kinds = len(other.train), np.unique(theirs["train"])
-        _checks.require(
-            len(kinds) > 1,
-            f"{got}, with training examples of one class only: give one with at least two",
+        _check_other(k, other)
+
+
+def _check_other(k: int, other: Dataset) -> None:
+    labels = labels_of(other)
+    if labels.keys() < {"train", "validation", "test"}:
+        raise RequestError(
+            f"evaluation.other={other.source} has examples without a label; choose data with "
+            "labels."
         )
-        _checks.require(
-            k <= n,
-            f"{got} with {n} training examples: expected at least evaluation.neighbours, {k}",
+    if len(np.unique(labels["train"])) < 2:
+        raise RequestError(
+            f"All training examples of evaluation.other={other.source} have one class."
         )
-        some = len(other.test) > 0 and len(other.validation) > 0
-        _checks.require(
-            some, f"{got} with no test or no validation examples: expected both; hold out more"
+    if len(other.train) < k:
+        raise RequestError(
+            f"evaluation.other={other.source} has {len(other.train)} training examples, fewer than "
+            f"evaluation.neighbours={k}."
+        )
+    if not len(other.test) or not len(other.validation):
+        raise RequestError(
+            f"evaluation.other={other.source} has no test or no validation examples; hold out more."
         )
 
 
-def judge(
-    features: Mapping[str, np.ndarray],
-    teacher: Mapping[str, np.ndarray],
-    data: Dataset,
-    asked: Evaluation,
-) -> dict[str, Any]:
-    """What features are worth by the test examples' classes, and how like the teacher's they are there."""
-    found: dict[str, Any] = dict(by_labels(features, data, asked))
-    width = teacher["test"].shape[1]
-    found["retrieval"] = retrieved(features["test"], known_labels(data.test), width)
-    found |= likeness(features["test"], teacher["test"], asked)
-    if data.unseen is not None:
-        own, labels = features["unseen"], np.asarray(data.unseen.labels)
-        among = nearest(own, own, k=neighbours(asked, own), exclude_self=True)
-        found["unseen"] = {
-            "examples": len(own),
-            "classes": len(np.unique(labels)),
-            **votes(among, labels, labels),
-            "retrieval": retrieved(own, labels, width),
-            **likeness(own, teacher["unseen"], asked),
-        }
-    return found
-
-
-def judge_model(
-    model: Frozen,
-    features: Mapping[str, np.ndarray],
-    teacher: Mapping[str, np.ndarray],
-    data: Dataset,
-    normalise: tuple[np.ndarray, np.ndarray],
-    asked: Evaluation,
+def evaluate(
+    models: Mapping[str, FrozenModel],
+    teacher: Teacher,
+    dataset: Dataset,
+    section: config.Evaluation,
     other: Dataset | None = None,
-) -> dict[str, Any]:
-    """The same of a model whose features are known, with its size and what was asked for beyond."""
-    size = {
-        "parameters": model.parameter_count(),
-        "flops": model.flops(data.train.shape),
-        "bytes": model.size(),
-    }
-    return (
-        judge(features, teacher, data, asked)
-        | size
-        | judge_beyond(model, features, data, normalise, asked, other)
-    )
+) -> Evaluated:
+    """Evaluate a teacher and models on the test examples.
 
-
-def judge_all(
-    models: Mapping[str, Frozen],
-    teacher: Mapping[str, np.ndarray],
-    data: Dataset,
-    normalise: tuple[np.ndarray, np.ndarray],
-    asked: Evaluation,
-    other: Dataset | None = None,
-) -> dict[str, Any]:
-    """Every model by name, as result.json has them."""
-    results: dict[str, Any] = {}
+    Args:
+      models: the models by name.
+      teacher: evaluated under the name "teacher"; the models are compared with it.
+      dataset: the examples.
+      section: what is evaluated.
+      other: the data set that `section` names besides.
+    """
+    results = {"teacher": _evaluate(teacher.model, teacher.features, teacher, dataset, section)}
+    embeddings: dict[str, Mapping[str, np.ndarray]] = {"teacher": teacher.features}
     for name, model in models.items():
-        features = features_of(name, represent_all(model, data, normalise, asked.batch))
-        results[name] = judge_model(model, features, teacher, data, normalise, asked, other)
+        outputs = embed_all(model, dataset, section.batch)
+        features = {part: output.features for part, output in outputs.items()}
+        for part, rows in features.items():
+            if not np.isfinite(rows).all():
+                raise NotFiniteError(
+                    f"The {name}'s {part} features are not finite: lower the learning rate, or "
+                    "set training.clip."
+                )
+        results[name] = _evaluate(model, features, teacher, dataset, section)
+        embeddings[name] = features
+    if other is not None:
+        for name, model in {**models, "teacher": teacher.model}.items():
+            if model is not None:
+                results[name]["other"] = {other.source: evaluate_other(model, other, section)}
+    return Evaluated(results, embeddings)
+
+
+def _evaluate(
+    model: FrozenModel | None,
+    features: Mapping[str, np.ndarray],
+    teacher: Teacher,
+    dataset: Dataset,
+    section: config.Evaluation,
+) -> dict[str, Any]:
+    """Evaluate one model, or features without a model."""
+    labels = labels_of(dataset)
+    common = {"dissimilarity": section.dissimilarity, "neighbours": section.neighbours}
+    results = compute(Context(features, teacher.features["test"], labels, **common))
+    results |= {"parameters": None, "flops": None, "bytes": None}
+    if model is not None:
+        results["parameters"] = model.parameter_count()
+        results["flops"] = model.flops(dataset.train.shape)
+        results["bytes"] = model.size_bytes()
+    if dataset.unseen is not None:
+        unseen = {"test": features["unseen"]}
+        classes = {"test": np.asarray(dataset.unseen.labels)}
+        context = Context(unseen, teacher.features["unseen"], classes, **common)
+        counts = {"examples": len(unseen["test"]), "classes": len(np.unique(classes["test"]))}
+        results["unseen"] = counts | compute(context)
+    if section.corruptions and model is not None:
+        results["corruptions"] = corruption_metrics(model, features, teacher, dataset, section)
     return results
 
 
-def features_of(name: str, said: Mapping[str, Said]) -> dict[str, np.ndarray]:
-    """The features of every part, if they are finite."""
-    features = {part: one.features for part, one in said.items()}
-    if not all(np.all(np.isfinite(one)) for one in features.values()):
-        raise NotFiniteError(
-            f"the {name}'s features are not finite: lower the learning rate, or give a clip"
-        )
-    return features
+def compute(context: Context) -> dict[str, Any]:
+    """Compute every metric of a representation, as plain numbers."""
+    return {name: _plain(spec.function(context)) for name, spec in all_metrics().items()}
 
 
-def versions() -> dict[str, str]:
-    """Of what a number may depend on."""
-    return {
-        name: importlib.metadata.version(name)
-        for name in (
-            "pcjax",
-            "jax",
-            "jaxlib",
-            "flax",
-            "optax",
-            "orbax-checkpoint",
-            "grain",
-            "numpy",
-        )
-    }
+def _plain(value: Any) -> Any:
+    """Return numbers and estimates as JSON can hold them."""
+    if hasattr(value, "_asdict"):
+        return {name: float(x) for name, x in value._asdict().items()}
+    if isinstance(value, Mapping):
+        return {name: _plain(x) for name, x in value.items()}
+    return value if value is None or isinstance(value, int) else float(value)
+
+
+def evaluate_other(
+    model: FrozenModel, other: Dataset, section: config.Evaluation
+) -> dict[str, Any]:
+    """Evaluate a model on another data set, by its labels."""
+    outputs = embed_all(model, other, section.batch)
+    features = {part: output.features for part, output in outputs.items()}
+    results = compute(
+        Context(features, None, labels_of(other), section.dissimilarity, section.neighbours)
+    )
+    return {name: value for name, value in results.items() if value is not None}
+
+
+def corruption_metrics(
+    model: FrozenModel,
+    features: Mapping[str, np.ndarray],
+    teacher: Teacher,
+    dataset: Dataset,
+    section: config.Evaluation,
+) -> dict[str, Any]:
+    """Evaluate a model on corrupted test images, by corruption and severity.
+
+    The value is k-NN accuracy among the clean training examples. Where labels are missing, it is
+    coherence with the teacher, which sees the clean images.
+    """
+    names = tuple(CORRUPTIONS) if "all" in section.corruptions else section.corruptions
+    labels = labels_of(dataset)
+    step = sampled(len(dataset.test), MAX_CORRUPTED)
+    rows = np.arange(len(dataset.test))[step]
+    examples = Examples(dataset.test.store, dataset.test.rows[rows], dataset.test.classes)
+    supervised = {"train", "test"} <= labels.keys()
+
+    def value(test: np.ndarray) -> float:
+        if not supervised:
+            clean = teacher.features["test"][rows]
+            return coherence_score(test, clean, section.dissimilarity)
+        part_features = {"train": features["train"], "test": test}
+        part_labels = {"train": labels["train"], "test": labels["test"][rows]}
+        context = Context(part_features, None, part_labels, neighbours=section.neighbours)
+        return all_metrics()["knn_accuracy"].function(context)
+
+    results: dict[str, Any] = {"clean": value(features["test"][rows])}
+    for name in dict.fromkeys(names):
+        severities = {}
+        for severity in SEVERITIES:
+            corrupted = data.corrupted_examples(examples, name, severity, dataset.train)
+            outputs = embed(model, corrupted, dataset.normalise, section.batch)
+            severities[str(severity)] = value(outputs.features)
+        results[name] = severities | {"mean": statistics.fmean(severities.values())}
+    results["mean"] = statistics.fmean(results[name]["mean"] for name in names)
+    return results
+
+
+def coherence_score(
+    student: np.ndarray, teacher: np.ndarray | None, dissimilarity: str = "cosine"
+) -> float:
+    """Compute Spearman's degree of coherence without an interval; NaN where it is undefined.
+
+    It is `pcjax.metrics.coherence(...).spearman.value`, seen from at most 1,000 examples, in NumPy:
+    nothing is compiled for it.
+    """
+    if teacher is None or not np.isfinite(student).all():
+        return float("nan")
+    rows = sampled(len(student), MAX_SCORED)
+    student, teacher = student[rows], teacher[rows]
+    n = len(student)
+    ranks = []
+    for features in (student, teacher):
+        d = np.asarray(_jitted(dissimilarity)(features, features))
+        others = d[~np.eye(n, dtype=bool)].reshape(n, n - 1)
+        centred = rankdata(others, axis=1) - n / 2
+        ranks.append(centred)
+    covariance = (ranks[0] * ranks[1]).mean(axis=1)
+    variances = [(x * x).mean(axis=1) for x in ranks]
+    both_constant = (variances[0] == 0) & (variances[1] == 0)
+    spread = np.sqrt(variances[0] * variances[1])
+    degrees = np.divide(covariance, spread, out=both_constant.astype(float), where=spread > 0)
+    return float(degrees.mean())
+
+
+_programs: dict[str, Any] = {}
+
+
+def _jitted(dissimilarity: str) -> Any:
+    if dissimilarity not in _programs:
+        _programs[dissimilarity] = jax.jit(DISSIMILARITIES[dissimilarity])
+    return _programs[dissimilarity]
+
+
+def throughput(model: FrozenModel, dataset: Dataset, batch: int) -> dict[str, Any]:
+    """Measure how many examples a second the compiled model takes on one device.
+
+    The batch is on the device already; the result is the median of some calls.
+    """
+    device = jax.local_devices()[0]
+    batches = data.evaluation_batches(dataset.test, batch=batch, normalise=dataset.normalise)
+    images = next(iter(batches))["image"]
+    arrays = jax.device_put((model.parameters, model.statistics, images), device)
+    seconds = []
+    for _ in range(WARM_UP_CALLS + CALLS):
+        start = time.perf_counter()
+        jax.block_until_ready(jitted_outputs(model.function, *arrays))
+        seconds.append(time.perf_counter() - start)
+    rate = batch / statistics.median(seconds[WARM_UP_CALLS:])
+    return {"examples_per_second": round(rate, 1), "batch": batch, "device": device.device_kind}

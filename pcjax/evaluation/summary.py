@@ -1,5 +1,6 @@
-"""What a comparison found: means over seeds with intervals, differences to the best, as JSON and as a table."""
+"""The results of a comparison: means over seeds, differences to the best, as JSON and as tables."""
 
+import dataclasses
 import math
 import pathlib
 import statistics
@@ -8,190 +9,205 @@ from typing import Any
 
 from scipy import stats
 
-from pcjax.run import write_proven, write_text
-from pcjax.training.display import Display
+from pcjax import _io
+from pcjax.display import Display
+from pcjax.metrics.registry import Metric, value_specs
 
 COMPARISON, MARKDOWN = "comparison.json", "comparison.md"
 DONE, DIVERGED = "done", "diverged"
-PRIMARY = (
-    "knn_accuracy",
-    "spearman",
-)  # what contenders are ordered by: the first of these that was measured
-SHOWN = {"knn_accuracy": "k-NN", "linear_probe_accuracy": "linear probe", "spearman": "coherence"}
+MIN_SEEDS = 3  # for an interval
 COSTS = ("seconds_per_step", "temporary_bytes")
-_NOT_COMPARED = ("parameters", "flops", "bytes", "examples", "classes")  # the same for all of them
+SAME_FOR_ALL = ("parameters", "flops", "bytes", "examples", "classes")  # not compared
 
 
-def numbers(found: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The metrics of one model in result.json, by one name each: those with an interval by their value."""
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """The outcome of one run of a comparison, as outcome.json has it."""
+
+    status: str
+    metrics: dict[str, float]
+    untrained: dict[str, float]
+    teacher_metrics: dict[str, float]
+    seconds_per_step: float | None
+    temporary_bytes: int | None
+    data: str
+    teacher: str
+
+
+def numbers(results: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Return the metrics of one model by their paths, "coherence.spearman"; estimates by value."""
     flat: dict[str, float] = {}
-    for name, value in found.items():
+    for name, value in results.items():
         if isinstance(value, Mapping) and "value" in value:
             flat[prefix + name] = float(value["value"])
         elif isinstance(value, Mapping):
-            flat |= numbers(
-                value, prefix if name in ("coherence", "retrieval") else f"{prefix}{name}_"
-            )
-        elif (
-            isinstance(value, (int, float))
-            and not isinstance(value, bool)
-            and name not in _NOT_COMPARED
-        ):
+            flat |= numbers(value, f"{prefix}{name}.")
+        elif isinstance(value, (int, float)) and name not in SAME_FOR_ALL:
             flat[prefix + name] = float(value)
     return flat
 
 
 def estimate(values: Sequence[float]) -> dict[str, Any]:
-    """The mean and its 95 % interval by Student's t; no interval of one value."""
+    """Return the mean and its 95 % interval by Student's t; no interval of fewer than 3 values."""
     mean, n = statistics.fmean(values), len(values)
-    if n < 2:
+    if n < MIN_SEEDS:
         return {"mean": mean, "low": None, "high": None, "n": n}
     half = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(values) / math.sqrt(n)
     return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
 
 
 def summarise(
-    runs: Mapping[str, Mapping[int, Mapping[str, Any]]], labelled: Mapping[str, bool]
+    runs: Mapping[str, Mapping[int, Outcome]], labelled: Mapping[str, bool]
 ) -> dict[str, Any]:
-    """Of every contender's runs, by seed: each run's numbers, their means, and the differences to the best.
+    """Summarise every loss over its seeds, and its differences to the best.
 
     Args:
-      runs: name -> seed -> {"status", "metrics", "seconds_per_step", "temporary_bytes"}.
-      labelled: name -> whether it saw labels.
+      runs: name -> seed -> outcome.
+      labelled: name -> whether the training used labels.
 
     Returns:
-      {"losses": {name: {"labelled", "runs", "summary", "paired", and what a step costs}}, "primary": metric or None}.
+      {"losses": {name: {"labelled", "runs", "summary", "paired", and the costs of a step}},
+      "primary": the metric by which the losses are ordered, "untrained", "teacher"}.
     """
     done = {
-        name: {seed: run["metrics"] for seed, run in of.items() if run["status"] == DONE}
-        for name, of in runs.items()
+        name: {seed: run.metrics for seed, run in seeds.items() if run.status == DONE}
+        for name, seeds in runs.items()
     }
-    measured = {metric: None for of in done.values() for one in of.values() for metric in one}
+    metrics = list(
+        dict.fromkeys(m for seeds in done.values() for run in seeds.values() for m in run)
+    )
     losses: dict[str, Any] = {}
-    for name, of in runs.items():
+    for name, seeds in runs.items():
+        finished = list(done[name].values())
+        common = [m for m in metrics if finished and all(m in run for run in finished)]
         losses[name] = {
             "labelled": labelled[name],
-            "runs": {str(seed): dict(run) for seed, run in of.items()},
-        }
-        losses[name]["summary"] = {
-            metric: estimate([one[metric] for one in done[name].values()])
-            for metric in measured
-            if done[name] and all(metric in one for one in done[name].values())
+            "runs": {str(seed): dataclasses.asdict(run) for seed, run in seeds.items()},
+            "summary": {m: estimate([run[m] for run in finished]) for m in common},
+            "paired": {},
         }
         for cost in COSTS:
-            known = [run[cost] for run in of.values() if run.get(cost) is not None]
+            known = [x for run in seeds.values() if (x := getattr(run, cost)) is not None]
             losses[name][cost] = statistics.median(known) if known else None
-    for metric in measured:
-        means = {
-            name: loss["summary"][metric]["mean"]
-            for name, loss in losses.items()
-            if metric in loss["summary"]
-        }
-        # Of a contender some of whose runs diverged the others may be the lucky ones.
-        best = max(means, key=lambda name: (not _diverged(runs[name]), means[name]))
-        for name in means:
-            # The same seed is the same first weights and the same order of the data: only what differs is left.
-            both = [seed for seed in done[name] if seed in done[best]]
-            if both and name != best:
-                differences = [done[name][seed][metric] - done[best][seed][metric] for seed in both]
-                losses[name].setdefault("paired", {})[metric] = {
-                    "to": best,
-                    **estimate(differences),
-                }
-    for loss in losses.values():
-        loss.setdefault("paired", {})
-    primary = next((metric for metric in PRIMARY if metric in measured), None)
+    for metric in metrics:
+        _add_differences(metric, losses, done)
+    ranking = [path for path, spec in table_columns().items() if spec.ranks and path in metrics]
+    primary = ranking[0] if ranking else None
+    ordered = sorted(losses.items(), key=lambda item: _position(item[1], primary))
+    outcomes = [run for seeds in runs.values() for run in seeds.values()]
+    untrained = {seed: run.untrained for seeds in runs.values() for seed, run in seeds.items()}
+    names = dict.fromkeys(m for run in untrained.values() for m in run)
     return {
-        "losses": dict(sorted(losses.items(), key=lambda item: _place(item[1], primary))),
+        "losses": dict(ordered),
         "primary": primary,
+        "untrained": {m: estimate([run[m] for run in untrained.values()]) for m in names},
+        "teacher": outcomes[0].teacher_metrics if outcomes else {},
     }
 
 
-def _diverged(runs: Mapping[Any, Mapping[str, Any]]) -> int:
-    return sum(run["status"] == DIVERGED for run in runs.values())
+def _add_differences(
+    metric: str, losses: dict[str, Any], done: Mapping[str, Mapping[int, Mapping[str, float]]]
+) -> None:
+    """Add each loss's mean difference to the best one, over the seeds that both have.
+
+    Runs of one seed share initial weights and the order of the data.
+    """
+    means = {
+        name: loss["summary"][metric]["mean"]
+        for name, loss in losses.items()
+        if metric in loss["summary"]
+    }
+    # The surviving runs of a loss that diverged may be the lucky ones.
+    best = max(means, key=lambda name: (not _diverged(losses[name]), means[name]))
+    for name in means:
+        seeds = [seed for seed in done[name] if seed in done[best]]
+        if seeds and name != best:
+            differences = [done[name][s][metric] - done[best][s][metric] for s in seeds]
+            losses[name]["paired"][metric] = {"to": best, **estimate(differences)}
 
 
-def of_untrained(runs: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> dict[str, Any]:
-    """The students before training, one for every seed."""
-    seeds = {seed: run["untrained"] for of in runs.values() for seed, run in of.items()}
-    metrics = {metric: None for one in seeds.values() for metric in one}
-    return {metric: estimate([one[metric] for one in seeds.values()]) for metric in metrics}
+def _diverged(loss: Mapping[str, Any]) -> int:
+    return sum(run["status"] == DIVERGED for run in loss["runs"].values())
 
 
-def _place(loss: Mapping[str, Any], primary: str | None) -> tuple[bool, float]:
-    return _diverged(loss["runs"]) > 0, -loss["summary"][primary]["mean"] if primary in loss[
-        "summary"
-    ] else math.inf
+def _position(loss: Mapping[str, Any], primary: str | None) -> tuple[bool, float]:
+    mean = -loss["summary"][primary]["mean"] if primary in loss["summary"] else math.inf
+    return _diverged(loss) > 0, mean
 
 
-def table(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The columns and rows of the whole table, the best first."""
-    shown = [
-        metric
-        for metric in SHOWN
-        if any(metric in loss["summary"] for loss in found["losses"].values())
-    ]
-    columns = [
-        "loss",
-        *(SHOWN[metric] for metric in shown),
-        "to the best",
-        "ms a step",
-        "MB a step",
-    ]
+def table_columns() -> dict[str, Metric]:
+    """Return the metrics that are columns of a comparison, by the path of their first value."""
+    columns: dict[str, Metric] = {}
+    specs = sorted(value_specs().items(), key=lambda item: item[1][1] != "share")
+    for path, (_, _, spec) in specs:
+        if spec.column is not None and spec not in columns.values():
+            columns[path] = spec
+    return columns
+
+
+def table(summary: Mapping[str, Any], *, short: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Return the columns and rows of the table, the best loss first.
+
+    Args:
+      summary: see `summarise`.
+      short: leave out what 80 columns have no room for.
+    """
+    measured = {m for loss in summary["losses"].values() for m in loss["summary"]}
+    columns = {path: spec for path, spec in table_columns().items() if path in measured}
+    if short:
+        columns = {path: spec for path, spec in columns.items() if spec.ranks}
+    header = ["loss", *(str(spec.column) for spec in columns.values()), "to the best", "ms a step"]
+    header += [] if short else ["MB a step"]
     rows = []
-    for name, loss in found["losses"].items():
-        diverged = _diverged(loss["runs"])
+    for name, loss in summary["losses"].items():
+        diverged = _diverged(loss)
         title = f"{name} (labels)" if loss["labelled"] else name
         title += f" ({diverged} of {len(loss['runs'])} diverged)" if diverged else ""
-        row = [title, *(_interval(loss["summary"].get(metric), metric) for metric in shown)]
-        row.append(
-            _interval(loss["paired"].get(found["primary"]), str(found["primary"]), signed=True)
-        )
-        row.append(
-            "" if loss["seconds_per_step"] is None else f"{1e3 * loss['seconds_per_step']:.1f}"
-        )
-        row.append(
-            "" if loss["temporary_bytes"] is None else f"{loss['temporary_bytes'] / 1e6:.1f}"
-        )
+        row = [title, *(_cell(loss["summary"].get(m), s.unit) for m, s in columns.items())]
+        primary = summary["primary"]
+        unit = columns[primary].unit if primary in columns else "number"
+        row.append(_cell(loss["paired"].get(primary), unit, signed=True))
+        seconds, size = loss["seconds_per_step"], loss["temporary_bytes"]
+        row.append("" if seconds is None else f"{1e3 * seconds:.1f}")
+        row += [] if short else ["" if size is None else f"{size / 1e6:.1f}"]
         rows.append(row)
-    taught = {metric: {"mean": value, "low": None} for metric, value in found["teacher"].items()}
-    for title, values in (("untrained", found["untrained"]), ("teacher", taught)):
-        rows.append(
-            [title, *(_interval(values.get(metric), metric) for metric in shown), "", "", ""]
-        )
-    return columns, rows
+    teacher = {m: {"mean": x, "low": None, "high": None} for m, x in summary["teacher"].items()}
+    empty = [""] * (len(header) - 1 - len(columns))
+    for title, values in (("untrained", summary["untrained"]), ("teacher", teacher)):
+        cells = [_cell(values.get(m), spec.unit) for m, spec in columns.items()]
+        rows.append([title, *cells, *empty])
+    return header, rows
 
 
-def _interval(found: Mapping[str, Any] | None, metric: str, signed: bool = False) -> str:
-    if found is None:
+def _cell(value: Mapping[str, Any] | None, unit: str, signed: bool = False) -> str:
+    """Format a mean with half the width of its interval, which a share does not leave."""
+    if value is None:
         return ""
-    percent = metric.endswith("accuracy")
-    scale, digits = (100.0, 2) if percent else (1.0, 3)
-    text = f"{scale * found['mean']:{'+' if signed else ''}.{digits}f}"
-    if found["low"] is not None:
-        text += f" ± {scale * (found['high'] - found['low']) / 2:.{digits}f}"
-    return text + (" %" if percent else "")
+    scale, digits = (100.0, 2) if unit == "share" else (1.0, 3)
+    text = f"{scale * value['mean']:{'+' if signed else ''}.{digits}f}"
+    if value["low"] is not None:
+        half = (value["high"] - value["low"]) / 2
+        if unit == "share" and not signed:
+            half = min(half, max(value["mean"], 1 - value["mean"]))
+        text += f" ± {scale * half:.{digits}f}"
+    return text + (" %" if unit == "share" else "")
 
 
-def show(found: Mapping[str, Any], display: Display) -> None:
-    """The table, as much of it as a terminal has room for."""
-    columns, rows = table(found)
-    kept = [
-        place
-        for place, column in enumerate(columns)
-        if column not in (SHOWN["linear_probe_accuracy"], "MB a step")
-    ]
-    narrow = [[row[place] for place in kept] for row in rows]
-    display.table(
-        "students on the test examples (95 % intervals over seeds)",
-        [columns[i] for i in kept],
-        narrow,
-    )
+def show(summary: Mapping[str, Any], display: Display) -> None:
+    """Print the table within 80 columns."""
+    seeds = max((len(loss["runs"]) for loss in summary["losses"].values()), default=0)
+    intervals = "± is a 95 % interval over seeds" if seeds >= MIN_SEEDS else f"mean of {seeds}"
+    dissimilarity = summary.get("config", {}).get("evaluation", {}).get("dissimilarity", "cosine")
+    columns, rows = table(summary, short=True)
+    display.table(f"on the test examples ({dissimilarity}; {intervals})", columns, rows)
+    if seeds < MIN_SEEDS:
+        display.say(f"For intervals, add --seeds {MIN_SEEDS}.")
 
 
-def write(folder: pathlib.Path, found: Mapping[str, Any]) -> None:
-    """comparison.json, and the table in Markdown."""
-    write_proven(folder / COMPARISON, found)
-    columns, rows = table(found)
+def write(folder: pathlib.Path, summary: Mapping[str, Any]) -> None:
+    """Write comparison.json, and the table in Markdown."""
+    _io.write_signed(folder / COMPARISON, summary)
+    columns, rows = table(summary)
     lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
-    write_text(folder / MARKDOWN, "".join(f"| {' | '.join(line)} |\n" for line in lines))
+    text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    _io.write_text(folder / MARKDOWN, text)

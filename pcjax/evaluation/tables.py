@@ -1,129 +1,91 @@
-"""The numbers of result.json as the tables that a person sees."""
+"""The metrics of result.json as the tables that a person sees."""
 
-import importlib.util
-import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pcjax.data import SEVERITIES
-from pcjax.evaluation.measures import DEGREES
-from pcjax.training.display import Display
+from pcjax.display import Display
+from pcjax.metrics.registry import value_specs
 
-TITLES = {"teacher": "teacher", "untrained": "student before", "student": "student after"}
-BY_LABELS = {
-    "knn_accuracy": "k-NN accuracy",
-    "knn_majority_accuracy": "k-NN by majority",
-    "linear_probe_accuracy": "linear probe",
-}
-RETRIEVAL = {
-    "recall_at_1": "recall@1",
-    "recall_at_5": "recall@5",
-    "mean_average_precision": "mAP",
-    "r_precision": "R-precision",
-}
+MODELS = {"teacher": "teacher", "untrained": "student before", "student": "student after"}
+SIZES = {"parameters": "parameters", "bytes": "bytes", "flops": "FLOPs an example"}
 NONE = "-"
+Row = list[str]
 
 
-def show(results: Mapping[str, Any], display: Display) -> None:
-    """All that was judged, in groups."""
-    models = {name: results[name] for name in TITLES if name in results}
+def show(results: Mapping[str, Any], display: Display, dissimilarity: str = "cosine") -> None:
+    """Print everything that was evaluated, in groups; rows without a value are left out."""
+    models = {name: results[name] for name in MODELS if name in results}
+    columns = ["", *(MODELS[name] for name in models)]
 
-    def table(title: str, rows: list[list[str]]) -> None:
-        # What no model has is no row.
-        some = [row for row in rows if any(cell != NONE for cell in row[1:])]
-        display.table(title, ["", *(TITLES[name] for name in models)], some)
+    def table(title: str, rows: Sequence[Row]) -> None:
+        filled = [row for row in rows if any(cell != NONE for cell in row[1:])]
+        if filled:
+            display.table(title, columns, filled)
 
-    def rows(names: Mapping[str, str], written: Any, *path: str) -> list[list[str]]:
-        return [
-            [title, *(written(_at(found, *path, name)) for found in models.values())]
-            for name, title in names.items()
-        ]
+    def row(title: str, path: str, written: Callable[[Any], str]) -> Row:
+        return [title, *(written(value_at(model, path)) for model in models.values())]
 
-    sizes = {"parameters": "parameters", "bytes": "bytes", "flops": "FLOPs an example"}
-    use = rows(sizes, _count) + rows(
-        {"examples_per_second": "examples a second"}, _count, "throughput"
-    )
-    if "seconds" in results:
-        use.append(
-            ["wall time of the run", *[NONE] * (len(models) - 1), f"{results['seconds']:.0f} s"]
-        )
-    probe = rows(
-        {"linear_probe_converged": "its optimisation"},
-        lambda found: "cut short" if found is False else NONE,
-    )
+    sizes = [row(title, name, _count) for name, title in SIZES.items()]
+    sizes.append(row("examples a second", "throughput.examples_per_second", _count))
     table(
-        "on the test examples",
-        use + rows(BY_LABELS, _percent) + probe + rows(RETRIEVAL, _percent, "retrieval"),
+        f"on the test examples ({dissimilarity}; ± is a 95 % interval)", [*sizes, *rows_of(models)]
     )
-    degrees, cka = {name: f"coherence: {name}" for name in DEGREES}, {"linear_cka": "linear CKA"}
-    alike = rows(degrees, _interval, "coherence") + rows(cka, _number)
-    table("likeness to the teacher there (95 % intervals)", alike)
 
     first = next(iter(models.values()), {})
     if "unseen" in first:
-        unseen = rows(BY_LABELS, _percent, "unseen") + rows(
-            RETRIEVAL, _percent, "unseen", "retrieval"
-        )
-        unseen += rows(degrees, _interval, "unseen", "coherence") + rows(
-            {"linear_cka": "linear CKA"}, _number, "unseen"
-        )
-        examples, classes = first["unseen"]["examples"], first["unseen"]["classes"]
-        table(f"on {examples:,} test examples of {classes} classes that no training saw", unseen)
-    for source in dict.fromkeys(
-        source for found in models.values() for source in found.get("other", {})
-    ):
-        table(f"on {source}, the models frozen", rows(BY_LABELS, _percent, "other", source))
-    names = dict.fromkeys(
-        name for found in models.values() for name in found.get("corruptions", {})
-    )
-    if names:
-        table(
-            "k-NN accuracy in % of corrupted test images: severity 1 / 2 / 3",
-            rows({name: name.replace("_", " ") for name in names}, _severities, "corruptions"),
-        )
-
-
-def drawn_by(folder: pathlib.Path) -> str:
-    """How the run in that folder is drawn, and what is needed first if it is not there."""
-    there = importlib.util.find_spec("matplotlib") is not None
-    return f"pcjax report {folder} draws it" + (
-        "" if there else ' (after `pip install "pcjax[report]"`)'
+        count, classes = first["unseen"]["examples"], first["unseen"]["classes"]
+        title = f"on {count:,} test examples of {classes} classes that no training saw"
+        table(title, rows_of({name: model.get("unseen", {}) for name, model in models.items()}))
+    for source in dict.fromkeys(s for model in models.values() for s in model.get("other", {})):
+        others = {name: model.get("other", {}).get(source, {}) for name, model in models.items()}
+        table(f"on {source}, the models frozen", rows_of(others))
+    names = dict.fromkeys(name for m in models.values() for name in m.get("corruptions", {}))
+    table(
+        "corrupted test images, in %: severity 1 / 2 / 3",
+        [row(name.replace("_", " "), f"corruptions.{name}", _severities) for name in names],
     )
 
 
-def _at(found: Any, *path: str) -> Any:
-    for name in path:
-        found = found.get(name) if isinstance(found, Mapping) else None
-    return found
+def rows_of(models: Mapping[str, Mapping[str, Any]]) -> list[Row]:
+    """Return a row for every metric, those in percent first."""
+    specs = sorted(value_specs().items(), key=lambda item: item[1][1] != "share")
+    return [
+        [title, *(format_value(value_at(model, path), unit) for model in models.values())]
+        for path, (title, unit, _) in specs
+    ]
 
 
-def _count(value: float | None) -> str:
+def value_at(results: Any, path: str) -> Any:
+    """Return a value of nested results by its dotted path; None where there is none."""
+    for name in path.split("."):
+        results = results.get(name) if isinstance(results, Mapping) else None
+    return results
+
+
+def format_value(value: Any, unit: str) -> str:
+    """Format a value, or an estimate with half the width of its interval."""
+    if value is None:
+        return NONE
+    if isinstance(value, Mapping):
+        half = (value["high"] - value["low"]) / 2
+        if unit == "share":
+            return f"{100 * value['value']:.1f} ± {100 * half:.1f} %"
+        return f"{value['value']:.3f} ± {half:.3f}"
+    if unit == "share":
+        return f"{100 * value:.1f} %"
+    return _count(value) if unit == "count" else f"{value:.3f}"
+
+
+def _count(value: int | float | None) -> str:
     return NONE if value is None else f"{round(value):,}"
 
 
-def _percent(value: float | None) -> str:
-    return NONE if value is None else f"{100 * value:.1f} %"
-
-
-def _number(value: float | None) -> str:
-    return NONE if value is None else f"{value:.3f}"
-
-
-def _interval(value: Mapping[str, float] | None) -> str:
-    return (
-        NONE
-        if value is None
-        else f"{value['value']:.3f} ± {(value['high'] - value['low']) / 2:.3f}"
-    )
-
-
-def _severities(value: Mapping[str, float] | float | None) -> str:
-    """Of every severity; of what is clean or a mean there is one."""
+def _severities(value: Mapping[str, float] | int | float | None) -> str:
     if value is None:
         return NONE
-    several = (
-        [value[severity] for severity in map(str, SEVERITIES)]
-        if isinstance(value, Mapping)
-        else [value]
-    )
-    return " / ".join(f"{100 * accuracy:.1f}" for accuracy in several)
+    if isinstance(value, Mapping):
+        values = [value[str(severity)] for severity in SEVERITIES]
+    else:
+        values = [value]
+    return " / ".join(f"{100 * share:.1f}" for share in values)

@@ -1,8 +1,8 @@
-"""A model as one file: its arrays by readable names, and JSON of what it is and what it wants to be given.
+"""A student as one safetensors file: its weights, and JSON that says how to build and feed it.
 
-The file is a safetensors one. Its only metadata, "pcjax", is JSON of the format's version, the architecture's name and
-arguments, the examples' shape and how they are normalised, and a digest of all that and of the arrays: what is not as
-it was written is refused, and so are arrays that the architecture does not have, or in other shapes. Nothing in the
+The file's metadata "pcjax" is JSON: the format's version, the architecture and its options, the
+examples' shape and normalisation, and a digest of it all and of the arrays. A file that differs
+from its digest is refused, and so are arrays that the architecture does not have. Nothing in the
 file is ever run.
 """
 
@@ -10,78 +10,101 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import typing
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float32, Shaped
+from jaxtyping import Array, Float
 
-from pcjax import _checks
+from pcjax import _checks, _fields, _io
 from pcjax._checks import RequestError
-from pcjax.models.parts import Output
+from pcjax.config import Model
+from pcjax.models import Output, build
 
-FORMAT = 1
+FORMAT = 2
 METADATA = "pcjax"
-LARGEST_HEADER = 2**20  # bytes; that of the deepest network of ours has a tenth of it
-WIDEST, DEEPEST = 2**20, 100
-STORED = "F32"  # parameters and statistics are float32, whatever the model computes in
-FIELDS = ("format", "version", "model", "input", "features", "config", "digest")
-GREATEST = 3.4e38  # that float32 holds
-INPUTS = ("uint8", "float16", "float32", "float64")
-COMPUTED = ("float32", "bfloat16")
+MAX_HEADER_BYTES = 2**20
+MAX_SIZE, MAX_DIMENSIONS = 2**20, 8
+STORED = "F32"  # weights are float32, whatever the model computes in
+ABOUT = ("version", "features", "config")
 
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """All that `build` needs beside the weights."""
+    """How to build the model."""
 
     name: str
     classes: int | None
     dtype: str
-    options: dict[str, Any]
+    options: dict[str, bool | int | float | str | tuple[int, ...]]
+
+    def __post_init__(self):
+        _fields.check_fields(self, "model")
+        Model(self.name, self.options)
+        _checks.require_name("model.dtype", self.dtype, ("float32", "bfloat16"))
+        if self.classes is not None:
+            _checks.require_whole("model.classes", self.classes, 1, MAX_SIZE)
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
-    """What examples are before they are normalised, and how they are: (example - subtract) * multiply, by channel."""
+class Inputs:
+    """The examples that the model takes: (example - subtract) * multiply, by channel."""
 
     shape: tuple[int, ...]
     dtype: str
     subtract: tuple[float, ...]
     multiply: tuple[float, ...]
 
+    def __post_init__(self):
+        _fields.check_fields(self, "input")
+        if not 1 <= len(self.shape) <= MAX_DIMENSIONS:
+            raise RequestError(f"input.shape={self.shape} is not the shape of an example")
+        for size in self.shape:
+            _checks.require_whole("input.shape", size, 1, MAX_SIZE)
+        dtypes = ("uint8", "float16", "float32", "float64")
+        _checks.require_name("input.dtype", self.dtype, dtypes)
+        if not len(self.subtract) == len(self.multiply) == self.shape[-1]:
+            raise RequestError(f"input has no number for each of {self.shape[-1]} channels")
+
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """A model from a file, in evaluation mode, and what it wants to be given.
+    """A loaded student, in evaluation mode.
 
-    module: called as module(x) -> Output, of normalised examples.
-    wanted: the examples' shape and dtype, and how they are normalised.
-    about: what else the file says: "version" of pcjax, "features", and "config", the digest of its run's config.
+    module: computes an `Output` from normalised examples.
+    inputs: the examples' shape and dtype, and how they are normalised.
+    about: "version" of pcjax, the number of "features", and "config", the digest of its run's.
     """
 
     module: nnx.Module
-    wanted: Wanted
+    inputs: Inputs
     about: dict[str, Any]
 
-    def prepare(self, examples: Shaped[np.ndarray, "n ..."]) -> Float32[np.ndarray, "n ..."]:
-        """Examples as they are stored (uint8 images from 0 to 255, or floats), normalised as in the training."""
-        shape, given = self.wanted.shape, np.asarray(examples)
-        got = f"got examples of shape {given.shape}: expected (n, {', '.join(map(str, shape))})"
-        _checks.require(given.shape[1:] == shape and given.ndim == len(shape) + 1, got)
-        kind = np.dtype(self.wanted.dtype).kind
-        got = f"got examples of dtype {given.dtype}: expected {self.wanted.dtype}, as the model was trained on"
-        _checks.require(given.dtype == np.uint8 if kind == "u" else given.dtype.kind == "f", got)
-        subtract, multiply = (
-            np.asarray(by, np.float32) for by in (self.wanted.subtract, self.wanted.multiply)
-        )
-        return (given.astype(np.float32) - subtract) * multiply
+    def prepare(self, examples: Any) -> Float[Array, "n ..."]:
+        """Normalise stored examples (uint8 images or floats) as in training; works under jit."""
+        shape = self.inputs.shape
+        if np.shape(examples)[1:] != shape:
+            raise RequestError(
+                f"got examples of shape {np.shape(examples)}: expected (n, *{shape})"
+            )
+        dtype = examples.dtype if hasattr(examples, "dtype") else np.asarray(examples).dtype
+        kind = np.dtype(self.inputs.dtype).kind
+        if dtype != np.uint8 if kind == "u" else dtype.kind != "f":
+            raise RequestError(f"got examples of dtype {dtype}: expected {self.inputs.dtype}")
+        subtract = np.asarray(self.inputs.subtract, np.float32)
+        multiply = np.asarray(self.inputs.multiply, np.float32)
+        return (jnp.asarray(examples, jnp.float32) - subtract) * multiply
 
-    def __call__(self, examples: Shaped[np.ndarray, "n ..."]) -> Output:
-        """What the model says of examples as they are stored, compiled for their number."""
-        return _apply(self.module, jnp.asarray(self.prepare(examples)))
+    def __call__(self, examples: Any) -> Output:
+        """Compute features and class scores of stored examples."""
+        return _apply(self.module, self.prepare(examples))
+
+    def features(self, examples: Any) -> Float[Array, "n d"]:
+        """Compute the features of stored examples."""
+        return self(examples).features
 
 
 @nnx.jit
@@ -92,211 +115,147 @@ def _apply(module: Any, x: Array) -> Output:
 def export(
     path: pathlib.Path,
     model: Architecture,
-    wanted: Wanted,
+    inputs: Inputs,
     arrays: Mapping[str, np.ndarray],
     about: Mapping[str, Any],
 ) -> int:
-    """Writes the file, whole or not at all, and says how many bytes it has.
+    """Write the file whole or not at all; return its size in bytes.
 
     Args:
-      path: where.
-      model: what is built.
-      wanted: what it is given.
-      arrays: its parameters and statistics, float32, by path: "layers/0/kernel".
-      about: "version", "features" and "config", as `Exported` has them.
+      path: the file.
+      model: the architecture.
+      inputs: the examples.
+      arrays: parameters and statistics, float32, by path: "layers/0/kernel".
+      about: "version", "features" and "config", see `Exported`.
     """
-    safetensors = _safetensors()
-    named = {
-        name.replace("/", "."): np.ascontiguousarray(array)
-        for name, array in sorted(arrays.items())
-    }
-    told = {
+    safetensors = require_safetensors()
+    named = {n.replace("/", "."): np.ascontiguousarray(x) for n, x in sorted(arrays.items())}
+    metadata = {
         "format": FORMAT,
-        **about,
+        **{name: about[name] for name in ABOUT},
         "model": dataclasses.asdict(model),
-        "input": dataclasses.asdict(wanted),
+        "input": dataclasses.asdict(inputs),
     }
-    told = json.loads(json.dumps(told))
-    # What would not be loaded is not written.
-    _model_of(told["model"])
-    _wanted_of(told["input"])
-    told["digest"] = _digest(told, named)
-    unfinished = path.with_name(path.name + ".unfinished")
-    content = safetensors.numpy.save(named, {METADATA: json.dumps(told, sort_keys=True)})
-    unfinished.write_bytes(content)
-    unfinished.replace(path)
+    metadata = json.loads(json.dumps(metadata))
+    metadata["digest"] = _digest(metadata, named)
+    text = json.dumps(metadata, sort_keys=True)
+    content = safetensors.numpy.save(named, {METADATA: text})
+    with _io.atomic_path(path) as unfinished:
+        unfinished.write_bytes(content)
     return len(content)
 
 
 def load(path: str | pathlib.Path) -> Exported:
-    """The model of a file that `pcjax export` wrote; whatever else it is given is refused in one line.
+    """Load a student that `pcjax export` wrote; refuse anything else in one line.
 
     Args:
-      path: of the file, RUN/student.safetensors.
+      path: RUN/student.safetensors, or RUN.
 
     Returns:
-      `Exported`: the module in evaluation mode, and how examples are normalised for it; called with examples as they
-      are stored, it gives their `Output`.
+      The student: `.features(examples)` of stored examples, `.module` and `.prepare` for more.
     """
     path = pathlib.Path(path)
-    _checks.require(
-        path.is_file(), f"no file {path}: `pcjax export RUN` writes RUN/student.safetensors"
-    )
-    safetensors = _safetensors()
+    if path.is_dir():
+        path = path / "student.safetensors"
+    if not path.is_file():
+        raise RequestError(f"There is no file {path}; `pcjax export RUN` writes it.")
+    safetensors = require_safetensors()
     try:
         _check_header(path)
         with safetensors.safe_open(path, framework="numpy") as file:
-            told = _told((file.metadata() or {}).get(METADATA))
-            for name in file.keys():  # noqa: SIM118
+            metadata = _parse_metadata((file.metadata() or {}).get(METADATA))
+            names = [*file.keys()]
+            for name in names:
                 dtype = file.get_slice(name).get_dtype()
-                _checks.require(dtype == STORED, f"{name} is of dtype {dtype}: expected {STORED}")
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        _checks.require(told["digest"] == _digest(told, arrays), "it is not as it was written")
-        model, wanted = _model_of(told["model"]), _wanted_of(told["input"])
-        graph, leaves = _abstract(model, wanted)
+                if dtype != STORED:
+                    raise RequestError(f"{name} is of dtype {dtype}, expected {STORED}")
+            arrays = {name: file.get_tensor(name) for name in names}
+        if metadata["digest"] != _digest(metadata, arrays):
+            raise RequestError("it differs from what was written")
+        model = _fields.decode(Architecture, metadata["model"], "model")
+        inputs = _fields.decode(Inputs, metadata["input"], "input")
+        graph, leaves = _abstract(model, inputs)
         _check_shapes({name: leaf.shape for name, (_, leaf) in leaves.items()}, arrays)
     except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
-        why = " ".join(str(error).split())[:300]
-        raise RequestError(
-            f"{path} is no model that can be loaded ({why}): export it again"
-        ) from error
-    filled = [
-        (place, leaf.replace(jnp.asarray(arrays[name]))) for name, (place, leaf) in leaves.items()
-    ]
+        reason = " ".join(str(error).split())[:300]
+        raise RequestError(f"{path} cannot be loaded ({reason}): export it again.") from error
+    filled = [(p, leaf.replace(jnp.asarray(arrays[name]))) for name, (p, leaf) in leaves.items()]
     module = nnx.merge(graph, nnx.from_flat_state(filled))
     module.eval()
-    return Exported(
-        module, wanted, {name: told[name] for name in ("version", "features", "config")}
-    )
+    return Exported(module, inputs, {name: metadata[name] for name in ABOUT})
 
 
-def _safetensors() -> Any:
+def require_safetensors() -> Any:
+    """Import safetensors; say how to install it where it is missing."""
     try:
         import safetensors
         import safetensors.numpy
     except ImportError as error:
         raise RequestError(
-            'exported models are safetensors files: `pip install "pcjax[export]"`'
+            'Exports need safetensors; install it with `pip install "pcjax[export]"`.'
         ) from error
     return safetensors
 
 
-def require_safetensors() -> None:
-    """Refuses to begin without what the files are written by."""
-    _safetensors()
-
-
 def _check_header(path: pathlib.Path) -> None:
-    """Looks at how long the header claims to be before anything reads it."""
+    """Check the length that the header claims before anything reads it."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-    _checks.require(size > 8 and length <= size - 8, "it is cut short")
-    _checks.require(
-        length <= LARGEST_HEADER, f"its header of {length} bytes is larger than any of ours"
-    )
+    if size <= 8 or length > size - 8:
+        raise RequestError("it is cut short")
+    if length > MAX_HEADER_BYTES:
+        raise RequestError(f"its header has {length} bytes, more than {MAX_HEADER_BYTES}")
 
 
-def _told(text: str | None) -> dict[str, Any]:
-    """What the metadata say, with all its parts there."""
-    _checks.require(text is not None, "it is not of `pcjax export`")
-    told = json.loads(str(text))
-    _checks.require(isinstance(told, dict), "its metadata are no object")
-    version = told.get("format")
-    _checks.require(version == FORMAT, f"it is of format {version!r}, this pcjax reads {FORMAT}")
-    _checks.require(told.keys() == set(FIELDS), f"its metadata are not {', '.join(FIELDS)}")
-    return told
+def _parse_metadata(text: str | None) -> dict[str, Any]:
+    if text is None:
+        raise RequestError("`pcjax export` did not write it")
+    metadata = json.loads(text)
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        raise RequestError(f"it is not of format {FORMAT}")
+    if metadata.keys() != {"format", "model", "input", "digest", *ABOUT}:
+        raise RequestError("its metadata are incomplete")
+    return metadata
 
 
-def _model_of(told: Any) -> Architecture:
-    whole = isinstance(told, dict) and told.keys() == {"name", "classes", "dtype", "options"}
-    _checks.require(whole, "its model is not described")
-    if told["classes"] is not None:
-        _checks.require_whole("classes", told["classes"], 1, WIDEST)
-    _checks.require_name("dtype", told["dtype"], COMPUTED)
-    options = told["options"]
-    _checks.require(
-        isinstance(options, dict) and options.keys() <= {"widths", "features", "width"},
-        "unknown options",
-    )
-    found = dict(options)
-    if "features" in options:
-        _checks.require_whole("features", options["features"], 1, WIDEST)
-    if "width" in options:
-        fits = isinstance(options["width"], (int, float)) and 0 < options["width"] <= WIDEST
-        _checks.require(fits, "its width is no number in range")
-    if "widths" in options:
-        fits = isinstance(options["widths"], list) and len(options["widths"]) <= DEEPEST
-        _checks.require(
-            fits, f"got no widths of at most {DEEPEST} layers, which is what is exported"
-        )
-        for width in options["widths"]:
-            _checks.require_whole("width", width, 1, WIDEST)
-        found["widths"] = tuple(options["widths"])
-    return Architecture(told["name"], told["classes"], told["dtype"], found)
-
-
-def _wanted_of(told: Any) -> Wanted:
-    names = {field.name for field in dataclasses.fields(Wanted)}
-    _checks.require(isinstance(told, dict) and told.keys() == names, "its input is not described")
-    shape = told["shape"]
-    _checks.require(
-        isinstance(shape, list) and 1 <= len(shape) <= 8, f"its examples have the shape {shape!r}"
-    )
-    for side in shape:
-        _checks.require_whole("size", side, 1, WIDEST, f" in shape {shape}")
-    _checks.require_name("dtype", told["dtype"], INPUTS)
-    for part in ("subtract", "multiply"):
-        numbers = told[part]
-        fits = isinstance(numbers, list) and len(numbers) == shape[-1]
-        fits = fits and all(isinstance(one, float) and abs(one) < GREATEST for one in numbers)
-        _checks.require(fits, f"its {part} is no number for each of {shape[-1]} channels")
-    return Wanted(tuple(shape), told["dtype"], tuple(told["subtract"]), tuple(told["multiply"]))
-
-
-def _abstract(model: Architecture, wanted: Wanted) -> tuple[Any, dict[str, tuple[Any, Any]]]:
-    """The architecture without weights: its graph, and by name the places and shapes of its arrays."""
-    from pcjax.models import build  # which has `load` among its names
+def _abstract(model: Architecture, inputs: Inputs) -> tuple[Any, dict[str, tuple[Any, Any]]]:
+    """Return the architecture's graph, and the positions and shapes of its arrays by name."""
 
     def new() -> nnx.Module:
-        given = {
-            "shape": wanted.shape,
-            "classes": model.classes,
-            "dtype": jnp.dtype(model.dtype),
-            **model.options,
-        }
-        return build(model.name, rngs=nnx.Rngs(0), **given)
+        return build(
+            model.name,
+            shape=inputs.shape,
+            classes=model.classes,
+            rngs=nnx.Rngs(0),
+            dtype=jnp.dtype(model.dtype),
+            **typing.cast(dict[str, Any], model.options),
+        )
 
     try:
         abstract = nnx.eval_shape(new)
     except RequestError:
         raise
-    except (
-        Exception
-    ) as error:  # whatever sizes that nothing can be built of make Flax and JAX raise
+    except Exception as error:  # impossible sizes make Flax and JAX raise anything
         raise RequestError(f"its model cannot be built: {error}") from error
     graph, state = nnx.split(abstract)
-    return graph, {
-        ".".join(map(str, place)): (place, leaf) for place, leaf in nnx.to_flat_state(state)
-    }
+    flat = nnx.to_flat_state(state)
+    return graph, {".".join(map(str, place)): (place, leaf) for place, leaf in flat}
 
 
 def _check_shapes(
     expected: Mapping[str, tuple[int, ...]], arrays: Mapping[str, np.ndarray]
 ) -> None:
     for name in sorted(expected.keys() | arrays.keys()):
-        ours, theirs = (
-            expected.get(name, "nothing"),
-            arrays[name].shape if name in arrays else "nothing",
-        )
-        _checks.require(ours == theirs, f"it has {theirs} for {name}, expected {ours}")
+        stored = arrays[name].shape if name in arrays else "nothing"
+        if expected.get(name, "nothing") != stored:
+            raise RequestError(f"it has {stored} for {name}, expected {expected.get(name)}")
 
 
-def _digest(told: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
-    """Of all that is told but the digest itself, and of every array's name, shape and numbers."""
-    rest = {name: value for name, value in told.items() if name != "digest"}
-    found = hashlib.blake2b(json.dumps(rest, sort_keys=True).encode(), digest_size=16)
+def _digest(metadata: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+    """Hash all metadata but the digest itself, and every array's name, shape and numbers."""
+    rest = {name: value for name, value in metadata.items() if name != "digest"}
+    result = hashlib.blake2b(json.dumps(rest, sort_keys=True).encode(), digest_size=16)
     for name, array in sorted(arrays.items()):
-        found.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        found.update(np.ascontiguousarray(array).tobytes())
-    return found.hexdigest()
+        result.update(f"{name} {_io.array_digest(array)}".encode())
+    return result.hexdigest()

@@ -1,1 +1,1 @@
-"""What a person asks for, one file a job."""
+"""The jobs a person requests, one file each."""

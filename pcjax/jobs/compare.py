@@ -1,288 +1,301 @@
-"""`pcjax compare`: every loss from the same first weights, in the same order of the data, for the same number of steps.
+"""`pcjax compare`: train a student with every loss from the same weights, data and steps.
 
-One after the other every contender trains a student from every seed, in a run's folder of its own. What is finished is
-not done again, what was stopped goes on, and seeds or contenders can be added to a comparison that has ended.
+Every contender trains one student a seed, each in a run's folder of its own, DIR/runs/NAME/SEED.
+A repeated command keeps finished runs, resumes a stopped one, and adds seeds or contenders.
 """
 
 import dataclasses
 import json
 import pathlib
 import statistics
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pcjax import _checks
-from pcjax.config import Comparison, Config, Contender
-from pcjax.evaluation import evaluate as judge
-from pcjax.evaluation import summary, tables
-from pcjax.jobs.distill import (
+import jax
+import numpy as np
+
+from pcjax import _fields, _io
+from pcjax._checks import RequestError
+from pcjax.config import Config, Contender, read_stored
+from pcjax.data import Dataset
+from pcjax.display import Display
+from pcjax.evaluation import (
+    NotFiniteError,
+    Outcome,
+    check_evaluation,
+    evaluate,
+    load_other,
+    summary,
+)
+from pcjax.jobs.common import (
+    REPORT,
     STUDENT,
     TEACHER,
-    KnownTeacher,
-    check_distilling,
-    find_teacher,
-    judge_teacher,
-    plan_student,
+    UNTRAINED,
+    build_student,
+    check_distillation,
+    describe_data,
+    load_data,
+    student_lesson,
+    write_report,
 )
-from pcjax.jobs.prepare import STUDENT_SEED, Loaded, load, new_model, steps_of, trained
 from pcjax.jobs.teach import teach
-from pcjax.run import (
-    CONFIG,
-    RESULT,
-    are_numbers,
-    begin_folder,
-    check_folder,
-    config_of,
-    is_number,
-    own_place,
-    stored_object,
-    write_config,
-    write_proven,
-)
-from pcjax.training.clock import Clock
-from pcjax.training.disk import let_go
-from pcjax.training.display import Display
-from pcjax.training.embedding import Frozen
-from pcjax.training.guard import BadStepsError
-from pcjax.training.loop import Plan
-from pcjax.training.metrics_log import read_records
-from pcjax.training.parallel import wait_for_all
+from pcjax.run import CONFIG, RESULT, Run, open_run, path_inside, unlock_folder
+from pcjax.teachers import Teacher, load_teacher
+from pcjax.training.checkpoint import versions
+from pcjax.training.loop import BadStepsError, steps_of, temporary_bytes, train
+from pcjax.training.metrics_log import read_metrics
 
 RUNS, OUTCOME = "runs", "outcome.json"
-MADE_WITH = ("data", "teacher")  # their digests
-REMEDY = "delete it, and what came of the run is found out again"
+Entry = tuple[Contender, int]  # a contender, and the seed or trial of one of its runs
 
 
 def compare(config: Config, folder: pathlib.Path, display: Display) -> None:
-    """Trains what is not trained yet, and says how the contenders stand."""
+    """Train what is not trained yet, and set the contenders side by side."""
     named = {contender.name for contender in config.comparison.contenders}
+    config = with_earlier_contenders(config, folder, "compare", RUNS, OUTCOME)
+    run = open_run(folder, config, "compare", display)
+    dataset = load_data(config.data)
+    other = load_other(config.evaluation, dataset, config.data)
+    check_evaluation(config.evaluation, dataset, other)
+    check_contenders(run, dataset)
+    shared = shared_config(run)
+    run.start()
+    run.store_config()  # with the contenders and seeds that this command adds
+    run.say(f"{describe_data(dataset)}; comparison: {folder}")
 
-    def begun(contender: Contender) -> bool:
-        return any(own_place(folder, RUNS, contender.name).glob(f"*/{OUTCOME}"))
-
-    config = with_earlier(config, folder, "compare", begun, display)
-    contenders, seeds = config.comparison.contenders, range(config.comparison.seeds)
-    loaded = load(config)
-
-    def run_of(shared: Config, contender: Contender, seed: int) -> tuple[Config, pathlib.Path]:
-        return of_contender(shared, contender, seed), own_place(
-            folder, RUNS, contender.name, str(seed)
-        )
-
-    def all_runs(shared: Config) -> Iterable[tuple[Config, pathlib.Path]]:
-        return [run_of(shared, contender, seed) for seed in seeds for contender in contenders]
-
-    shared = begin(config, folder, loaded, "compare", all_runs, _outcome, display)
-    teacher = find_teacher(shared, folder, loaded, display)
-    made_with = check_same(all_runs(shared), OUTCOME, _outcome, teacher, loaded)
-    write_config(
-        folder / CONFIG, config, "compare"
-    )  # contenders and seeds that were added among it
-    taught = judge_teacher(config, teacher, loaded)
-    runs: dict[str, dict[int, dict[str, Any]]] = {contender.name: {} for contender in contenders}
-    # All contenders of a seed before the next seed: of a comparison that was stopped, fewer --seeds show what is there.
-    for seed in seeds:
-        untrained: dict[str, Any] = {}
-        for contender in contenders:
-            asked, own = run_of(shared, contender, seed)
-            outcome = _outcome(own)
-            if outcome is None and contender.name not in named:
-                continue
-            if outcome is None:
-                display.say(f"{contender.name}, seed {seed}")
-                first = new_model(asked.student, loaded, asked.training, STUDENT_SEED)
-                untrained = untrained or _judged(first, teacher, asked, loaded)
-                beside = {TEACHER: taught, "untrained": untrained}
-                outcome = _run(
-                    asked,
-                    own,
-                    loaded,
-                    teacher,
-                    first,
-                    beside,
-                    made_with,
-                    display,
-                    measured=seed == 0,
-                )
-                let_go(own)
-            runs[contender.name][seed] = outcome
-    found = summary.summarise(
-        runs, {contender.name: contender.labelled() for contender in contenders}
-    )
-    found |= {"versions": judge.versions(), "config": json.loads(config.to_json())}
-    found |= {"teacher": summary.numbers(taught), "untrained": summary.of_untrained(runs)}
-    summary.write(folder, found)
-    summary.show(found, display)
-    display.say(f"{summary.COMPARISON}, {summary.MARKDOWN} and the runs lie in {folder}")
-    more = "with more --seeds or --losses the same command adds them"
-    display.say(f"next: {tables.drawn_by(folder)}; {more}")
+    teacher = shared_teacher(run, shared, dataset)
+    rivals = Rivals(shared, dataset, teacher, other)
+    entries = [(c, seed) for seed in range(config.comparison.seeds) for c in contenders_of(run)]
+    outcomes: dict[str, dict[int, Outcome]] = {c.name: {} for c in contenders_of(run)}
+    progress = Progress(run, len(entries))
+    for contender, seed in entries:
+        subrun = contender_run(run, shared, RUNS, contender, seed)
+        path = subrun.folder / OUTCOME
+        if not path.is_file() and contender.name not in named:
+            continue  # an earlier command's contender, which this one does not complete
+        if not path.is_file():
+            progress.announce(f"{contender.name}, seed {seed}")
+            train_contender(subrun, rivals)
+            unlock_folder(subrun.folder)
+        outcomes[contender.name][seed] = read_outcome(path, teacher, dataset)
+        progress.count()
+    finish(run, outcomes, rivals)
 
 
-def begin(
-    config: Config,
-    folder: pathlib.Path,
-    loaded: Loaded,
-    job: str,
-    runs: Callable[[Config], Iterable[tuple[Config, pathlib.Path]]],
-    ended: Callable[[pathlib.Path], Any],
-    display: Display,
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rivals:
+    """The parts that all runs of a comparison share."""
+
+    config: Config
+    dataset: Dataset
+    teacher: Teacher
+    other: Dataset | None
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Return the digests that runs must share to be compared."""
+        return {"data": self.dataset.fingerprint, "teacher": self.teacher.digest}
+
+
+class Progress:
+    """Announce each run with its number and the time that is left."""
+
+    def __init__(self, run: Run, total: int):
+        self._run, self._total, self._number = run, total, 0
+        self._seconds: list[float] = []
+        self._start = time.monotonic()
+
+    def announce(self, name: str) -> None:
+        """Print which run starts, and how long this and the remaining runs will take."""
+        left = self._total - self._number
+        remaining = ""
+        if self._seconds:
+            remaining = f", {_duration(left * statistics.median(self._seconds))} left"
+        self._run.say(f"run {self._number + 1} of {self._total}: {name}{remaining}")
+        self._start = time.monotonic()
+
+    def count(self) -> None:
+        """Count a finished run; the time of a run that was finished before is not measured."""
+        self._number += 1
+        seconds = time.monotonic() - self._start
+        if seconds > 1:
+            self._seconds.append(seconds)
+        self._start = time.monotonic()
+
+
+def _duration(seconds: int | float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def with_earlier_contenders(
+    config: Config, folder: pathlib.Path, job: str, part: str, outcome: str
 ) -> Config:
-    """The config that all runs share, their teacher trained; what cannot be trained is refused before anything is.
+    """Return the config with the contenders of earlier commands that have results in the folder.
 
-    Args:
-      config: what is asked for.
-      folder: where.
-      loaded: its data.
-      job: which.
-      runs: of the shared config, every run's config and folder.
-      ended: reads what came of a run, and refuses what is damaged.
-      display: where to say what is done.
+    One that never had a result is left out: it may be impossible to train.
     """
-    contenders = config.comparison.contenders
-    _checks.require(len(contenders) > 0, f"got nothing to {job}: give --losses a,b,c")
-    stored = folder / CONFIG
-    before = config_of(folder, job)[1].comparison if stored.exists() else config.comparison
-    check_folder(folder, dataclasses.replace(config, comparison=before), job)
-    for contender in contenders:
-        check_distilling(dataclasses.replace(config, losses=contender.losses), loaded)
-    alone = dataclasses.replace(config, comparison=Comparison())
-    own = own_place(folder, TEACHER).resolve()
-    trained_here = config.teacher.run is None and config.teacher.features is None
-    taught = dataclasses.replace(config.teacher, run=str(own)) if trained_here else config.teacher
-    shared = dataclasses.replace(alone, teacher=taught)
-    for asked, place in runs(shared):
-        check_folder(place, asked, "distill")
-        ended(place)
-    begin_folder(folder, config, job)
-    if trained_here and not (own / RESULT).exists():
-        teach(alone, own, display)
-        let_go(own)
-        wait_for_all("the teacher's result is written")
-    return shared
-
-
-def check_same(
-    runs: Iterable[tuple[Config, pathlib.Path]],
-    name: str,
-    ended: Callable[[pathlib.Path], dict[str, Any] | None],
-    teacher: KnownTeacher,
-    loaded: Loaded,
-) -> dict[str, str]:
-    """What runs that stand side by side have in common; refuses those that have ended with another teacher or data."""
-    now = {"data": loaded.examples.fingerprint, "teacher": teacher.digest}
-    for _, own in runs:
-        found = ended(own) or now
-        for what, value in now.items():
-            differs = f"{own / name} came of {what} {found.get(what)!r}, this command has {value!r}"
-            _checks.require(
-                found.get(what) == value, f"{differs}: choose another --workdir, or bring that back"
-            )
-    return now
-
-
-def with_earlier(
-    config: Config,
-    folder: pathlib.Path,
-    job: str,
-    begun: Callable[[Contender], bool],
-    display: Display,
-) -> Config:
-    """The config with the contenders that the folder has results of and the command does not name.
-
-    Those without any are left out, said aloud: what could not be trained must not be in the way of others for good.
-    """
-    if not (folder / CONFIG).exists():
+    if not (folder / CONFIG).is_file():
         return config
-    now = config.comparison.contenders
-    named = {contender.name for contender in now}
+    stored_job, stored = read_stored(folder / CONFIG)
+    if stored_job != job:  # `open_run` refuses it
+        return config
+    names = {contender.name for contender in config.comparison.contenders}
     earlier = [
-        one for one in config_of(folder, job)[1].comparison.contenders if one.name not in named
+        contender
+        for contender in stored.comparison.contenders
+        if contender.name not in names
+        and any(path_inside(folder, part, contender.name).glob(f"*/{outcome}"))
     ]
-    for contender in earlier:
-        if not begun(contender):
-            display.say(f"{contender.name} is left out: it is not named, and has no results yet")
-    comparison = dataclasses.replace(config.comparison, contenders=(*filter(begun, earlier), *now))
+    comparison = dataclasses.replace(
+        config.comparison, contenders=(*earlier, *config.comparison.contenders)
+    )
     return dataclasses.replace(config, comparison=comparison)
 
 
-def of_contender(shared: Config, contender: Contender, seed: int) -> Config:
-    """One run's config; its last checkpoint counts, as the best is chosen by what some of the losses are closer to."""
-    training = dataclasses.replace(shared.training, seed=shared.training.seed + seed, choose="last")
-    return dataclasses.replace(shared, losses=contender.losses, training=training)
+def contenders_of(run: Run) -> tuple[Contender, ...]:
+    """Return the contenders of a comparison; refuse a comparison without any."""
+    contenders = run.config.comparison.contenders
+    if not contenders:
+        raise RequestError(f"There is nothing to {run.job}; give --losses a,b,c.")
+    return contenders
 
 
-def _outcome(own: pathlib.Path) -> dict[str, Any] | None:
-    """What came of a run, if it has ended."""
-    path = own / OUTCOME
-    if not path.exists():
-        return None
-    found = stored_object(path, REMEDY)
-    status, metrics = found.get("status"), found.get("metrics")
-    sound = {
-        "status": status in (summary.DONE, summary.DIVERGED),
-        "metrics": are_numbers(metrics) and bool(metrics) == (status == summary.DONE),
-        "untrained": are_numbers(found.get("untrained")),
-    }
-    sound |= {name: isinstance(found.get(name), str) for name in MADE_WITH}
-    sound |= {
-        cost: found.get(cost) is None or (is_number(found[cost]) and found[cost] > 0)
-        for cost in summary.COSTS
-    }
-    for name, whole in sound.items():
-        _checks.require(whole, f"{path} is damaged ({name}): {REMEDY}")
-    return found
+def check_contenders(run: Run, dataset: Dataset) -> None:
+    """Refuse contenders that cannot be trained."""
+    for contender in contenders_of(run):
+        config = dataclasses.replace(run.config, losses=contender.losses)
+        check_distillation(config, dataset, run)
 
 
-def _run(
-    asked: Config,
-    own: pathlib.Path,
-    loaded: Loaded,
-    teacher: KnownTeacher,
-    first: Frozen,
-    beside: dict[str, Any],
-    made_with: dict[str, str],
-    display: Display,
-    measured: bool,
-) -> dict[str, Any]:
-    clock = Clock()
-    begin_folder(own, asked, "distill")
-    chosen = plan_student(asked, own, loaded, teacher, first, display, clock)
-    costs = {"temporary_bytes": _temporary_bytes(chosen) if measured else None}
-    steps = steps_of(asked.training, len(loaded.examples.train))
+def shared_config(run: Run) -> Config:
+    """Return the config that all runs share.
+
+    Its teacher is a run: the one that the config names, or DIR/teacher.
+    """
+    shared = dataclasses.replace(run.config, comparison=Config().comparison)
+    if shared.teacher.run is None and shared.teacher.features is None:
+        own = str(run.part(TEACHER).resolve())
+        shared = dataclasses.replace(shared, teacher=dataclasses.replace(shared.teacher, run=own))
+    return shared
+
+
+def shared_teacher(run: Run, shared: Config, dataset: Dataset) -> Teacher:
+    """Train the teacher of a comparison where it has none, and load it."""
+    config = run.config
+    if config.teacher.run is None and config.teacher.features is None:
+        own = run.part(TEACHER)
+        if not (own / RESULT).is_file():
+            teach(dataclasses.replace(config, comparison=Config().comparison), own, run.display)
+            unlock_folder(own)
+    return load_teacher(shared.teacher, shared.data, dataset, run, shared.evaluation.batch)
+
+
+def contender_run(
+    run: Run,
+    shared: Config,
+    part: str,
+    contender: Contender,
+    number: int,
+    *,
+    seed: int | None = None,
+) -> Run:
+    """Return the run of one contender.
+
+    Its last checkpoint counts: the best one is chosen by coherence, which favours some losses.
+    """
+    seed = shared.training.seed + (number if seed is None else seed)
+    training = dataclasses.replace(shared.training, seed=seed, choose="last")
+    config = dataclasses.replace(shared, losses=contender.losses, training=training)
+    return open_run(run.part(part, contender.name, str(number)), config, "distill", run.display)
+
+
+def train_contender(subrun: Run, rivals: Rivals) -> None:
+    """Train and evaluate one student, and write its outcome."""
+    config, dataset, teacher = subrun.config, rivals.dataset, rivals.teacher
+    subrun.start()
+    untrained = build_student(config, dataset)
+    targets, validation = teacher.targets(dataset), teacher.features["validation"]
+    lesson = student_lesson(config, dataset, untrained, targets, validation)
+    metrics: Mapping[str, float] = {}
     try:
-        student = trained(chosen, first, display)
-        judged = _judged(student, teacher, asked, loaded)
-        if judged.get("linear_probe_converged") is False:
-            display.say("its linear probe did not converge: the accuracy may be a little too low")
-        if not are_numbers(summary.numbers(judged)):
-            raise judge.NotFiniteError("what its student is worth is not finite")
-    except (judge.NotFiniteError, BadStepsError) as error:
-        display.say(f"diverged: {error}")
-        outcome: dict[str, Any] = {"status": summary.DIVERGED, "metrics": {}, **costs}
+        student = train(lesson, dataset, subrun)
+        models = {UNTRAINED: untrained, STUDENT: student}
+        evaluated = evaluate(models, teacher, dataset, config.evaluation, rivals.other)
+        metrics = summary.numbers(evaluated.results[STUDENT])
+        if not all(map(np.isfinite, metrics.values())):
+            raise NotFiniteError("the student's metrics are not finite")
+    except (NotFiniteError, BadStepsError) as error:
+        subrun.say(f"diverged: {error}")
+        status = summary.DIVERGED
+        models = {UNTRAINED: untrained}
+        evaluated = evaluate(models, teacher, dataset, config.evaluation, rivals.other)
     else:
-        results = beside | {STUDENT: judged, "seconds": round(clock(), 1)}
-        results |= {"steps": steps, "versions": judge.versions()}
-        write_proven(own / RESULT, results)
-        outcome = {"status": summary.DONE, "metrics": summary.numbers(judged), **costs}
-    outcome["seconds_per_step"] = _seconds_per_step(read_records(own).sound)
-    outcome["untrained"] = summary.numbers(beside["untrained"])
-    write_proven(own / OUTCOME, outcome | made_with)
+        status = summary.DONE
+        steps = steps_of(config.training, len(dataset.train))
+        results = evaluated.results | {"steps": steps, "versions": versions()}
+        results["seconds"] = subrun.finish(results)
+        write_report(subrun, results, dataset, evaluated.embeddings)
+        store_test_features(subrun.folder, evaluated.embeddings[STUDENT]["test"])
+    outcome = Outcome(
+        status=status,
+        metrics=dict(metrics),
+        untrained=summary.numbers(evaluated.results[UNTRAINED]),
+        teacher_metrics=summary.numbers(evaluated.results[TEACHER]),
+        seconds_per_step=seconds_per_step(read_metrics(subrun.folder)),
+        temporary_bytes=temporary_bytes(lesson, dataset),
+        **rivals.identity,
+    )
+    if jax.process_index() == 0:
+        _io.write_signed(subrun.folder / OUTCOME, dataclasses.asdict(outcome))
+
+
+def store_test_features(folder: pathlib.Path, features: np.ndarray) -> None:
+    """Write the student's features of the test examples that the comparison's report shows."""
+    from pcjax.report.embedding_math import sample
+    from pcjax.report.side_by_side import FEATURES
+
+    if jax.process_index() == 0:
+        with _io.atomic_path(folder / FEATURES) as path, path.open("wb") as file:
+            np.save(file, features[sample(len(features))])
+
+
+def read_outcome(path: pathlib.Path, teacher: Teacher, dataset: Dataset) -> Outcome:
+    """Read the outcome of a run; refuse one of other data or another teacher."""
+    remedy = "delete it, and the run is evaluated again"
+    outcome = _fields.decode(Outcome, _io.read_signed(path, remedy), str(path))
+    for name, now in (("data", dataset.fingerprint), ("teacher", teacher.digest)):
+        if getattr(outcome, name) != now:
+            raise RequestError(
+                f"{path} belongs to other {name} than this command has: choose another --workdir, "
+                f"or bring the {name} back."
+            )
     return outcome
 
 
-def _judged(model: Frozen, teacher: KnownTeacher, asked: Config, loaded: Loaded) -> dict[str, Any]:
-    data = loaded.examples, loaded.normalise, asked.evaluation, loaded.other
-    return judge.judge_all({STUDENT: model}, teacher.features, *data)[STUDENT]
-
-
-def _temporary_bytes(chosen: Plan) -> int | None:
-    place = chosen.batches.get_state()
-    batch = chosen.mapped.split(next(chosen.batches))
-    chosen.batches.set_state(place)
-    return chosen.mapped.temporary_bytes(chosen.frozen, chosen.mapped.place(chosen.state), batch)
-
-
-def _seconds_per_step(lines: list[dict[str, Any]]) -> float | None:
-    """The median over what was written down; the first time is left out, a step was compiled in it."""
-    rates = [rate for line in lines if is_number(rate := line.get("steps_per_second")) and rate > 0]
+def seconds_per_step(records: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return the median time of a step; the first measurement contains the compilation."""
+    rates = [rate for record in records if (rate := record.get("steps_per_second"))]
     return 1 / statistics.median(rates[1:]) if len(rates) > 1 else None
+
+
+def page_of(run: Run, rivals: Rivals) -> str:
+    """Return the comparison's page."""
+    from pcjax.report.comparison_page import comparison_page  # loads matplotlib
+
+    section = rivals.config.evaluation
+    return comparison_page(run.folder, rivals.dataset, rivals.teacher.features["test"], section)
+
+
+def finish(run: Run, outcomes: Mapping[str, Mapping[int, Outcome]], rivals: Rivals) -> None:
+    """Write, print and draw the comparison."""
+    labelled = {c.name: c.needs_labels for c in contenders_of(run)}
+    comparison = summary.summarise(outcomes, labelled)
+    comparison |= {"versions": versions(), "config": json.loads(run.config.to_json())}
+    if jax.process_index() == 0:
+        summary.write(run.folder, comparison)
+        _io.write_text(run.folder / REPORT, page_of(run, rivals))
+    summary.show(comparison, run.display)
+    run.say(f"{summary.COMPARISON}, {summary.MARKDOWN}, {REPORT} and the runs are in {run.folder}")
+    run.say("With more --seeds or --losses the same command adds them.")

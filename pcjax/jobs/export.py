@@ -1,53 +1,59 @@
-"""`pcjax export RUN`: the student as one file, without anything that only its training needs."""
+"""`pcjax export RUN`: write the student as one file, without what only its training needs."""
 
 import pathlib
 
 import jax
 import numpy as np
 
-from pcjax import __version__, _checks
+from pcjax import __version__
+from pcjax._checks import RequestError
 from pcjax.data.normalise import Normaliser
-from pcjax.evaluation.results import result_of
-from pcjax.export import safetensors as exported
-from pcjax.jobs.evaluate import model_of, run_of
-from pcjax.jobs.prepare import classes_of, load, output_shapes
-from pcjax.training.display import Display
+from pcjax.display import Display
+from pcjax.export import safetensors
+from pcjax.jobs.common import load_data
+from pcjax.jobs.evaluate import read_student, single_run
+from pcjax.run import read_result
+from pcjax.training.embedding import output_shapes
 
 EXPORTED = "student.safetensors"
 
 
 def export(folder: pathlib.Path, display: Display) -> None:
-    """Writes the parameters and statistics of the checkpoint that counts; `pcjax.load` reads them."""
-    exported.require_safetensors()
-    job, config = run_of(folder)
-    got = f"{folder} is of `pcjax {job}`, which has no student: expected a run of `pcjax distill`"
-    _checks.require(job == "distill", got)
-    result_of(folder)
-    loaded = load(config)
-    student = model_of(job, config, folder, loaded)
-    examples = loaded.examples.train
-    model = exported.Architecture(
-        config.student.name, classes_of(examples), config.training.compute, config.student.options()
+    """Write the trained student to RUN/student.safetensors, which `pcjax.load` reads."""
+    safetensors.require_safetensors()
+    run = single_run(folder, display)
+    if run.job != "distill":
+        raise RequestError(
+            f"{folder} holds a run of `pcjax {run.job}`, which has no student; give a run of "
+            "`pcjax distill`."
+        )
+    read_result(folder)
+    dataset, config = load_data(run.config.data), run.config
+    student, examples = read_student(run, dataset), dataset.train
+    classes = dataset.class_count if "classify/kernel" in student.parameters else None
+    architecture = safetensors.Architecture(
+        config.student.name, classes, config.training.compute, config.student.options
     )
-    normaliser = Normaliser(examples, loaded.normalise)
-    # They are the same for all of a channel.
+    normaliser = Normaliser(examples, dataset.normalise)
+    # Every position of a channel is normalised alike.
     subtract, multiply = (
         by.reshape(-1, by.shape[-1])[0] for by in (normaliser.shift, normaliser.factor)
     )
-    wanted = exported.Wanted(
+    inputs = safetensors.Inputs(
         examples.shape,
         str(examples.dtype),
         tuple(map(float, subtract)),
         tuple(map(float, multiply)),
     )
-    features = int(output_shapes(student, loaded).features.shape[1])
-    arrays = {
-        name: np.asarray(array) for name, array in (student.parameters | student.statistics).items()
-    }
+    features = int(output_shapes(student, dataset).features.shape[1])
+    arrays = {**student.parameters, **student.statistics}
     about = {"version": __version__, "features": features, "config": config.digest()}
     path = folder / EXPORTED
     if jax.process_index() == 0:
-        size = exported.export(path, model, wanted, arrays, about)
-        numbers = f"{student.parameter_count():,} parameters, {features} features"
-        display.say(f"{path}: {size:,} bytes, {model.name} with {numbers}")
+        host = {name: np.asarray(array) for name, array in arrays.items()}
+        size = safetensors.export(path, architecture, inputs, host, about)
+        display.say(
+            f"{path}: {size:,} bytes, {architecture.name} with {student.parameter_count():,} "
+            f"parameters and {features} features"
+        )
         display.say(f"next: pcjax.load({str(path)!r}) in your own code")

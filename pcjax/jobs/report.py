@@ -1,31 +1,41 @@
-"""`pcjax report RUN`: one file, RUN/report.html."""
+"""`pcjax report RUN`: draw a run or a comparison again, as one HTML page."""
 
 import pathlib
 
-from pcjax import _checks
-from pcjax.report.comparison_page import COMPARISON, comparison_page
-from pcjax.report.figures import require_matplotlib
-from pcjax.report.run_page import run_page
-from pcjax.run import CONFIG, config_of, write_text
-from pcjax.training.display import Display
+import jax
 
-REPORT = "report.html"
+from pcjax import _io
+from pcjax._checks import RequestError
+from pcjax.display import Display
+from pcjax.jobs.common import REPORT, STUDENT, TEACHER, UNTRAINED, load_data, write_report
+from pcjax.jobs.compare import Rivals, page_of, shared_config
+from pcjax.jobs.evaluate import load_models
+from pcjax.run import read_result, stored_run
+from pcjax.teachers import load_teacher
+from pcjax.training.embedding import embed_all
 
 
 def report(folder: pathlib.Path, display: Display) -> None:
-    """Writes the report of a run, or of a comparison, into its folder, where it changes nothing else."""
-    require_matplotlib()
-    if (folder / COMPARISON).is_file():
-        made = comparison_page(folder)
+    """Write RUN/report.html; nothing else in the folder changes."""
+    run = stored_run(folder, display)
+    if run.job == "tune":
+        raise RequestError(f"{folder} holds a run of `pcjax tune`, which has no report.")
+    dataset = load_data(run.config.data)
+    if run.job == "compare":
+        shared = shared_config(run)
+        batch = shared.evaluation.batch
+        teacher = load_teacher(shared.teacher, shared.data, dataset, run, batch, train=False)
+        if jax.process_index() == 0:
+            page = page_of(run, Rivals(shared, dataset, teacher, None))
+            _io.write_text(folder / REPORT, page)
     else:
-        stopped = (folder / CONFIG).is_file() and config_of(folder)[0] == "compare"
-        missing = (
-            f"no {COMPARISON} in {folder}: give its own command again, which goes on to the end"
-        )
-        _checks.require(not stopped, missing)
-        made = run_page(folder)
-    path = folder / REPORT
-    write_text(path, made)
-    display.say(
-        f"{path}: {len(made.encode()) / 1e6:.1f} MB, one file to open in a browser or to send"
-    )
+        results = read_result(folder)
+        teacher, models = load_models(run, dataset)
+        batch = run.config.evaluation.batch
+        embeddings = {TEACHER: teacher.features}
+        for name in (UNTRAINED, STUDENT) if models else ():
+            outputs = embed_all(models[name], dataset, batch)
+            embeddings[name] = {part: output.features for part, output in outputs.items()}
+        write_report(run, results, dataset, embeddings)
+    size = (folder / REPORT).stat().st_size / 1e6
+    display.say(f"{folder / REPORT}: {size:.1f} MB, one file to open in a browser or to send")

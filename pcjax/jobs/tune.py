@@ -1,39 +1,40 @@
-"""`pcjax tune`: the settings of every loss that do best on the validation examples, as many tries for each of them.
+"""`pcjax tune`: choose each loss's settings on the validation examples, in equally many trials.
 
-The first try is the setting that is given. The others multiply its temperatures and other scales, and its weights where
-there are several, by factors between 1/8 and 8, spread evenly on a logarithmic scale. Test examples are not looked at.
+The first trial is the setting that is given. The others multiply its temperatures and other scales,
+and its weights where there are several, by factors between 1/8 and 8, spread evenly on a
+logarithmic scale. Test examples are not used.
 """
 
 import dataclasses
 import pathlib
-from collections.abc import Iterable
 from typing import Any
 
+import jax
 import numpy as np
 from scipy.stats import qmc
 
-from pcjax import _checks, metrics
+from pcjax import _fields, _io, metrics
+from pcjax._checks import RequestError
 from pcjax.config import Config, Contender, Loss, Ramp
-from pcjax.evaluation import evaluate as judge
-from pcjax.jobs.compare import MADE_WITH, begin, check_same, of_contender, with_earlier
-from pcjax.jobs.distill import KnownTeacher, find_teacher, plan_student
-from pcjax.jobs.prepare import STUDENT_SEED, Loaded, load, new_model, trained
-from pcjax.jobs.teach import coherence
-from pcjax.loss_registry import TERMS
-from pcjax.run import (
-    CONFIG,
-    begin_folder,
-    is_number,
-    own_place,
-    stored_object,
-    write_config,
-    write_proven,
+from pcjax.data import Dataset
+from pcjax.display import Display
+from pcjax.evaluation import check_evaluation, coherence_score, load_other
+from pcjax.evaluation.evaluate import labels_of
+from pcjax.jobs.common import build_student, describe_data, load_data, student_lesson
+from pcjax.jobs.compare import (
+    Progress,
+    Rivals,
+    check_contenders,
+    contender_run,
+    contenders_of,
+    shared_config,
+    shared_teacher,
+    with_earlier_contenders,
 )
-from pcjax.training.clock import Clock
-from pcjax.training.disk import let_go
-from pcjax.training.display import Display
-from pcjax.training.embedding import Frozen, represent
-from pcjax.training.guard import BadStepsError
+from pcjax.losses.registry import LOSSES
+from pcjax.run import Run, open_run, unlock_folder
+from pcjax.training.embedding import embed
+from pcjax.training.loop import BadStepsError, train
 
 TRIALS, TRIAL, TUNED = "trials", "trial.json", "tuned.json"
 FACTOR = 8.0
@@ -41,116 +42,139 @@ SEED = 10_000  # the students that are compared later begin with other weights
 SCALES = ("temperature", "teacher_temperature", "sharpness", "alpha", "beta", "gamma", "width")
 
 
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """The outcome of one setting; the score of a training that diverged is None."""
+
+    score: float | None
+    data: str
+    teacher: str
+
+
 def tune(config: Config, folder: pathlib.Path, display: Display) -> None:
-    """Tries what is not tried yet, and writes the best setting of each contender as a config to compare."""
+    """Try what is not tried yet, and write the best settings as a config for `pcjax compare`."""
+    config = with_earlier_contenders(config, folder, "tune", TRIALS, TRIAL)
+    run = open_run(folder, config, "tune", display)
+    dataset = load_data(config.data)
+    other = load_other(config.evaluation, dataset, config.data)
+    check_evaluation(config.evaluation, dataset, other)
+    check_contenders(run, dataset)
+    shared = shared_config(run)
+    run.start()
+    run.store_config()
+    run.say(f"{describe_data(dataset)}; trials: {folder}")
 
-    def begun(contender: Contender) -> bool:
-        tries = range(config.comparison.trials)
-        return all(
-            (own_place(folder, TRIALS, contender.name, str(number)) / TRIAL).exists()
-            for number in tries
-        )
-
-    config = with_earlier(config, folder, "tune", begun, display)
-    loaded, trials = load(config), config.comparison.trials
-
-    def run_of(shared: Config, setting: Contender, number: int) -> tuple[Config, pathlib.Path]:
-        return of_contender(shared, setting, SEED), own_place(
-            folder, TRIALS, setting.name, str(number)
-        )
-
-    def all_runs(shared: Config) -> Iterable[tuple[Config, pathlib.Path]]:
-        contenders = config.comparison.contenders
-        return [
-            run_of(shared, s, n)
-            for contender in contenders
-            for n, s in enumerate(settings(contender, trials))
-        ]
-
-    shared = begin(config, folder, loaded, "tune", all_runs, _tried, display)
-    teacher = find_teacher(shared, folder, loaded, display)
-    made_with = check_same(all_runs(shared), TRIAL, _tried, teacher, loaded)
-    write_config(folder / CONFIG, config, "tune")
+    rivals = Rivals(shared, dataset, shared_teacher(run, shared, dataset), None)
+    count = config.comparison.trials
+    contenders = contenders_of(run)
+    progress = Progress(run, count * len(contenders))
     best, rows = [], []
-    for contender in config.comparison.contenders:
-        tried = []
-        for number, setting in enumerate(settings(contender, trials)):
-            asked, own = run_of(shared, setting, number)
-            known = _tried(own)
-            if known is not None:
-                score = known["score"]
-            else:
-                display.say(f"{contender.name}, try {number + 1} of {trials}: {describe(setting)}")
-                score = _try(asked, own, loaded, teacher, display)
-                write_proven(own / TRIAL, {"score": score} | made_with)
-                let_go(own)
-            tried.append((score, setting))
-        scores = [-np.inf if score is None else score for score, _ in tried]
-        at = int(np.argmax(scores))
-        if tried[at][0] is not None:
-            best.append(tried[at][1])
-        rows.append(
-            [
-                contender.name,
-                *(_shown(tried[place][0]) for place in (0, at)),
-                describe(tried[at][1]),
-            ]
-        )
-    measure = "coherence" if _labels(loaded) is None else "k-NN accuracy"
-    display.table(f"{measure} on the validation examples", ["", "as given", "best", "with"], rows)
-    lost = sorted(
-        {contender.name for contender in config.comparison.contenders} - {one.name for one in best}
-    )
+    for contender in contenders:
+        options = settings(contender, count)
+        scores = []
+        for number, setting in enumerate(options):
+            scores.append(_score_of(run, rivals, setting, number, progress))
+            progress.count()
+        place = int(np.argmax([-np.inf if score is None else score for score in scores]))
+        if scores[place] is not None:
+            best.append(options[place])
+        shown = ["diverged" if s is None else f"{s:.4f}" for s in (scores[0], scores[place])]
+        rows.append([contender.name, *shown, describe(options[place])])
+    measure = "k-NN accuracy" if _is_labelled(dataset) else "coherence"
+    display.table(f"{measure} on the validation examples", ["", "given", "best", "with"], rows)
+    _finish(run, tuple(best))
+
+
+def _finish(run: Run, best: tuple[Contender, ...]) -> None:
+    """Write the best settings; a loss without one is left out."""
+    names = {contender.name for contender in best}
+    lost = [c.name for c in contenders_of(run) if c.name not in names]
+    if not best:
+        raise RequestError("Every trial of every loss diverged: lower training.learning_rate.")
     if lost:
-        display.say(
-            f"all tries of {', '.join(lost)} diverged: lower training.learning_rate, or give smaller weights"
+        run.say(
+            f"All trials of {', '.join(lost)} diverged: lower training.learning_rate, or give "
+            "smaller weights."
         )
-    _checks.require(bool(best), "every try of every loss diverged: lower training.learning_rate")
-    tuned = dataclasses.replace(
-        config, comparison=dataclasses.replace(config.comparison, contenders=tuple(best))
-    )
-    write_config(folder / TUNED, tuned, "compare")
-    display.say(f"next: pcjax compare {folder / TUNED}")
+    comparison = dataclasses.replace(run.config.comparison, contenders=best)
+    tuned = dataclasses.replace(run.config, comparison=comparison)
+    dataclasses.replace(run, config=tuned, job="compare").store_config(TUNED)
+    run.say(f"next: pcjax compare {run.folder / TUNED}")
 
 
-def _tried(own: pathlib.Path) -> dict[str, Any] | None:
-    """What came of a try, if it has ended."""
-    path, remedy = own / TRIAL, "delete it, and that setting is tried again"
-    if not path.exists():
+def _score_of(
+    run: Run, rivals: Rivals, setting: Contender, number: int, progress: Progress
+) -> float | None:
+    """Return the score of a setting; train it if it was not tried before."""
+    subrun = contender_run(run, rivals.config, TRIALS, setting, number, seed=SEED)
+    path = subrun.folder / TRIAL
+    if path.is_file():
+        trial = _fields.decode(Trial, _io.read_signed(path, "delete it to repeat the trial"))
+        if (trial.data, trial.teacher) != tuple(rivals.identity.values()):
+            raise RequestError(
+                f"{path} belongs to other data or another teacher; choose another --workdir."
+            )
+        return trial.score
+    progress.announce(f"{setting.name}, {describe(setting)}")
+    score = _train_and_score(subrun, rivals)
+    if jax.process_index() == 0:
+        _io.write_signed(path, dataclasses.asdict(Trial(score, **rivals.identity)))
+    unlock_folder(subrun.folder)
+    return score
+
+
+def _train_and_score(subrun: Run, rivals: Rivals) -> float | None:
+    """Return k-NN accuracy of the validation examples; without labels, coherence."""
+    config, dataset, teacher = subrun.config, rivals.dataset, rivals.teacher
+    subrun.start()
+    validation = teacher.features["validation"]
+    model = build_student(config, dataset)
+    lesson = student_lesson(config, dataset, model, teacher.targets(dataset), validation)
+    try:
+        student = train(lesson, dataset, subrun)
+    except BadStepsError:
         return None
-    found = stored_object(path, remedy)
-    sound = "score" in found and (found["score"] is None or is_number(found["score"]))
-    _checks.require(sound, f"{path} is damaged (score {found.get('score')!r}): {remedy}")
-    for name in MADE_WITH:
-        _checks.require(isinstance(found.get(name), str), f"{path} is damaged ({name}): {remedy}")
-    return found
+    features = {
+        part: embed(student, dataset.parts[part], dataset.normalise, config.evaluation.batch)
+        for part in ("train", "validation")
+    }
+    train_features, own = (features[part].features for part in ("train", "validation"))
+    if not (np.isfinite(train_features).all() and np.isfinite(own).all()):
+        return None
+    if not _is_labelled(dataset):
+        return coherence_score(own, validation, config.evaluation.dissimilarity)
+    labels = labels_of(dataset)
+    k = min(config.evaluation.neighbours, len(train_features))
+    known = labels["validation"], train_features, labels["train"]
+    return float(metrics.knn_accuracy(own, *known, k=k))
+
+
+def _is_labelled(dataset: Dataset) -> bool:
+    return {"train", "validation"} <= labels_of(dataset).keys()
 
 
 def settings(contender: Contender, trials: int) -> list[Contender]:
-    """The contender as it is, and with its scales multiplied; equal calls give equal settings."""
-    places = _scales(contender)
+    """Return the contender as it is, and with its scales multiplied; the same ones every time."""
+    places = _tuned(contender)
     if not places:
         return [contender] * trials
-    # The first point of Halton's sequence is 0 everywhere: the middle of the range is put there.
+    # Halton's first point is 0 everywhere: the middle of the range is moved there.
     points = qmc.Halton(len(places), scramble=False).random(trials)
     factors = FACTOR ** (2 * ((points + 0.5) % 1.0) - 1.0)
     return [_scaled(contender, dict(zip(places, row, strict=True))) for row in factors.tolist()]
 
 
-def _scales(contender: Contender) -> list[tuple[int, str]]:
-    """What of a contender is tuned: (place of the loss, argument or "weight")."""
-    found = []
+def _tuned(contender: Contender) -> list[tuple[int, str]]:
+    """Return what is tuned: the position of a loss, and an argument of it or "weight"."""
+    places: list[tuple[int, str]] = []
     for place, loss in enumerate(contender.losses):
-        given = TERMS[loss.name].numbers | loss.arguments
-        found += [
-            (place, name)
-            for name, value in given.items()
-            if name in SCALES and _is_number(value) and value != 0
-        ]
-        # One factor on a whole sum of losses hardly changes what Adam does.
-        if place > 0 or (len(contender.losses) == 1 and not found):
-            found.append((place, "weight"))
-    return found
+        values = LOSSES[loss.name].number_defaults | loss.arguments
+        scales = [n for n, x in values.items() if n in SCALES and _is_number(x) and x != 0]
+        places += [(place, name) for name in scales]
+        # A factor on a whole sum of losses hardly changes what Adam does.
+        if place > 0 or (len(contender.losses) == 1 and not places):
+            places.append((place, "weight"))
+    return places
 
 
 def _is_number(value: Any) -> bool:
@@ -161,89 +185,34 @@ def _scaled(contender: Contender, factors: dict[tuple[int, str], float]) -> Cont
     def times(value: Any, factor: float) -> Any:
         if isinstance(value, Ramp):
             return dataclasses.replace(value, start=value.start * factor, end=value.end * factor)
-        # Three digits, so that what is shown is what was tried.
+        # Three digits, so that the printed setting is the one that was tried.
         return value if factor == 1 else float(f"{value * factor:.3g}")
 
     def changed(place: int, loss: Loss) -> Loss:
         own = {name: factor for (at, name), factor in factors.items() if at == place}
-        # What is not given stays so where it is not changed.
-        there = {
-            name: x for name, x in TERMS[loss.name].numbers.items() if own.get(name, 1.0) != 1
-        } | loss.arguments
-        arguments = {name: times(value, own.get(name, 1.0)) for name, value in there.items()}
-        return dataclasses.replace(
-            loss, weight=times(loss.weight, own.get("weight", 1.0)), arguments=arguments
-        )
+        defaults = LOSSES[loss.name].number_defaults
+        values = {n: x for n, x in defaults.items() if own.get(n, 1.0) != 1} | loss.arguments
+        arguments = {name: times(value, own.get(name, 1.0)) for name, value in values.items()}
+        weight = times(loss.weight, own.get("weight", 1.0))
+        return dataclasses.replace(loss, weight=weight, arguments=arguments)
 
-    return dataclasses.replace(
-        contender, losses=tuple(changed(*each) for each in enumerate(contender.losses))
-    )
+    losses = tuple(changed(*item) for item in enumerate(contender.losses))
+    return dataclasses.replace(contender, losses=losses)
 
 
 def describe(contender: Contender) -> str:
-    """What is tuned of a contender, as it stands."""
+    """List the tuned values of a contender."""
 
-    def value(place: int, name: str) -> Any:
+    def value(place: int, name: str) -> str:
         loss = contender.losses[place]
-        found = (
-            loss.weight if name == "weight" else (TERMS[loss.name].numbers | loss.arguments)[name]
-        )
-        return (
-            f"{found.start:.3g} to {found.end:.3g}" if isinstance(found, Ramp) else f"{found:.3g}"
-        )
+        numbers = LOSSES[loss.name].number_defaults | loss.arguments
+        number = loss.weight if name == "weight" else numbers[name]
+        if isinstance(number, Ramp):
+            return f"{number.start:.3g} to {number.end:.3g}"
+        return f"{number:.3g}"
 
     several = len(contender.losses) > 1
     return ", ".join(
         f"{f'{contender.losses[place].name} ' if several else ''}{name} {value(place, name)}"
-        for place, name in _scales(contender)
+        for place, name in _tuned(contender)
     )
-
-
-def _try(
-    asked: Config, own: pathlib.Path, loaded: Loaded, teacher: KnownTeacher, display: Display
-) -> float | None:
-    begin_folder(own, asked, "distill")
-    first = new_model(asked.student, loaded, asked.training, STUDENT_SEED)
-    try:
-        student = trained(
-            plan_student(asked, own, loaded, teacher, first, display, Clock()), first, display
-        )
-        score = _score(student, asked, loaded, teacher)
-        score = score if is_number(score) else None
-    except (judge.NotFiniteError, BadStepsError):
-        score = None
-    return score
-
-
-def _score(student: Frozen, asked: Config, loaded: Loaded, teacher: KnownTeacher) -> float | None:
-    """k-NN accuracy of the validation examples among the training examples; coherence where there are no labels."""
-    train, validation = (
-        represent(
-            student, getattr(loaded.examples, split), loaded.normalise, asked.evaluation.batch
-        ).features
-        for split in ("train", "validation")
-    )
-    if not (np.all(np.isfinite(train)) and np.all(np.isfinite(validation))):
-        return None
-    labels = _labels(loaded)
-    if labels is None:
-        return coherence(
-            validation,
-            teacher.features["validation"],
-            judge.neighbours(asked.evaluation, validation),
-        )
-    k = min(asked.evaluation.neighbours, len(train))
-    return float(metrics.knn_accuracy(validation, labels[1], train, labels[0], k=k))
-
-
-def _labels(loaded: Loaded) -> tuple[np.ndarray, np.ndarray] | None:
-    """Of the training and the validation examples, if all are known."""
-    train, validation = (
-        judge.known_labels(loaded.examples.train),
-        judge.known_labels(loaded.examples.validation),
-    )
-    return None if train is None or validation is None else (train, validation)
-
-
-def _shown(score: float | None) -> str:
-    return "diverged" if score is None else f"{score:.4f}"

@@ -1,4 +1,23 @@
-"""Losses as pure functions: student and teacher features in, one number out."""
+"""Losses as pure functions: student and teacher features in, one number out.
+
+    loss = pcjax.losses.perception_coherence(student, teacher)    # (n, ds), (n, dt), any ds and dt
+
+Every loss has the signature `name(student, teacher, *, ..., where=None, axis_name=None,
+reduce_fn=jnp.mean)`; `reduce_fn=None` returns the per-example values. `pcjax list losses` prints
+the published weight, head and arguments of each; `LOSSES` holds them by name.
+
+    order             perception_coherence, spearman, darkrank_hard, darkrank_soft, pairwise_ranking
+    relations         rkd_distance, rkd_angle, similarity_preserving, pkt,
+                      correlation_congruence, cka
+    contrast          info_nce, relational_representation, similarity_kl, crd, bingo
+    features          hint, variational_information, embed_distill, orthogonal_projection,
+                      procrustes, locality_preserving
+    maps              attention_transfer, neuron_selectivity, proto2proto
+    class scores      kd, dkd, dist, shared_classifier, simkd, cross_entropy
+    memories          Queue, empty_queue, enqueue, valid, CRDMemory, crd_memory, crd_update
+"""
+
+from pcjax.losses.perception import perception_coherence  # isort: split
 
 from pcjax.losses.contrastive import bingo, info_nce, relational_representation, similarity_kl
 from pcjax.losses.feature import (
@@ -14,8 +33,8 @@ from pcjax.losses.maps import attention_transfer, neuron_selectivity
 from pcjax.losses.memory import Queue, empty_queue, enqueue, valid
 from pcjax.losses.noise_contrastive import CRDMemory, crd, crd_memory, crd_update
 from pcjax.losses.ordering import darkrank_hard, darkrank_soft, pairwise_ranking, spearman
-from pcjax.losses.perception import perception_coherence
 from pcjax.losses.prototypes import proto2proto
+from pcjax.losses.registry import LOSSES
 from pcjax.losses.relational import (
     cka,
     correlation_congruence,
@@ -25,43 +44,44 @@ from pcjax.losses.relational import (
     similarity_preserving,
 )
 
-__all__ = [
-    "CRDMemory",
-    "Queue",
-    "attention_transfer",
-    "bingo",
-    "cka",
-    "correlation_congruence",
-    "crd",
-    "crd_memory",
-    "crd_update",
-    "cross_entropy",
+__all__ = [  # noqa: RUF022, in a reader's order
+    "perception_coherence",
+    "spearman",
     "darkrank_hard",
     "darkrank_soft",
-    "dist",
-    "dkd",
+    "pairwise_ranking",
+    "rkd_distance",
+    "rkd_angle",
+    "similarity_preserving",
+    "pkt",
+    "correlation_congruence",
+    "cka",
+    "info_nce",
+    "relational_representation",
+    "similarity_kl",
+    "crd",
+    "bingo",
+    "hint",
+    "variational_information",
     "embed_distill",
+    "orthogonal_projection",
+    "procrustes",
+    "locality_preserving",
+    "attention_transfer",
+    "neuron_selectivity",
+    "proto2proto",
+    "kd",
+    "dkd",
+    "dist",
+    "shared_classifier",
+    "simkd",
+    "cross_entropy",
+    "LOSSES",
+    "Queue",
     "empty_queue",
     "enqueue",
-    "hint",
-    "info_nce",
-    "kd",
-    "locality_preserving",
-    "neuron_selectivity",
-    "orthogonal_projection",
-    "pairwise_ranking",
-    "perception_coherence",
-    "pkt",
-    "procrustes",
-    "proto2proto",
-    "relational_representation",
-    "rkd_angle",
-    "rkd_distance",
-    "shared_classifier",
-    "similarity_kl",
-    "similarity_preserving",
-    "simkd",
-    "spearman",
     "valid",
-    "variational_information",
+    "CRDMemory",
+    "crd_memory",
+    "crd_update",
 ]

@@ -1,4 +1,4 @@
-"""One pass over blocks of rows that yields a weighted sum and its gradient together, in the memory of one block."""
+"""Computes a weighted sum over blocks of rows and its gradient, in one block's memory."""
 
 import functools
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def swept_values(
     fixed_shared: Any,
     chunk_size: int | None,
 ) -> Float[Array, "n"]:
-    """The value of every row, block after block; the gradient computes each block once more."""
+    """Compute every row's value, block by block; the gradient computes each block again."""
     if chunk_size is None:
         return values(rows, shared, fixed_rows, fixed_shared)
     n = jax.tree.leaves(rows)[0].shape[0]
@@ -42,9 +42,10 @@ def swept_sum(
     weights: Float[Array, "n"],
     chunk_size: int,
 ) -> Float[Array, ""]:
-    """Sum over rows of weight x value; the weights get no gradient.
+    """Sum weight x value over rows; the weights get no gradient.
 
-    Because the weights are known beforehand, each block's gradient is taken right after its values, in the same sweep.
+    The weights are known beforehand, so that the same sweep takes each block's gradient right after
+    its values.
     """
     blocks = _blocks((rows, fixed_rows), chunk_size)
     weights = jnp.pad(weights, (0, -weights.shape[0] % chunk_size)).reshape(-1, chunk_size)
@@ -54,7 +55,7 @@ def swept_sum(
 
 
 def _blocks(rows: Any, chunk_size: int) -> Any:
-    """(n, ...) -> (blocks, chunk_size, ...); the last block is filled up with copies of the last row."""
+    """Split (n, ...) into (blocks, chunk_size, ...); copies of the last row pad the last block."""
 
     def split(x: Array) -> Array:
         padding = ((0, -x.shape[0] % chunk_size),) + ((0, 0),) * (x.ndim - 1)

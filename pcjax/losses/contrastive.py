@@ -1,12 +1,14 @@
-"""Losses with positives and negatives: the student's embedding of an example is told apart from others by the teacher.
+"""Contrastive losses: tell the student's embedding of an example apart from others.
 
-In all of them u_i and v_i are the student's and the teacher's embeddings of example i, divided by their lengths here; a
-learnable linear head brings features into a common dimension, 128 as published. A queue holds the teacher's embeddings
-of earlier examples, see `pcjax.losses.enqueue`; its places that are not filled count as absent, where the published
-implementations begin with random points. No gradient reaches a queue.
+In all of them u_i and v_i are the student's and the teacher's embeddings of example i, divided by
+their lengths by the loss. A learnable linear head brings features into a common dimension, 128 as
+published. A queue holds the teacher's embeddings of earlier examples, see
+`pcjax.losses.enqueue`. Its empty slots count as absent, where the published implementations begin
+with random points. A queue gets no gradient.
 """
 
-import dataclasses
+from __future__ import annotations  # short signatures in help()
+
 from collections.abc import Callable
 from typing import Any
 
@@ -17,12 +19,18 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from pcjax import _checks
-from pcjax.losses._batch import Batch, divergence, products, require_number, unit
+from pcjax._checks import RequestError
+from pcjax.losses._batch import Batch, divergence, embeddings, products, require_number, unit
 from pcjax.losses.memory import Queue, valid
+from pcjax.losses.registry import PAIR_OR_TEACHER_QUEUE, TEACHER_QUEUE, Law, loss
 
-_HEAD = "give one of them a linear head"
 
-
+@loss(
+    head="linear",
+    arguments={"temperature": 0.07},
+    memory=TEACHER_QUEUE._replace(required=False),
+    law=Law(same_width=True, least_at_teacher=False, arguments={"temperature": 0.3}),
+)
 def info_nce(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -35,20 +43,21 @@ def info_nce(
     axis_name: str | tuple[str, ...] | None = None,
     reduce_fn: Callable[..., Array] | None = jnp.mean,
 ) -> Float[Array, "..."]:
-    r"""Which of the teacher's embeddings is this example's, and which of the student's: a softmax over the batch.
+    """Recognise each example's own embedding of the other model among the batch (InfoNCE).
 
-    With temperature T, the batch's embeddings v_j and the queue's k the loss is the mean over examples of
+    With temperature T, the batch's embeddings v_j and the queue's k, the loss is the mean over
+    examples of
 
         1/2 [ -log e^(u_i.v_i / T) / (sum_j e^(u_i.v_j / T) + sum_k e^(u_i.k / T))
               -log e^(v_i.u_i / T) / sum_j e^(v_i.u_j / T) ],
 
-    or of the first term alone. Examples of one class are negatives of each other. van den Oord et al.,
-    "Representation Learning with Contrastive Predictive Coding" (arXiv:1807.03748); between two models it is the form
-    in the batch of "Contrastive Representation Distillation" (arXiv:1910.10699), whose temperature is the default; the
-    published form with memories is `crd`.
+    or of the first term alone. Examples of one class are negatives of each other. van den Oord et
+    al., "Representation Learning with Contrastive Predictive Coding" (arXiv:1807.03748). Between
+    two models it is the form within the batch of "Contrastive Representation Distillation"
+    (arXiv:1910.10699), whose temperature is the default; `crd` is the published form with memories.
 
-    Least 0, in the limit of small temperatures, where each student embedding is nearest to its teacher's. The student's
-    scale does not matter.
+    Least 0, in the limit of small temperatures, where each student embedding is nearest to its
+    teacher's. The student's scale does not matter.
 
     Args:
       student: (n, d) embeddings.
@@ -56,19 +65,20 @@ def info_nce(
       temperature: positive; may be traced, and learnt.
       queue: earlier embeddings of the teacher, more negatives for the student's.
       symmetric: whether the second term counts.
-      teacher_gradient: let the gradient reach the teacher's embedding, where a head of its own is learnt with it.
+      teacher_gradient: let the gradient reach the teacher's embedding, for a head of its own.
       where: (n,), True for the examples that count.
       axis_name: mapped axis over which the batch is split, see `perception_coherence`.
-      reduce_fn: jnp.mean, jnp.sum, another function of the per-example values, or None for those, shape (n,).
+      reduce_fn: jnp.mean, jnp.sum, another function of the per-example values, or None for these.
 
     Returns:
       The reduced loss; 0 if everything is masked.
 
     >>> import jax.numpy as jnp, pcjax
-    >>> round(pcjax.losses.info_nce(jnp.eye(4), jnp.eye(4), temperature=1.0).item(), 4)  # log(1 + 3 / e)
+    >>> loss = pcjax.losses.info_nce(jnp.eye(4), jnp.eye(4), temperature=1.0)
+    >>> print(f"{loss:.4f}")  # log(1 + 3 / e)
     0.7437
     """
-    batch = _embeddings(
+    batch = embeddings(
         student, teacher, teacher_gradient, where=where, axis_name=axis_name, reduce_fn=reduce_fn
     )
     temperature = require_number("temperature", temperature)
@@ -89,6 +99,14 @@ def info_nce(
     return batch.reduced(values)
 
 
+@loss(
+    head="linear",
+    bank=16384,
+    arguments={"temperature": 0.1, "teacher_temperature": 0.02},
+    # As published, every example finds its own embedding in the queue.
+    memory=TEACHER_QUEUE._replace(update_first=True),
+    law=Law(same_width=True, least_at_teacher=False),
+)
 def relational_representation(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -100,31 +118,32 @@ def relational_representation(
     axis_name: str | tuple[str, ...] | None = None,
     reduce_fn: Callable[..., Array] | None = jnp.mean,
 ) -> Float[Array, "..."]:
-    r"""Relational representation distillation: the student is as similar to earlier examples as the teacher is.
+    """Compare similarities to a queue of earlier examples (relational representation distillation).
 
-    With k over the queue's points,
+    With k over the queue's points, the loss is
 
         mean_i -sum_k softmax_k(v_i.k / T_teacher) log softmax_k(u_i.k / T).
 
-    The batch's own embeddings belong in the queue already: enqueue them first, as published, and pass the new queue.
-    Giakoumoglou and Stathaki, "Relational Representation Distillation" (arXiv:2407.12073): queue of 16384, weight 1;
-    the teacher's head gets no gradient there and so stays the random projection it began as.
+    The queue must hold the batch's own embeddings: enqueue them first, as published, and pass the
+    new queue. Giakoumoglou and Stathaki, "Relational Representation Distillation"
+    (arXiv:2407.12073): queue of 16384, weight 1. There the teacher's head gets no gradient, and
+    stays its initial random projection.
 
-    What was not verifiable: which temperature is the sharper. The defaults are what the public code runs with; its
-    documentation has them the other way round. Try both.
+    Not verified: which temperature is the sharper. The defaults are those that the public code runs
+    with; its documentation swaps them. Try both.
 
-    Least 0, in the limit of small temperatures, where the nearest of the queue is the teacher's. The student's scale
-    does not matter.
+    Least 0, in the limit of small temperatures, where the nearest of the queue is the teacher's.
+    The student's scale does not matter.
 
     Args:
       student: (n, d) embeddings.
       teacher: (n, d) embeddings of the same examples.
-      queue: the teacher's embeddings, those of this batch among them.
+      queue: the teacher's embeddings, those of this batch among them; equal on all devices.
       temperature: of the student's similarities; positive.
       teacher_temperature: of the teacher's; positive.
       where: (n,), True for the examples that count.
-      axis_name: mapped axis over which the batch is split, see `perception_coherence`; the queue is the same on all.
-      reduce_fn: jnp.mean, jnp.sum, another function of the per-example values, or None for those, shape (n,).
+      axis_name: mapped axis over which the batch is split, see `perception_coherence`.
+      reduce_fn: jnp.mean, jnp.sum, another function of the per-example values, or None for these.
 
     Returns:
       The reduced loss; 0 if everything is masked, or the queue is empty.
@@ -134,7 +153,7 @@ def relational_representation(
     >>> round(pcjax.losses.relational_representation(jnp.eye(4), jnp.eye(4), queue=queue).item(), 5)
     0.00014
     """
-    batch = _embeddings(
+    batch = embeddings(
         student, teacher, False, where=where, axis_name=axis_name, reduce_fn=reduce_fn
     )
     temperature = require_number("temperature", temperature)
@@ -145,6 +164,13 @@ def relational_representation(
     return batch.reduced(-jnp.sum(jnp.where(present, p * log_q, 0), axis=1))
 
 
+@loss(
+    head="mlp",
+    bank=65536,
+    arguments={"temperature": 0.04},
+    memory=PAIR_OR_TEACHER_QUEUE,
+    law=Law(same_width=True, arguments={"temperature": 0.3}),
+)
 def similarity_kl(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -155,47 +181,50 @@ def similarity_kl(
     axis_name: str | tuple[str, ...] | None = None,
     reduce_fn: Callable[..., Array] | None = jnp.mean,
 ) -> Float[Array, "..."]:
-    r"""Distillation of similarities to anchor points: softmaxes over a queue are to agree.
+    """Compare softmaxes of similarities to a queue of anchor points (CompRess, SEED).
 
-    With k over the queue's points, k' the teacher's and k'' the student's embedding of each,
+    With k over the queue's points, k' the teacher's and k'' the student's embedding of each, the
+    loss is
 
         mean_i KL( softmax_k(v_i.k' / T) || softmax_k(u_i.k'' / T) ).
 
-    One queue of the teacher's embeddings, k'' = k', wants equal dimensions; one of pairs lets them differ, and neither
-    model needs a head. Abbasi Koohpayegani et al., "CompRess" (arXiv:2010.14713): queues of 128000, T = 0.04; Fang et
-    al., "SEED" (arXiv:2101.04731): one queue of 65536, to which the example's own embedding belongs.
+    A queue of the teacher's embeddings, k'' = k', needs equal dimensions. With a queue of pairs
+    they may differ, and neither model needs a head. Abbasi Koohpayegani et al., "CompRess"
+    (arXiv:2010.14713): queues of 128000, T = 0.04. Fang et al., "SEED" (arXiv:2101.04731): one
+    queue of 65536, which holds the example's own embedding too.
 
     Least 0, for a student equal to the teacher. The student's scale does not matter.
 
     Args:
       student: (n, ds) embeddings.
       teacher: (n, dt) embeddings of the same examples.
-      queue: earlier embeddings: the teacher's, `empty_queue(capacity, dt)`, or pairs of the student's and the
-        teacher's, `empty_queue(capacity, (ds, dt))`.
+      queue: earlier embeddings: the teacher's, `empty_queue(capacity, dt)`, or pairs of the
+        student's and the teacher's, `empty_queue(capacity, (ds, dt))`; equal on all devices.
       temperature: positive.
       where: (n,), True for the examples that count.
-      axis_name: mapped axis over which the batch is split, see `perception_coherence`; the queue is the same on all.
-      reduce_fn: jnp.mean, jnp.sum, another function of the per-example values, or None for those, shape (n,).
+      axis_name: mapped axis over which the batch is split, see `perception_coherence`.
+      reduce_fn: jnp.mean, jnp.sum, another function of the per-example values, or None for these.
 
     Returns:
       The reduced loss; 0 if everything is masked, or the queue is empty.
 
     >>> import jax.numpy as jnp, pcjax
-    >>> queue = pcjax.losses.enqueue(pcjax.losses.empty_queue(8, (1, 2)), (jnp.ones((3, 1)), jnp.eye(3, 2)))
-    >>> print(pcjax.losses.similarity_kl(jnp.ones((2, 1)), jnp.eye(2), queue=queue).round(4))  # log 3
+    >>> pairs = jnp.ones((3, 1)), jnp.eye(3, 2)
+    >>> queue = pcjax.losses.enqueue(pcjax.losses.empty_queue(8, (1, 2)), pairs)
+    >>> loss = pcjax.losses.similarity_kl(jnp.ones((2, 1)), jnp.eye(2), queue=queue)
+    >>> print(loss.round(4))  # log 3
     1.0986
     """
     batch = Batch.of(student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn)
     temperature = require_number("temperature", temperature)
-    _checks.require(
-        isinstance(queue, Queue),
-        f"got queue {type(queue).__name__}: expected one made by empty_queue",
-    )
+    if not isinstance(queue, Queue):
+        raise RequestError(f"got queue {type(queue).__name__}: expected one made by empty_queue")
     both = queue.points if isinstance(queue.points, tuple) else (queue.points, queue.points)
-    got = f"got a queue of {len(both)} arrays"
-    _checks.require(
-        len(both) == 2, f"{got}: expected the teacher's points, or pairs (student's, teacher's)"
-    )
+    if len(both) != 2:
+        raise RequestError(
+            f"got a queue of {len(both)} arrays: expected the teacher's points, or pairs "
+            "(student's, teacher's)"
+        )
     anchors, present = _stored(
         "queue of the student", queue._replace(points=both[0]), batch.student
     )
@@ -207,6 +236,13 @@ def similarity_kl(
     return batch.reduced(divergence(log_p, log_q))
 
 
+@loss(
+    head="mlp",
+    bank=65536,
+    arguments={"temperature": 0.2, "own": 0.5},
+    memory=TEACHER_QUEUE,
+    law=Law(same_width=True, least_at_teacher=False, arguments={"share": 0.3}),
+)
 def bingo(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -222,23 +258,25 @@ def bingo(
     axis_name: str | tuple[str, ...] | None = None,
     reduce_fn: Callable[..., Array] | None = jnp.mean,
 ) -> Float[Array, "..."]:
-    r"""Bag of instances: an example, one of its neighbours and a mixture of both are drawn to both keys of the teacher.
+    """Draw an example, a neighbour and their mixture to both keys of the teacher (BINGO).
 
     For a query q and a key k of the teacher, with the queue's points n as negatives,
 
-        l(q, k) = -log e^(q.k / T) / (e^(q.k / T) + sum_n e^(q.n / T)),
+        l(q, k) = -log e^(q.k / T) / (e^(q.k / T) + sum_n e^(q.n / T)).
 
-    and with a the example, p its neighbour, w = own and m the mixture of which the share s is the example's,
+    With a the example, p its neighbour, w = own, and m the mixture, of which the share s is the
+    example's, the loss is the mean over examples of
 
         1/3 [ w l(u_a, v_a) + (1 - w) l(u_a, v_p) + w l(u_p, v_p) + (1 - w) l(u_p, v_a)
-              + s l(u_m, v_a) + (1 - s) l(u_m, v_p) ],
+              + s l(u_m, v_a) + (1 - s) l(u_m, v_p) ].
 
-    averaged over the examples. The neighbours are found before training, by the teacher's features: one drawn out of
-    the 5 nearest in every step. Xu et al., "Bag of Instances Aggregation Boosts Self-supervised Distillation"
-    (arXiv:2107.01691): own = 1 for the first 10 epochs, CutMix for the mixtures, queue of 65536, T = 0.2.
+    The neighbours come from the teacher's features before training; every step draws one of the 5
+    nearest. Xu et al., "Bag of Instances Aggregation Boosts Self-supervised Distillation"
+    (arXiv:2107.01691): own = 1 for the first 10 epochs, CutMix for the mixtures, queue of 65536,
+    T = 0.2.
 
-    Least 0, in the limit of small temperatures, where all keys are nearer than the queue. The student's scale does not
-    matter.
+    Least 0, in the limit of small temperatures, where all keys are nearer than the queue. The
+    student's scale does not matter.
 
     Args:
       student: (n, d) the student's embeddings of the examples.
@@ -247,20 +285,23 @@ def bingo(
       teacher_neighbours: (n, d) the teacher's.
       student_mixtures: (n, d) the student's embeddings of the mixtures of example and neighbour.
       share: of the example in its mixture, from 0 to 1; a number or (n,).
-      queue: earlier embeddings of the teacher.
+      queue: earlier embeddings of the teacher; equal on all devices.
       temperature: positive.
       own: weight of each image's own key against the other's, from 0 to 1.
       where: (n,), True for the examples that count.
-      axis_name: mapped axis over which the batch is split, see `perception_coherence`; the queue is the same on all.
-      reduce_fn: jnp.mean, jnp.sum, another function of the per-example values, or None for those, shape (n,).
+      axis_name: mapped axis over which the batch is split, see `perception_coherence`.
+      reduce_fn: jnp.mean, jnp.sum, another function of the per-example values, or None for these.
 
     Returns:
       The reduced loss; 0 if everything is masked.
 
     >>> import jax.numpy as jnp, pcjax
-    >>> x, queue = jnp.eye(3), pcjax.losses.enqueue(pcjax.losses.empty_queue(8, 3), -jnp.eye(3))
-    >>> rest = dict(student_neighbours=x, teacher_neighbours=x, student_mixtures=x, share=0.3, queue=queue)
-    >>> round(pcjax.losses.bingo(x, x, **rest, temperature=1.0).item(), 4)  # log(1 + (e^-1 + 2) / e)
+    >>> x = jnp.eye(3)
+    >>> options = {name: x for name in ("student_neighbours", "teacher_neighbours")}
+    >>> options |= {"student_mixtures": x, "share": 0.3, "temperature": 1.0}
+    >>> queue = pcjax.losses.enqueue(pcjax.losses.empty_queue(8, 3), -x)
+    >>> loss = pcjax.losses.bingo(x, x, queue=queue, **options)
+    >>> print(f"{loss:.4f}")  # log(1 + (e^-1 + 2) / e)
     0.6265
     """
     shape = np.shape(student)
@@ -270,26 +311,23 @@ def bingo(
         "student_mixtures": student_mixtures,
     }
     for name, x in others.items():
-        _checks.require(
-            np.shape(x) == shape,
-            f"got {name} {np.shape(x)} for a student {shape}: expected the same shape",
-        )
-    _checks.require(
-        np.shape(share) in ((), shape[:1]),
-        f"got share of shape {np.shape(share)}: expected () or {shape[:1]}",
-    )
+        if np.shape(x) != shape:
+            raise RequestError(
+                f"got {name} {np.shape(x)} for a student {shape}: expected the same shape"
+            )
+    if np.shape(share) not in ((), shape[:1]):
+        raise RequestError(f"got share of shape {np.shape(share)}: expected () or {shape[:1]}")
     _checks.require_share("own", own)
     temperature = require_number("temperature", temperature)
 
-    def of(queries: ArrayLike, keys: ArrayLike) -> Batch:
-        return _embeddings(
-            queries, keys, False, where=where, axis_name=axis_name, reduce_fn=reduce_fn
-        )
-
+    options = {"where": where, "axis_name": axis_name, "reduce_fn": reduce_fn}
     batch, neighbours, mixtures = (
-        of(student, teacher),
-        of(student_neighbours, teacher_neighbours),
-        of(student_mixtures, teacher),
+        embeddings(queries, keys, False, **options)
+        for queries, keys in (
+            (student, teacher),
+            (student_neighbours, teacher_neighbours),
+            (student_mixtures, teacher),
+        )
     )
     negatives, present = _stored("queue", queue, batch.teacher)
 
@@ -311,34 +349,25 @@ def bingo(
     return batch.reduced((values + share * mixture(keys) + (1 - share) * mixture(other_keys)) / 3)
 
 
-def _embeddings(
-    student: ArrayLike, teacher: ArrayLike, teacher_gradient: bool, **given: Any
-) -> Batch:
-    """The batch of a loss whose two embeddings are compared with one another."""
-    batch = Batch.of(student, teacher, same=_HEAD, **given)
-    if not teacher_gradient:
-        return batch
-    return dataclasses.replace(batch, teacher=Batch.of(teacher, student, **given).student)
-
-
 def _stored(
     what: str, queue: Any, features: Float[Array, "n d"]
 ) -> tuple[Float[Array, "k d"], Bool[Array, "k"]]:
-    """A queue's points as directions, and which of them there are."""
-    _checks.require(
-        isinstance(queue, Queue),
-        f"got {what} {type(queue).__name__}: expected one made by empty_queue",
-    )
+    """Return a queue's points as directions, and which of its slots hold one."""
+    if not isinstance(queue, Queue):
+        raise RequestError(f"got {what} {type(queue).__name__}: expected one made by empty_queue")
     shapes = [np.shape(points) for points in jax.tree.leaves(queue.points)]
-    fits = len(shapes) == 1 and len(shapes[0]) == 2 and shapes[0][1] == features.shape[1]
-    wanted = f"expected one array (capacity, {features.shape[1]}), as many features as what is compared with it"
-    _checks.require(fits, f"got a {what} of shapes {shapes}: {wanted}")
+    width = features.shape[1]
+    if not (len(shapes) == 1 and len(shapes[0]) == 2 and shapes[0][1] == width):
+        raise RequestError(
+            f"got a {what} of shapes {shapes}: expected one array (capacity, {width}), as many "
+            "features as the embeddings"
+        )
     points = jax.tree.leaves(queue.points)[0].astype(features.dtype)
     return lax.stop_gradient(unit(points)), valid(queue)
 
 
 def _absent(dtype: Any) -> float:
-    """A logit that adds nothing beside any other, and with which a row of nothing else still has no NaN."""
+    """Return a logit that adds nothing to others, and gives no NaN in a row of such logits."""
     return float(jnp.finfo(dtype).min) / 4
 
 

@@ -1,8 +1,11 @@
-"""Losses on features themselves: the student's are to be the teacher's, up to what each loss leaves free.
+"""Losses on the features themselves: bring the student's features to the teacher's.
 
-Where two features are compared entry by entry a learnable head brings the student into the teacher's dimension; those
-that the papers use are in `pcjax.models.regressors`. `hint` and `variational_information` take maps as well.
+Where a loss compares entry by entry, a learnable head brings the student into the teacher's
+dimension; `pcjax.models.regressors` has the heads of the papers. `hint` and
+`variational_information` take maps too.
 """
+
+from __future__ import annotations  # short signatures in help()
 
 import math
 from collections.abc import Callable
@@ -14,13 +17,16 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
 from pcjax import _checks
+from pcjax._checks import RequestError
 from pcjax.dissimilarity import squared_euclidean
 from pcjax.losses._batch import Batch, huber, norms, require_number, unit
+from pcjax.losses.registry import Law, RecipeTerm, loss, recipe
 
-_HEAD = "give the student a head into the teacher's dimension"
+HEAD_REMEDY = "give the student a head into the teacher's dimension"
 DISTANCES = ("euclidean", "cosine")
 
 
+@loss(weight=100.0, head="linear", kinds=("features", "maps"), law=Law(same_width=True))
 def hint(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -29,20 +35,24 @@ def hint(
     axis_name: str | tuple[str, ...] | None = None,
     reduce_fn: Callable[..., Array] | None = jnp.mean,
 ) -> Float[Array, "..."]:
-    r"""The mean squared difference of features or maps, mean_i mean_k (s_ik - t_ik)^2.
+    """Compute the mean squared difference of features or maps (FitNets).
 
-    Romero et al., "FitNets: Hints for Thin Deep Nets" (arXiv:1412.6550): of a map in the middle of the network, through
-    `pcjax.models.regressors.ConvRegressor`, which is not needed after training; weight 100 in later comparisons. Of
-    the last map through another such head it is the loss of SimKD.
+    The loss is mean_i mean_k (s_ik - t_ik)^2.
 
-    Least 0, for a student equal to the teacher. The student's scale, rotation and translation matter.
+    Romero et al., "FitNets: Hints for Thin Deep Nets" (arXiv:1412.6550), on a map in the middle of
+    the network, through `pcjax.models.regressors.ConvRegressor`. The head is not needed after
+    training; weight 100 in later comparisons. On the last map through such a head it is the loss of
+    SimKD.
+
+    Least 0, for a student equal to the teacher. The student's scale, rotation and translation
+    matter.
 
     Args:
-      student: (n, ...) features or maps, through a regressor.
-      teacher: (n, ...) those of the same examples, in the same shape.
+      student: (n, ...) features or maps, behind a head.
+      teacher: (n, ...) features or maps of the same examples, of the same shape.
       where: (n,), True for the examples that count.
       axis_name: mapped axis over which the batch is split, see `perception_coherence`.
-      reduce_fn: jnp.mean, jnp.sum, another function of the per-example values, or None for those, shape (n,).
+      reduce_fn: jnp.mean, jnp.sum, another function of the per-example values, or None for these.
 
     Returns:
       The reduced loss; 0 if everything is masked.
@@ -51,10 +61,15 @@ def hint(
     >>> print(pcjax.losses.hint(jnp.ones((2, 4, 4, 3)), jnp.full((2, 4, 4, 3), 3.0)))
     4.0
     """
-    batch = _flat(student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn)
+    batch = flat_batch(student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn)
     return batch.reduced(jnp.mean((batch.student - batch.teacher) ** 2, axis=1))
 
 
+@loss(
+    needs_head="variational",
+    kinds=("features", "maps"),
+    law=Law(same_width=True, arguments={"variance": 1.0}),
+)
 def variational_information(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -64,24 +79,26 @@ def variational_information(
     axis_name: str | tuple[str, ...] | None = None,
     reduce_fn: Callable[..., Array] | None = jnp.mean,
 ) -> Float[Array, "..."]:
-    r"""Variational information distillation: the teacher's features under a Gaussian that the student predicts.
+    """Fit a Gaussian that the student predicts to the teacher's features (variational information).
 
-    Up to a constant it is the negative log-likelihood per feature, mean_i mean_k 1/2 [(s_ik - t_ik)^2 / var_k +
-    log var_k], which may be negative. Ahn et al., "Variational Information Distillation for Knowledge Transfer"
-    (arXiv:1904.05835): weight 1, at several maps, mean and variance from
-    `pcjax.models.regressors.VariationalRegressor`. The variance must be learnt with the rest: where it stays at its
-    initial 5, as in one public implementation, this is a squared error divided by 10.
+    Up to a constant the loss is the negative log-likelihood per feature, mean_i mean_k 1/2 [(s_ik -
+    t_ik)^2 / var_k + log var_k], and may be negative. Ahn et al., "Variational Information
+    Distillation for Knowledge Transfer" (arXiv:1904.05835): weight 1, at several maps, mean and
+    variance from `pcjax.models.regressors.VariationalRegressor`. The variance must be learnt. Where
+    it stays at its initial 5, as in one public implementation, this is a squared error divided by
+    10.
 
-    Least mean_k log(var_k) / 2, for a student equal to the teacher. The student's scale, rotation and translation
-    matter.
+    Least mean_k log(var_k) / 2, for a student equal to the teacher. The student's scale, rotation
+    and translation matter.
 
     Args:
       student: (n, ...) the predicted mean of the teacher's features or maps.
-      teacher: (n, ...) those of the same examples, in the same shape.
-      variance: the predicted one, positive; a number, (channels,), or another shape that broadcasts to one example's.
+      teacher: (n, ...) features or maps of the same examples, of the same shape.
+      variance: the predicted variance, positive: a number, (channels,), or another shape that
+        broadcasts to one example's.
       where: (n,), True for the examples that count.
       axis_name: mapped axis over which the batch is split, see `perception_coherence`.
-      reduce_fn: jnp.mean, jnp.sum, another function of the per-example values, or None for those, shape (n,).
+      reduce_fn: jnp.mean, jnp.sum, another function of the per-example values, or None for these.
 
     Returns:
       The reduced loss; 0 if everything is masked.
@@ -91,22 +108,23 @@ def variational_information(
     >>> print(pcjax.losses.variational_information(mean, maps, variance=jnp.ones(3)))
     2.0
     """
-    batch = _flat(student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn)
+    batch = flat_batch(student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn)
     _checks.require_positive("variance", variance)
     shape, one = np.shape(variance), np.shape(teacher)[1:]
-    trailing = len(shape) <= len(one) and all(
-        a in (1, b) for a, b in zip(shape[::-1], one[::-1], strict=False)
-    )
-    _checks.require(
-        trailing,
-        f"got variance of shape {shape} for features {one}: expected (), ({one[-1]},) or {one}",
-    )
+    if not (
+        len(shape) <= len(one)
+        and all(a in (1, b) for a, b in zip(shape[::-1], one[::-1], strict=False))
+    ):
+        raise RequestError(
+            f"got variance of shape {shape} for features {one}: expected (), ({one[-1]},) or {one}"
+        )
     variance = jnp.broadcast_to(jnp.asarray(variance, batch.student.dtype), one).reshape(-1)
     return batch.reduced(
         jnp.mean((batch.student - batch.teacher) ** 2 / variance + jnp.log(variance), axis=1) / 2
     )
 
 
+@loss(head="linear", law=Law(same_width=True))
 def embed_distill(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -116,21 +134,23 @@ def embed_distill(
     axis_name: str | tuple[str, ...] | None = None,
     reduce_fn: Callable[..., Array] | None = jnp.mean,
 ) -> Float[Array, "..."]:
-    r"""Distillation of embeddings: the mean distance from the student's to the teacher's, mean_i |s_i - t_i|.
+    """Compute the mean distance of the embeddings, mean_i |s_i - t_i| (EmbedDistill).
 
-    Kim et al., "EmbedDistill: A Geometric Knowledge Distillation for Information Retrieval" (arXiv:2301.12005): of
-    queries and of documents, each added to a loss on scores; the distance is not squared. "cosine", 1 - cos(s_i, t_i),
-    is the default of one public implementation. Where student and teacher coincide the gradient is 0.
+    Kim et al., "EmbedDistill: A Geometric Knowledge Distillation for Information Retrieval"
+    (arXiv:2301.12005), on queries and on documents, each added to a loss on scores. The distance is
+    not squared. "cosine", 1 - cos(s_i, t_i), is the default of one public implementation. Where
+    student and teacher coincide the gradient is 0.
 
-    Least 0, for a student equal to the teacher. The student's scale, rotation and translation matter.
+    Least 0, for a student equal to the teacher. The student's scale, rotation and translation
+    matter.
 
     Args:
-      student: (n, d) embeddings, through a linear head where the dimensions differ.
+      student: (n, d) embeddings, behind a linear head where the dimensions differ.
       teacher: (n, d) embeddings of the same examples.
       distance: "euclidean" or "cosine".
       where: (n,), True for the examples that count.
       axis_name: mapped axis over which the batch is split, see `perception_coherence`.
-      reduce_fn: jnp.mean, jnp.sum, another function of the per-example values, or None for those, shape (n,).
+      reduce_fn: jnp.mean, jnp.sum, another function of the per-example values, or None for these.
 
     Returns:
       The reduced loss; 0 if everything is masked.
@@ -140,7 +160,12 @@ def embed_distill(
     2.5
     """
     batch = Batch.of(
-        student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, same=_HEAD
+        student,
+        teacher,
+        where=where,
+        axis_name=axis_name,
+        reduce_fn=reduce_fn,
+        same_width=HEAD_REMEDY,
     )
     _checks.require_name("distance", distance, DISTANCES)
     if distance == "cosine":
@@ -149,6 +174,7 @@ def embed_distill(
     return batch.reduced(norms(batch.student - batch.teacher)[:, 0])
 
 
+@loss(head="orthogonal", law=Law(same_width=True, least_at_teacher=False))
 def orthogonal_projection(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -157,21 +183,23 @@ def orthogonal_projection(
     axis_name: str | tuple[str, ...] | None = None,
     reduce_fn: Callable[..., Array] | None = jnp.mean,
 ) -> Float[Array, "..."]:
-    r"""The student, through an orthogonal projection, against the teacher's standardised features.
+    """Compare the student, behind an orthogonal projection, with the standardised teacher (VkD).
 
-    With t~_i = (t_i - mean of its entries) / sqrt(their variance + 1e-5), mean_i mean_k h(s_ik - t~_ik), where h(x) =
-    x^2 / 2 up to 1 and |x| - 1/2 beyond. Miles et al., "VkD: Improving Knowledge Distillation using Orthogonal
-    Projections" (arXiv:2403.06213): of the mean over tokens; the student's projection is
-    `pcjax.models.regressors.OrthogonalProjection`, which cannot change the student's geometry.
+    With t~_i = (t_i - mean of its entries) / sqrt(their variance + 1e-5), the loss is
+    mean_i mean_k h(s_ik - t~_ik), where h(x) = x^2 / 2 up to 1 and |x| - 1/2 beyond. Miles et al.,
+    "VkD: Improving Knowledge Distillation using Orthogonal Projections" (arXiv:2403.06213), on the
+    mean over tokens. The student's projection is `pcjax.models.regressors.OrthogonalProjection`,
+    which cannot change the student's geometry.
 
-    Least 0, for a student equal to the standardised teacher. The student's scale, rotation and translation matter.
+    Least 0, for a student equal to the standardised teacher. The student's scale, rotation and
+    translation matter.
 
     Args:
       student: (n, d) features, projected into the teacher's dimension.
       teacher: (n, d) features of the same examples.
       where: (n,), True for the examples that count.
       axis_name: mapped axis over which the batch is split, see `perception_coherence`.
-      reduce_fn: jnp.mean, jnp.sum, another function of the per-example values, or None for those, shape (n,).
+      reduce_fn: jnp.mean, jnp.sum, another function of the per-example values, or None for these.
 
     Returns:
       The reduced loss; 0 if everything is masked.
@@ -181,13 +209,19 @@ def orthogonal_projection(
     0.5
     """
     batch = Batch.of(
-        student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, same=_HEAD
+        student,
+        teacher,
+        where=where,
+        axis_name=axis_name,
+        reduce_fn=reduce_fn,
+        same_width=HEAD_REMEDY,
     )
     centred = batch.teacher - jnp.mean(batch.teacher, axis=1, keepdims=True)
     target = centred * lax.rsqrt(jnp.mean(centred**2, axis=1, keepdims=True) + 1e-5)
     return batch.reduced(jnp.mean(huber(batch.student - target), axis=1))
 
 
+@loss()
 def procrustes(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -196,28 +230,30 @@ def procrustes(
     axis_name: str | tuple[str, ...] | None = None,
     reduce_fn: Callable[..., Array] | None = jnp.mean,
 ) -> Float[Array, "..."]:
-    r"""What is left between student and teacher after the best rotation of one onto the other.
+    """Compute the squared distance left after the best rotation of one model onto the other.
 
-    With S and T the features of all examples, centred and divided by their Frobenius norms, and the smaller dimension
-    filled up with zeros,
+    Let S and T be the features of all examples, centred and divided by their Frobenius norms, with
+    the smaller dimension padded by zeros. The loss is
 
         min over orthogonal Q of |S Q - T|^2 = |S|^2 + |T|^2 - 2 |S^T T|_*,
 
-    between 0 and 2; the nuclear norm |.|_* is the sum of singular values. Example i has the value n |S_i Q - T_i|^2.
-    At the best Q the gradient through Q vanishes, so Q is held fixed, and the gradient is that of the nuclear norm,
-    finite also where singular values are repeated or 0. It is the first derivative only that is right.
+    between 0 and 2. The nuclear norm |.|_* is the sum of singular values. Example i has the value n
+    |S_i Q - T_i|^2. At the best Q the gradient through Q vanishes, so Q is held fixed. The gradient
+    is then that of the nuclear norm, finite even where singular values are repeated or 0. Second
+    derivatives are wrong.
 
-    Proposed as a geometric loss for distillation in arXiv:2509.25253; what was not verifiable: whether centring and
-    this scale are the paper's, and its weight.
+    Proposed as a geometric loss for distillation in arXiv:2509.25253. Not verified: whether
+    centring and this scale are the paper's, and its weight.
 
-    Least 0, for a student equal to the teacher. The student's scale, rotation and translation do not matter.
+    Least 0, for a student equal to the teacher. The student's scale, rotation and translation do
+    not matter.
 
     Args:
       student: (n, ds) features, n >= 2.
       teacher: (n, dt) features of the same examples.
       where: (n,), True for the examples that count.
       axis_name: mapped axis over which the batch is split, see `perception_coherence`.
-      reduce_fn: jnp.mean, jnp.sum, another function of the per-example values, or None for those, shape (n,).
+      reduce_fn: jnp.mean, jnp.sum, another function of the per-example values, or None for these.
 
     Returns:
       The reduced loss; 0 if everything is masked.
@@ -228,7 +264,7 @@ def procrustes(
     0.0
     """
     batch = Batch.of(
-        student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, least=2
+        student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, min_examples=2
     )
     points = batch.points()
 
@@ -249,7 +285,7 @@ def procrustes(
         full_matrices=False,
     )
     rotation = jnp.matmul(u, v, precision=precision)
-    # The larger dimension is rotated nowhere: its part outside the other's image is what remains in any case.
+    # Rotate the smaller dimension: the larger one's part outside its image remains anyway.
     if rotation.shape[0] <= rotation.shape[1]:
         difference = jnp.matmul(own, rotation, precision=precision) - teacher_own
     else:
@@ -257,6 +293,11 @@ def procrustes(
     return batch.reduced(jnp.sum(difference**2, axis=1) * batch.count)
 
 
+@loss(
+    arguments={"neighbours": 5},
+    alone=False,
+    law=Law(least_at_teacher=False, arguments={"neighbours": 3}),
+)
 def locality_preserving(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -267,28 +308,29 @@ def locality_preserving(
     axis_name: str | tuple[str, ...] | None = None,
     reduce_fn: Callable[..., Array] | None = jnp.mean,
 ) -> Float[Array, "..."]:
-    r"""Locality preservation: what is near for the teacher is to be near for the student.
+    """Keep near what is near for the teacher (locality preservation).
 
-    With N_i the examples of the batch nearest to i for the teacher,
+    With N_i the examples of the batch nearest to i for the teacher, the loss is
 
         mean_i 1/2 sum_{j in N_i} a_ij |s_i - s_j|^2,        a_ij = exp(-|t_i - t_j|^2 / width).
 
-    It collapses alone: a student that maps everything to one point has loss 0. Add it to a loss that keeps examples
-    apart, cross-entropy or `kd`. Chen et al., "Learning Student Networks via Feature Embedding" (arXiv:1812.06597).
-    What was not verifiable: the paper's form, of which only the idea was at hand; number of neighbours, width,
-    normalisation and weight are pcjax's own. Where more examples are equally near than there is room for in N_i, those
-    that come first in the batch are taken.
+    Alone it collapses: a student that maps everything to one point has loss 0. Add it to a loss
+    that keeps examples apart, cross-entropy or `kd`. Chen et al., "Learning Student Networks via
+    Feature Embedding" (arXiv:1812.06597). Not verified: the paper's form. Only its idea was at
+    hand; number of neighbours, width, normalisation and weight are pcjax's own. Of equally near
+    examples, N_i takes those that come first in the batch.
 
-    Least 0, for a student that is the same everywhere. The student's rotation and translation do not matter.
+    Least 0, for a student that is the same everywhere. The student's rotation and translation do
+    not matter.
 
     Args:
       student: (n, ds) features.
       teacher: (n, dt) features of the same examples.
-      neighbours: how many count for each example; fewer than there are examples.
-      width: of the kernel, in the teacher's squared distances; None takes the mean of those to the neighbours.
+      neighbours: size of N_i, less than the number of examples.
+      width: of the kernel, in the teacher's squared distances; None takes their mean over all N_i.
       where: (n,), True for the examples that count.
       axis_name: mapped axis over which the batch is split, see `perception_coherence`.
-      reduce_fn: jnp.mean, jnp.sum, another function of the per-example values, or None for those, shape (n,).
+      reduce_fn: jnp.mean, jnp.sum, another function of the per-example values, or None for these.
 
     Returns:
       The reduced loss; 0 if everything is masked.
@@ -301,32 +343,40 @@ def locality_preserving(
     18.394
     """
     _checks.require_whole("neighbours", neighbours, 1)
-    least, given = neighbours + 1, {"where": where, "axis_name": axis_name, "reduce_fn": reduce_fn}
-    batch = Batch.of(student, teacher, least=least, **given)
+    options = {"where": where, "axis_name": axis_name, "reduce_fn": reduce_fn}
+    batch = Batch.of(student, teacher, min_examples=neighbours + 1, **options)
     if width is not None:
         width = require_number("width", width)
     points = batch.points()
     distances = jnp.where(
         batch.others(points), squared_euclidean(batch.teacher, points.teacher), jnp.inf
     )
-    nearest, places = lax.top_k(-distances, neighbours)
+    nearest, positions = lax.top_k(-distances, neighbours)
     squared, present = -nearest, nearest > -jnp.inf
     squared = jnp.where(present, squared, 0)
     if width is None:
         total, count = batch.total(jnp.sum(squared, axis=1)), batch.total(jnp.sum(present, axis=1))
         width = jnp.where(total > 0, total / jnp.maximum(count, 1), 1)
     weights = lax.stop_gradient(jnp.where(present, jnp.exp(-squared / width), 0))
-    differences = batch.student[:, None] - points.student[places]
+    differences = batch.student[:, None] - points.student[positions]
     return batch.reduced(jnp.sum(weights * jnp.sum(differences**2, axis=2), axis=1) / 2)
 
 
-def _flat(student: ArrayLike, teacher: ArrayLike, **given: Any) -> Batch:
-    """A batch of features or maps of one shape, as rows."""
+def flat_batch(student: ArrayLike, teacher: ArrayLike, **options: Any) -> Batch:
+    """Build the batch of features or maps of one shape, as rows."""
     shapes = np.shape(student), np.shape(teacher)
-    got = f"got student {shapes[0]} and teacher {shapes[1]}"
-    same = shapes[0] == shapes[1] and len(shapes[0]) >= 2
-    _checks.require(
-        same, f"{got}: expected the same shape (n, ...), give the student a head into the teacher's"
-    )
+    if shapes[0] != shapes[1] or len(shapes[0]) < 2:
+        raise RequestError(
+            f"got student {shapes[0]} and teacher {shapes[1]}: expected the same shape (n, ...), "
+            "give the student a head into the teacher's"
+        )
     rows = *shapes[0][:1], math.prod(shapes[0][1:])
-    return Batch.of(jnp.reshape(student, rows), jnp.reshape(teacher, rows), **given)
+    return Batch.of(*(jnp.reshape(jnp.asarray(x), rows) for x in (student, teacher)), **options)
+
+
+recipe(
+    "locality_preserving",
+    RecipeTerm("hint", 100.0, "linear"),
+    # Without a head, which would shrink in place of the features.
+    RecipeTerm("locality_preserving", arguments={"neighbours": 5}),
+)

@@ -1,7 +1,9 @@
-"""Losses on orders: whom the teacher has nearer is to be nearer for the student, by published and classical measures.
+"""Losses on orders: keep nearer what the teacher has nearer, by published and classical measures.
 
-The notation is that of `pcjax.losses.relational`; here pairs of an example with itself are left out.
+The notation is that of `pcjax.losses.relational`, without pairs of an example with itself.
 """
+
+from __future__ import annotations  # short signatures in help()
 
 import itertools
 from collections.abc import Callable
@@ -15,11 +17,12 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 from pcjax import _checks
 from pcjax.dissimilarity import Dissimilarity, euclidean, resolve
 from pcjax.losses._batch import Batch, Points, require_number, unit
+from pcjax.losses._inputs import deviation
 from pcjax.losses._sweep import swept_values
-from pcjax.losses.perception import _deviation
+from pcjax.losses.registry import Law, loss
 from pcjax.ranking import METHODS, hard_rank, soft_rank
 
-# By how much a pair of pairs misses its order, positive where it does -> what that costs.
+# (amount by which a pair of pairs misses its order, positive where it does) -> penalty
 PENALTIES: dict[str, Callable[[Array], Array]] = {
     "hinge": jax.nn.relu,
     "exponential": lambda miss: jax.nn.relu(jnp.expm1(miss)),
@@ -27,6 +30,7 @@ PENALTIES: dict[str, Callable[[Array], Array]] = {
 }
 
 
+@loss(arguments={"alpha": 3.0, "beta": 3.0}, law=Law(least_at_teacher=False))
 def darkrank_hard(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -38,30 +42,31 @@ def darkrank_hard(
     axis_name: str | tuple[str, ...] | None = None,
     reduce_fn: Callable[..., Array] | None = jnp.mean,
 ) -> Float[Array, "..."]:
-    r"""DarkRank, hard: how unlikely the teacher's order of each example's nearest neighbours is to the student.
+    """Compute how unlikely the teacher's order of neighbours is to the student (DarkRank).
 
-    With scores S_ij = -alpha |x_i - x_j|^beta of rows brought to length 1 and pi the teacher's `list_length` nearest
-    to example i, nearest first, the loss is the negative log-likelihood of that list (Plackett and Luce's, ListMLE)
+    With scores S_ij = -alpha |x_i - x_j|^beta of rows at length 1, and pi the teacher's
+    `list_length` nearest to example i, nearest first, the loss is the negative log-likelihood of
+    that list (Plackett and Luce's, ListMLE)
 
         mean_i -sum_k [S^student_i,pi(k) - log sum_{l >= k} exp S^student_i,pi(l)].
 
-    Chen et al., "DarkRank: Accelerating Deep Metric Learning via Cross Sample Similarities Transfer"
-    (arXiv:1707.01220). The defaults are those of a public re-implementation; the original ranks the whole batch. It is
-    no divergence: a student equal to the teacher is not at its minimum. Of examples that are equally near for the
-    teacher, the one that comes first in the batch is listed first.
+    Chen et al., "DarkRank: Accelerating Deep Metric Learning via Cross Sample Similarities
+    Transfer" (arXiv:1707.01220). The defaults are those of a public re-implementation; the original
+    ranks the whole batch. It is no divergence: a student equal to the teacher is not at its
+    minimum. Equally near examples are listed in the order of the batch.
 
-    Least 0, in the limit of distances that leave no doubt of the teacher's order. The student's scale and rotation do
-    not matter.
+    Least 0, in the limit of distances that leave no doubt of the teacher's order. The student's
+    scale and rotation do not matter.
 
     Args:
       student: (n, ds) features, more of them than `list_length`.
       teacher: (n, dt) features of the same examples.
       alpha: sharpness of the scores; positive.
       beta: power of the distance; positive.
-      list_length: how many neighbours are listed, at least 2; fewer where a mask leaves fewer.
+      list_length: number of neighbours listed, at least 2; fewer where a mask leaves fewer.
       where: (n,), True for the examples that count.
       axis_name: mapped axis over which the batch is split, see `perception_coherence`.
-      reduce_fn: jnp.mean, jnp.sum, another function of the per-example values, or None for those, shape (n,).
+      reduce_fn: jnp.mean, jnp.sum, another function of the per-example values, or None for these.
 
     Returns:
       The reduced loss; 0 if everything is masked.
@@ -81,6 +86,7 @@ def darkrank_hard(
     return batch.reduced(-_log_likelihood(scores, listed))
 
 
+@loss(arguments={"alpha": 3.0, "beta": 3.0}, law=Law(arguments={"list_length": 3}))
 def darkrank_soft(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -92,15 +98,15 @@ def darkrank_soft(
     axis_name: str | tuple[str, ...] | None = None,
     reduce_fn: Callable[..., Array] | None = jnp.mean,
 ) -> Float[Array, "..."]:
-    r"""DarkRank, soft: the student is to give every order of each example's neighbours the teacher's probability.
+    """Compare the probabilities of all orders of each example's neighbours (soft DarkRank).
 
-    With scores S and list pi as in `darkrank_hard` and P(sigma | S) the Plackett-Luce probability of putting the list
-    into the order sigma, which all n! of them have, the loss is
+    With scores S and list pi as in `darkrank_hard`, P and Q are the Plackett-Luce probabilities of
+    the list's order sigma under S^teacher_i and S^student_i. The loss sums over all n! orders:
 
-        mean_i sum_sigma P(sigma | S^teacher_i) [log P(sigma | S^teacher_i) - log P(sigma | S^student_i)].
+        mean_i sum_sigma P(sigma) [log P(sigma) - log Q(sigma)].
 
-    The paper's cross-entropy (ListNet's) is this plus the teacher's entropy, which has no gradient. See `darkrank_hard`
-    for the reference.
+    The paper's cross-entropy (ListNet's) is this plus the teacher's entropy, which has no gradient.
+    See `darkrank_hard` for the reference.
 
     Least 0, for a student equal to the teacher. The student's scale and rotation do not matter.
 
@@ -109,11 +115,11 @@ def darkrank_soft(
       teacher: (n, dt) features of the same examples.
       alpha: sharpness of the scores; positive.
       beta: power of the distance; positive.
-      list_length: how many neighbours are listed, 2 to 5: every one multiplies the orders; fewer where a mask leaves
-        fewer.
+      list_length: number of neighbours listed, 2 to 5; fewer where a mask leaves fewer. Every one
+        multiplies the number of orders.
       where: (n,), True for the examples that count.
       axis_name: mapped axis over which the batch is split, see `perception_coherence`.
-      reduce_fn: jnp.mean, jnp.sum, another function of the per-example values, or None for those, shape (n,).
+      reduce_fn: jnp.mean, jnp.sum, another function of the per-example values, or None for these.
 
     Returns:
       The reduced loss; 0 if everything is masked.
@@ -130,7 +136,7 @@ def darkrank_soft(
     )
     nearest, listed = _teachers_nearest(batch, points, list_length)
     orders = np.array(list(itertools.permutations(range(list_length))))
-    # A shorter list has fewer orders: those that leave the places after its end alone.
+    # A shorter list has fewer orders: those that keep the positions after its end.
     counted = jnp.all((orders == np.arange(list_length)) | listed[:, None], axis=-1)
 
     def log_probabilities(anchors: Array, others: Array) -> Array:
@@ -154,9 +160,13 @@ def _batch_for_lists(
 ) -> tuple[Batch, Points]:
     require_number("alpha", alpha)
     require_number("beta", beta)
-    least = list_length + 1
     batch = Batch.of(
-        student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, least=least
+        student,
+        teacher,
+        where=where,
+        axis_name=axis_name,
+        reduce_fn=reduce_fn,
+        min_examples=list_length + 1,
     )
     return batch, batch.points()
 
@@ -164,7 +174,7 @@ def _batch_for_lists(
 def _teachers_nearest(
     batch: Batch, points: Points, k: int
 ) -> tuple[Int[Array, "n k"], Bool[Array, "n k"]]:
-    """The k points that are nearest to each example for the teacher, nearest first, and which of them count."""
+    """Return the teacher's k nearest points of each example, and which of them count."""
     included = batch.others(points)
     distances = euclidean(unit(batch.teacher), unit(points.teacher))
     nearest = lax.top_k(-jnp.where(included, distances, jnp.inf), k)[1]
@@ -179,7 +189,7 @@ def _scores(
     alpha: ArrayLike,
     beta: ArrayLike,
 ) -> Float[Array, "n k"]:
-    """Scores of the listed, the others' so low that they take nothing of any sum of exponentials."""
+    """Compute the listed points' scores; the others' add nothing to sums of exponentials."""
     distances = jnp.take_along_axis(euclidean(unit(anchors), unit(others)), nearest, axis=1)
     apart = distances != 0
     powers = jnp.where(apart, jnp.where(apart, distances, 1) ** beta, 0)
@@ -191,11 +201,15 @@ def _scores(
 def _log_likelihood(
     scores: Float[Array, "... k"], listed: Bool[Array, "... k"]
 ) -> Float[Array, "..."]:
-    """Of choosing, by Plackett and Luce's model, the entries in the order they are in."""
+    """Compute the Plackett-Luce log-likelihood of choosing the entries in their given order."""
     remaining = lax.cumlogsumexp(scores, axis=scores.ndim - 1, reverse=True)
     return jnp.sum(jnp.where(listed, scores - remaining, 0), axis=-1)
 
 
+@loss(
+    arguments={"sharpness": 1.0},
+    law=Law(arguments={"penalty": "exponential", "margin": "difference"}),
+)
 def pairwise_ranking(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -208,40 +222,42 @@ def pairwise_ranking(
     axis_name: str | tuple[str, ...] | None = None,
     reduce_fn: Callable[..., Array] | None = jnp.mean,
 ) -> Float[Array, "..."]:
-    r"""Pairwise ranking: of any two pairs of examples, the one farther apart for the teacher is to be so again.
+    """Penalise every two pairs of examples whose order of distances differs from the teacher's.
 
-    With d_a the dissimilarity of a pair a of examples, rows brought to length 1, the loss is the mean over all pairs
-    of pairs (a, b) with d^teacher_a > d^teacher_b of the penalty of u = d^student_a - d^student_b:
+    With d_a the dissimilarity of a pair a of examples, rows at length 1, the loss is the mean of a
+    penalty over all pairs of pairs (a, b) with d^teacher_a > d^teacher_b. With
+    u = d^student_a - d^student_b, margin m and v = sharpness (m - u), the penalty is
 
-    - "hinge": max(0, v), with v = sharpness (m - u);
+    - "hinge": max(0, v);
     - "exponential": max(0, exp(v) - 1);
     - "logistic": log(1 + exp(v)), RankNet's.
 
-    There are some B^4 / 4 pairs of pairs, seen block after block: value and gradient take time as B^4 and memory as
-    B^3, 600 MB for B = 512. A student that is constant has little to pay, with margin 0 nothing: use a
-    margin, or another loss beside this one. This is the loss of a public implementation that has no paper we know of;
-    the value of an example is the part of the farther pairs it belongs to.
+    There are some B^4 / 4 pairs of pairs, computed in blocks: value and gradient take time as B^4
+    and memory as B^3, 600 MB for B = 512. A constant student pays little, with margin 0 nothing:
+    use a margin, or another loss beside this one. A public implementation has this loss; we know of
+    no paper. An example's value is the part of the farther pairs that it belongs to.
 
-    Least 0, for a student equal to the teacher where the margin is 0 or the teacher's own difference and the penalty
-    not "logistic". The student's scale and rotation do not matter to Euclidean dissimilarities.
+    Least 0, for a student equal to the teacher where the margin is 0 or the teacher's own
+    difference and the penalty not "logistic". The student's scale and rotation do not matter.
 
     Args:
       student: (n, ds) features, n >= 3.
       teacher: (n, dt) features of the same examples.
       penalty: "hinge", "exponential" or "logistic".
-      margin: m, a number of at least 0; "difference", the teacher's own, d^teacher_a - d^teacher_b; or "deviation", the
-        standard deviation of the teacher's d_a.
-      sharpness: what differences are multiplied by; positive.
+      margin: m, a number of at least 0; "difference", the teacher's own, d^teacher_a - d^teacher_b;
+        or "deviation", the standard deviation of the teacher's d_a.
+      sharpness: factor of the differences; positive.
       dissimilarity: a name of `pcjax.dissimilarity` or a function (n, d), (m, d) -> (n, m).
       where: (n,), True for the examples that count.
       axis_name: mapped axis over which the batch is split, see `perception_coherence`.
-      reduce_fn: jnp.mean, jnp.sum, another function of the per-example values, or None for those, shape (n,).
+      reduce_fn: jnp.mean, jnp.sum, another function of the per-example values, or None for these.
 
     Returns:
       The reduced loss; 0 if everything is masked.
 
     >>> import pcjax
-    >>> student, teacher = [[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]], [[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]
+    >>> student = [[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]]
+    >>> teacher = [[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]
     >>> print(f"{pcjax.losses.pairwise_ranking(student, teacher):.4f}")
     0.0873
     """
@@ -256,7 +272,7 @@ def pairwise_ranking(
     sharpness = require_number("sharpness", sharpness)
     measure = resolve(dissimilarity)
     batch = Batch.of(
-        student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, least=3
+        student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, min_examples=3
     )
     points, n, dtype = batch.points(), batch.student.shape[0], batch.student.dtype
     m = points.valid.shape[0]
@@ -264,15 +280,15 @@ def pairwise_ranking(
     counts = points.valid[upper[0]] & points.valid[upper[1]]
 
     def pairs(features: Array) -> tuple[Array, Array]:
-        # Both directions of a pair get the same bits: what is equal must not be ordered by rounding.
+        # Both directions of a pair get the same bits: rounding must not order equal ones.
         above = jnp.triu(measure(unit(features), unit(features)), 1).astype(dtype)
-        return (above + above.T)[batch.places], above[upper]
+        return (above + above.T)[batch.positions], above[upper]
 
     (d_rows, d), (teacher_rows, d_teacher) = pairs(points.student), pairs(points.teacher)
     teacher_rows, d_teacher = lax.stop_gradient((teacher_rows, d_teacher))
     fixed_margin = jnp.zeros((), dtype) if named else jnp.asarray(margin, dtype)
     if named and margin == "deviation":
-        fixed_margin = _deviation(
+        fixed_margin = deviation(
             jnp.where(counts, d_teacher, 0)[:, None], counts[:, None], jnp.sum(counts)
         )[0]
 
@@ -295,48 +311,53 @@ def pairwise_ranking(
     return batch.reduced(values * (batch.count / jnp.maximum(ordered_pairs, 1)))
 
 
+@loss(law=Law(least_at_teacher=False, arguments={"temperature": 0.2}))
 def spearman(
     student: ArrayLike,
     teacher: ArrayLike,
     *,
-    temperature: ArrayLike,
-    dissimilarity: str | Dissimilarity = "euclidean",
+    temperature: ArrayLike = 0.1,
+    dissimilarity: str | Dissimilarity = "cosine",
     teacher_dissimilarity: str | Dissimilarity | None = None,
     ranking: str = "laplace",
     where: ArrayLike | None = None,
     axis_name: str | tuple[str, ...] | None = None,
     reduce_fn: Callable[..., Array] | None = jnp.mean,
 ) -> Float[Array, "..."]:
-    r"""Spearman's correlation of the two models' ranks of the others, seen from each example: how far from 1 it is.
+    """Compute 1 minus Spearman's correlation of the models' ranks of the others, from each example.
 
     With r_ij the rank of d_ij among {d_ik : k != i}, the loss is
 
         mean_i [1 - corr_{j != i}(r^student_ij, r^teacher_ij)].
 
-    The teacher's ranks are hard, the student's soft, of width temperature x the standard deviation of the anchor's own
-    dissimilarities, as in `perception_coherence`: that weighs rank differences as they are, this one their squares. An
-    anchor that has all others equally far away correlates with nothing: its value is 1. The form is pcjax's own.
+    The teacher's ranks are hard. The student's are soft, of width temperature x the standard
+    deviation of the anchor's own dissimilarities, as in `perception_coherence`. That loss weighs
+    rank differences as they are, this one their squares. An anchor with all others equally far away
+    correlates with nothing: its value is 1. The form is pcjax's own.
 
-    Least 0, in the limit of small temperatures, where the student has the teacher's order. The student's scale,
-    rotation and translation do not matter to Euclidean dissimilarities, its scale and rotation not to cosines.
+    Least 0, in the limit of small temperatures, where the student has the teacher's order. The
+    student's scale and rotation do not matter to cosines, its scale, rotation and translation not
+    to Euclidean dissimilarities.
 
     Args:
       student: (n, ds) features, n >= 3.
       teacher: (n, dt) features of the same examples.
-      temperature: width of the soft rank relative to the spread of the dissimilarities; positive, may be traced.
+      temperature: width of the soft rank relative to the spread of the dissimilarities; positive,
+        may be traced.
       dissimilarity: a name of `pcjax.dissimilarity` or a function (n, d), (m, d) -> (n, m).
-      teacher_dissimilarity: the teacher's, if it is to be another one.
+      teacher_dissimilarity: the teacher's; None takes the student's.
       ranking: the soft rank's method, see `pcjax.ranking.soft_rank`.
       where: (n,), True for the examples that count.
       axis_name: mapped axis over which the batch is split, see `perception_coherence`.
-      reduce_fn: jnp.mean, jnp.sum, another function of the per-example values, or None for those, shape (n,).
+      reduce_fn: jnp.mean, jnp.sum, another function of the per-example values, or None for these.
 
     Returns:
       The reduced loss; 0 if everything is masked.
 
     >>> import pcjax
     >>> student, teacher = [[0.0], [1.0], [3.0], [3.5]], [[0.0], [1.0], [3.0], [-9.0]]
-    >>> print(f"{pcjax.losses.spearman(student, teacher, temperature=0.001):.4f}")
+    >>> options = dict(temperature=0.001, dissimilarity="euclidean")
+    >>> print(f"{pcjax.losses.spearman(student, teacher, **options):.4f}")
     0.8750
     """
     temperature = require_number("temperature", temperature)
@@ -346,16 +367,16 @@ def spearman(
         dissimilarity if teacher_dissimilarity is None else teacher_dissimilarity
     )
     batch = Batch.of(
-        student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, least=3
+        student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, min_examples=3
     )
     points, dtype = batch.points(), batch.student.dtype
     included = batch.others(points)
     d = jnp.where(included, measure(batch.student, points.student), 0).astype(dtype)
     d_teacher = jnp.where(included, teacher_measure(batch.teacher, points.teacher), 0)
-    width = temperature * _deviation(d.T, included.T, jnp.sum(included, axis=1))
+    width = temperature * deviation(d.T, included.T, jnp.sum(included, axis=1))
     ranks = soft_rank(d, temperature=width, method=ranking, where=included)
     teacher_ranks = lax.stop_gradient(hard_rank(d_teacher, where=included)).astype(dtype)
-    # Ranks, soft ones too, sum to m (m + 1) / 2. What rounding leaves of equal ones is no direction.
+    # Ranks, soft ones too, sum to m (m + 1) / 2. Rounding errors of equal ranks are no direction.
     middle = (jnp.sum(included, axis=1, keepdims=True) + 1) / 2
 
     def direction(ranks: Array) -> Array:

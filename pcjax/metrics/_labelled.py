@@ -9,6 +9,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool
 
 from pcjax import _checks
+from pcjax._checks import RequestError
 
 
 def require_finite(what: str, x: Any) -> None:
@@ -19,7 +20,7 @@ def require_finite(what: str, x: Any) -> None:
     finite = np.asarray(_finite_rows(jnp.asarray(x)))
     if not finite.all():
         rows, first = int(np.sum(~finite)), int(np.argmin(finite))
-        raise _checks.RequestError(
+        raise RequestError(
             f"got {what} with {rows} of {len(finite)} rows that hold NaN or infinity, row {first} the first: expected "
             "finite numbers; leave those rows out, or look for where the model that made them diverged"
         )
@@ -35,22 +36,21 @@ def require_labels(what: str, labels: Any, rows: int) -> None:
     shape = np.shape(labels)
     got = f"got {what} of shape {shape}"
     one_hot = "; of one-hot rows take labels.argmax(axis=1)" if len(shape) == 2 else ""
-    _checks.require(
-        shape == (rows,), f"{got}: expected ({rows},), one class per row of features{one_hot}"
-    )
+    if shape != (rows,):
+        raise RequestError(f"{got}: expected ({rows},), one class per row of features{one_hot}")
     dtype = labels.dtype if hasattr(labels, "dtype") else np.asarray(labels).dtype
-    whole = jnp.issubdtype(dtype, jnp.integer)
     number_them = "number the classes by np.unique(labels, return_inverse=True)[1]"
-    _checks.require(whole, f"got {what} of dtype {dtype}: expected integers; {number_them}")
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise RequestError(f"got {what} of dtype {dtype}: expected integers; {number_them}")
     if isinstance(labels, Tracer) or rows == 0:
         return
     least, most = int(np.min(np.asarray(labels))), int(np.max(np.asarray(labels)))
     unlabelled = f"got {what} with {least} among them: expected classes 0, 1, ...; leave out the rows without a label"
-    _checks.require(least >= 0, unlabelled)
+    if least < 0:
+        raise RequestError(unlabelled)
     # JAX would cut larger ones to 32 bits, and might take two classes for one.
-    _checks.require(
-        most < 2**31, f"got {what} up to {most}: expected less than 2^31; {number_them}"
-    )
+    if most >= 2**31:
+        raise RequestError(f"got {what} up to {most}: expected less than 2^31; {number_them}")
 
 
 def require_classes(what: str, labels: Any) -> None:
@@ -59,16 +59,16 @@ def require_classes(what: str, labels: Any) -> None:
         return
     least, most = int(np.min(np.asarray(labels))), int(np.max(np.asarray(labels)))
     got = f"got {what} of the one class {least}"
-    _checks.require(
-        least < most,
-        f"{got}: expected at least two, or everything would be right; give examples of more",
-    )
+    if least >= most:
+        raise RequestError(
+            f"{got}: expected at least two, or everything would be right; give examples of more"
+        )
 
 
 def require_as_many_features(what: str, x: Any, other: str, y: Any) -> None:
     """Refuses features of two different models."""
     got = f"got {what} {np.shape(x)} and {other} {np.shape(y)}"
-    same = np.shape(x)[1] == np.shape(y)[1]
-    _checks.require(
-        same, f"{got}: expected as many features in both; embed both with the same model"
-    )
+    if np.shape(x)[1] != np.shape(y)[1]:
+        raise RequestError(
+            f"{got}: expected as many features in both; embed both with the same model"
+        )

@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from pcjax import _checks
+from pcjax._checks import RequestError
 from pcjax.dissimilarity import _directions
 from pcjax.metrics._labelled import (
     require_as_many_features,
@@ -17,6 +18,7 @@ from pcjax.metrics._labelled import (
     require_finite,
     require_labels,
 )
+from pcjax.metrics.registry import Context, metric
 
 WEIGHTINGS = ("cosine", "majority")
 QUERIES_AT_A_TIME = 1024
@@ -63,13 +65,15 @@ def nearest(
     n, m = np.shape(features)[0], np.shape(gallery)[0]
     if exclude_self:
         got = f"got {n} features and a gallery of {m} with exclude_self=True"
-        _checks.require(
-            n == m, f"{got}: expected the gallery to be the features themselves; pass them as both"
-        )
+        if n != m:
+            raise RequestError(
+                f"{got}: expected the gallery to be the features themselves; pass them as both"
+            )
     largest = m - 1 if exclude_self else m
     each = ", of which each leaves itself out" if exclude_self else ""
     few = f"got a gallery of {m}{each}: expected one to find; give a larger gallery"
-    _checks.require(largest >= 1, few)
+    if largest < 1:
+        raise RequestError(few)
     _checks.require_whole("k", k, 1, largest, f" for a gallery of {m}{each}")
     _checks.require_whole("chunk_size", chunk_size, 1)
     return _search(
@@ -207,9 +211,8 @@ def knn_accuracy(
     0.8
     """
     require_finite("features", features)
-    _checks.require(
-        np.shape(features)[0] > 0, f"got features {np.shape(features)}: expected at least one row"
-    )
+    if np.shape(features)[0] <= 0:
+        raise RequestError(f"got features {np.shape(features)}: expected at least one row")
     require_labels("labels", labels, np.shape(features)[0])
     given = {"k": k, "weighting": weighting, "temperature": temperature, "chunk_size": chunk_size}
     predicted = knn_predict(features, gallery, gallery_labels, exclude_self=exclude_self, **given)
@@ -295,3 +298,29 @@ def _nearest(
 
     nothing = jnp.full((rows, k), -jnp.inf, queries.dtype), jnp.zeros((rows, k), jnp.int32)
     return lax.scan(merge, nothing, jnp.arange(0, m, chunk))[0]
+
+
+@metric("knn_accuracy", title="k-NN accuracy", unit="share", column="k-NN", ranks=True)
+def _evaluate_knn(context: Context) -> float | None:
+    return _votes(context, "cosine")
+
+
+@metric("knn_majority_accuracy", title="k-NN by majority", unit="share")
+def _evaluate_majority(context: Context) -> float | None:
+    return _votes(context, "majority")
+
+
+def _votes(context: Context, weighting: str) -> float | None:
+    """Compute how often the nearest training examples vote for a test example's class.
+
+    Without training examples of the same classes, the other test examples vote.
+    """
+    if "test" not in context.labels:
+        return None
+    among = "train" if "train" in context.features else "test"
+    gallery, labels = context.features[among], context.labels[among]
+    itself = among == "test"
+    k = max(1, min(context.neighbours, len(gallery) - 2 * itself))
+    neighbours = nearest(context.test, gallery, k=k, exclude_self=itself)
+    predicted = np.asarray(vote(neighbours, labels, weighting=weighting))
+    return float(np.mean(predicted == context.labels["test"]))

@@ -10,7 +10,9 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from pcjax import _checks
+from pcjax._checks import RequestError
 from pcjax.metrics._labelled import require_as_many_features, require_finite, require_labels
+from pcjax.metrics.registry import Context, metric, sampled
 
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 TOLERANCE = 1e-6
@@ -74,11 +76,10 @@ def linear_probe(
     _require_set("test", test_features, test_labels)
     require_as_many_features("train_features", train_features, "test_features", test_features)
     _checks.require_whole("seed", seed, 0)
-    some_penalties = isinstance(penalties, (tuple, list)) and len(penalties) > 0
-    _checks.require(
-        some_penalties,
-        f"got penalties {penalties!r}: expected a tuple of them, such as {PENALTIES}",
-    )
+    if not (isinstance(penalties, (tuple, list)) and len(penalties) > 0):
+        raise RequestError(
+            f"got penalties {penalties!r}: expected a tuple of them, such as {PENALTIES}"
+        )
     for penalty in penalties:
         _checks.require_positive("penalty", penalty)
     features, labels, held_out = _with_validation(
@@ -87,10 +88,10 @@ def linear_probe(
     kinds, classes = np.unique(labels, return_inverse=True)
     fitted_to = kinds[np.unique(classes[~held_out])]
     got = f"got training examples of the one class {fitted_to[0]}, beside {held_out.sum()} held out for validation"
-    _checks.require(
-        len(fitted_to) > 1,
-        f"{got}: expected at least two classes; give examples of more, or hold out less",
-    )
+    if len(fitted_to) <= 1:
+        raise RequestError(
+            f"{got}: expected at least two classes; give examples of more, or hold out less"
+        )
 
     train, mean, deviation = _standardised(_checks.at_least_float32(features))
     test = _checks.at_least_float32(test_features).astype(train.dtype)
@@ -119,17 +120,17 @@ def linear_probe(
 
 def _require_known(*given: Any) -> None:
     traced = any(isinstance(x, Tracer) for x in given)
-    _checks.require(
-        not traced, "got traced arrays: expected known ones; call linear_probe outside of jax.jit"
-    )
+    if traced:
+        raise RequestError(
+            "got traced arrays: expected known ones; call linear_probe outside of jax.jit"
+        )
 
 
 def _require_set(what: str, features: Any, labels: Any) -> None:
     require_finite(f"{what}_features", features)
     rows = np.shape(features)[0]
-    _checks.require(
-        rows > 0, f"got {what}_features {np.shape(features)}: expected at least one row"
-    )
+    if rows <= 0:
+        raise RequestError(f"got {what}_features {np.shape(features)}: expected at least one row")
     require_labels(f"{what}_labels", labels, rows)
 
 
@@ -140,16 +141,17 @@ def _with_validation(
     n = len(labels)
     if isinstance(validation, (tuple, list)):
         pair = f"got validation of {len(validation)} parts: expected a share of the training set or (features, labels)"
-        _checks.require(len(validation) == 2, pair)
+        if len(validation) != 2:
+            raise RequestError(pair)
         _require_known(*validation)
         _require_set("validation", *validation)
         require_as_many_features("train_features", features, "validation_features", validation[0])
         together = jnp.concatenate([_checks.at_least_float32(x) for x in (features, validation[0])])
         more = np.asarray(validation[1])
         return together, np.concatenate([labels, more]), np.arange(n + len(more)) >= n
-    share = isinstance(validation, float) and 0 < validation < 1
     expected = "expected a share of the training set between 0 and 1, or (features, labels)"
-    _checks.require(share, f"got validation {validation!r}: {expected}")
+    if not (isinstance(validation, float) and 0 < validation < 1):
+        raise RequestError(f"got validation {validation!r}: {expected}")
     # At even distances along the examples sorted by class: of each class the same share, to within one example.
     drawn = np.random.default_rng(seed).permutation(n)
     by_class = drawn[np.argsort(labels[drawn], kind="stable")]
@@ -157,7 +159,8 @@ def _with_validation(
     held_out = np.zeros(n, bool)
     held_out[by_class[places[1:] > places[:-1]]] = True
     none = f"got validation {validation!r} of {n} training examples, which holds out none"
-    _checks.require(bool(held_out.any()), f"{none}: expected one at least; hold out more")
+    if not bool(held_out.any()):
+        raise RequestError(f"{none}: expected one at least; hold out more")
     return features, labels, held_out
 
 
@@ -227,3 +230,21 @@ def _fit(
     state = (start, solver.init(start), value, gradient, jnp.zeros((), jnp.int32))
     weights, _, _, gradient, iterations = lax.while_loop(unfinished, step, state)
     return weights, iterations, jnp.max(jnp.abs(gradient))
+
+
+MAX_PROBED = 50_000  # training examples
+
+
+@metric("linear_probe_accuracy", title="linear probe", unit="share", column="probe")
+def _evaluate_probe(context: Context) -> float | None:
+    if context.labels.keys() < {"train", "validation", "test"}:
+        return None
+    rows = sampled(len(context.features["train"]), MAX_PROBED)
+    probe = linear_probe(
+        context.features["train"][rows],
+        context.labels["train"][rows],
+        context.test,
+        context.labels["test"],
+        validation=(context.features["validation"], context.labels["validation"]),
+    )
+    return float(probe.accuracy)

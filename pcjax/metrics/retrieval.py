@@ -11,6 +11,7 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from pcjax import _checks, _sorting
+from pcjax._checks import RequestError
 from pcjax.dissimilarity import Dissimilarity, resolve
 from pcjax.metrics._labelled import (
     require_as_many_features,
@@ -18,6 +19,7 @@ from pcjax.metrics._labelled import (
     require_finite,
     require_labels,
 )
+from pcjax.metrics.registry import Context, metric, sampled, widened
 
 ENTRIES_AT_A_TIME = 2**23
 
@@ -78,13 +80,12 @@ def retrieval(
     n = np.shape(queries)[0]
     require_labels("labels", labels, n)
     itself = gallery is None
-    both = itself == (gallery_labels is None)
     given = "gallery_labels" if itself else "a gallery"
     missing = "a gallery" if itself else "gallery_labels"
-    _checks.require(
-        both,
-        f"got {given} without {missing}: expected both, or neither to search the queries themselves",
-    )
+    if itself != (gallery_labels is None):
+        raise RequestError(
+            f"got {given} without {missing}: expected both, or neither to search the queries themselves"
+        )
     if gallery is None or gallery_labels is None:
         gallery, gallery_labels, what = queries, labels, f"{n} queries, none of which finds itself"
     else:
@@ -94,12 +95,11 @@ def retrieval(
         what = f"a gallery of {np.shape(gallery)[0]}"
     m = np.shape(gallery)[0]
     most = m - 1 if itself else m
-    _checks.require(
-        n > 0 and most > 0, f"got {n} queries for {what}: expected at least one of both; give more"
-    )
+    if not (n > 0 and most > 0):
+        raise RequestError(f"got {n} queries for {what}: expected at least one of both; give more")
     require_classes("labels" if itself else "gallery_labels", gallery_labels)
-    some = isinstance(ks, (tuple, list, range)) and len(ks) > 0
-    _checks.require(some, f"got ks {ks!r}: expected one or more, such as (1, 5, 10)")
+    if not (isinstance(ks, (tuple, list, range)) and len(ks) > 0):
+        raise RequestError(f"got ks {ks!r}: expected one or more, such as (1, 5, 10)")
     for k in ks:
         _checks.require_whole("k", k, 1, most, f" in ks for {what}")
     arrays = _checks.at_least_float32(queries), _checks.at_least_float32(gallery)
@@ -115,7 +115,8 @@ def retrieval(
         itself=itself,
     )
     nothing = f"got {n} queries for {what}, and no class of a query in it: expected some; check both sets' labels"
-    _checks.require(isinstance(found.queries, Tracer) or int(found.queries) > 0, nothing)
+    if not (isinstance(found.queries, Tracer) or int(found.queries) > 0):
+        raise RequestError(nothing)
     return found
 
 
@@ -204,3 +205,33 @@ def _values(
     return jnp.stack(
         [*(recall_at(k) for k in ks), average_precision, r_precision, map_at_r]
     ), to_find
+
+
+MAX_QUERIES = 5_000  # test examples, which are their own gallery
+RECALLS = (1, 5)
+
+
+@metric(
+    "retrieval",
+    title={
+        "recall_at_1": "recall@1",
+        "recall_at_5": "recall@5",
+        "mean_average_precision": "mAP",
+        "r_precision": "R-precision",
+    },
+    unit="share",
+)
+def _evaluate_retrieval(context: Context) -> dict[str, float] | None:
+    if "test" not in context.labels:
+        return None
+    rows = sampled(len(context.test), MAX_QUERIES)
+    features, labels = context.test[rows], context.labels["test"][rows]
+    if len(np.unique(labels)) in (1, len(labels)):  # every example is relevant, or none
+        return None
+    width = 0 if context.teacher is None else context.teacher.shape[1]
+    ks = tuple(k for k in RECALLS if k < len(labels))
+    dissimilarity = context.dissimilarity
+    result = retrieval(widened(features, width), labels, dissimilarity=dissimilarity, ks=ks)
+    values = {f"recall_at_{k}": float(result.recall_at[k]) for k in ks}
+    values["mean_average_precision"] = float(result.mean_average_precision)
+    return {**values, "r_precision": float(result.r_precision)}

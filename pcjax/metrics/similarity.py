@@ -9,7 +9,11 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
 from pcjax import _checks
+from pcjax._checks import RequestError
 from pcjax.metrics._labelled import require_finite
+from pcjax.metrics.registry import Context, metric, sampled, widened
+
+MAX_COMPARED = 10_000  # test examples
 
 
 def linear_cka(x: ArrayLike, y: ArrayLike, *, unbiased: bool = True) -> Float[Array, ""]:
@@ -47,11 +51,11 @@ def linear_cka(x: ArrayLike, y: ArrayLike, *, unbiased: bool = True) -> Float[Ar
     require_finite("x", x)
     require_finite("y", y)
     n, got = np.shape(x)[0], f"got x {np.shape(x)} and y {np.shape(y)}"
-    _checks.require(
-        n == np.shape(y)[0], f"{got}: both need one row per example, of the same examples"
-    )
+    if n != np.shape(y)[0]:
+        raise RequestError(f"{got}: both need one row per example, of the same examples")
     least = 4 if unbiased else 2
-    _checks.require(n >= least, f"{got}: expected at least {least} examples; embed more")
+    if n < least:
+        raise RequestError(f"{got}: expected at least {least} examples; embed more")
     x, y = _checks.at_least_float32(x), _checks.at_least_float32(y)
     dtype = jnp.result_type(x, y)
     return _aligned(x.astype(dtype), y.astype(dtype), unbiased=bool(unbiased))
@@ -95,3 +99,12 @@ def _hsic_unbiased(x: Float[Array, "n dx"], y: Float[Array, "n dy"]) -> Float[Ar
         - n / (n - 2) * jnp.vdot(a, b)
         + jnp.sum(a) * jnp.sum(b) / ((n - 1) * (n - 2))
     )
+
+
+@metric("linear_cka", title="linear CKA")
+def _evaluate_cka(context: Context) -> float | None:
+    if context.teacher is None:
+        return None
+    rows = sampled(len(context.test), MAX_COMPARED)
+    teacher = context.teacher[rows]
+    return float(linear_cka(widened(context.test[rows], teacher.shape[1]), teacher))

@@ -1,37 +1,21 @@
 """Models: lightweight students, their teachers, and heads, in Flax NNX.
 
     module = build("resnet8x4", shape=(32, 32, 3), classes=100, rngs=nnx.Rngs(0))
-    features, logits, maps = module(images)         # (n, 256) and (n, 100) in float32, the stages' outputs by name
+    features, logits, maps = module(images)    # (n, 256) and (n, 100) in float32, and stage outputs
 
-Images are (n, height, width, channels). `module.train()` and `module.eval()` decide whether batch normalisation uses
-the batch's statistics and moves the running ones, or uses the running ones; a new module trains. Parameters are
-`nnx.Param`, running statistics `nnx.BatchStat`; both are float32 whatever dtype the model computes in. The running
-statistics move by a tenth a step, and their variance is the biased one.
+Images are (n, height, width, channels). `module.train()` and `module.eval()` choose between the
+batch's statistics and the running ones in batch normalisation; a new module trains. Parameters are
+`nnx.Param`, running statistics `nnx.BatchStat`; both are float32 whatever dtype the model computes
+in. The running statistics move by a tenth a step; their variance is the biased one.
 
-`nnx.split(build(...))` works inside `jax.jit`, and `nnx.eval_shape(lambda: build(...))` draws no weights.
+`nnx.split(build(...))` works inside `jax.jit`; `nnx.eval_shape(lambda: build(...))` draws no
+weights. `pcjax list models` prints every name with its options and its number of parameters.
 
-    name                                 parameters                          options
-    mlp                                  by its options                      widths, features
-    cnn                                  by its options                      widths, features
-    with 100 classes
-    resnet8, 14, 20, 32                  83,892  181,108  278,324  472,756
-    resnet44, 56, 110                    667,188  861,620  1,736,564
-    resnet8x4, resnet32x4                1,233,540  7,433,860
-    wrn16_1, wrn16_2, wrn40_1, wrn40_2   180,916  703,284  569,780  2,255,156
-    mobilenetv2                          812,836 of width 0.5                width
-    shufflenetv2                         1,355,528                           width
-    resnet18_cifar, 34, 50               11,220,132  21,328,292  23,705,252
-    with 1000 classes
-    resnet18, 34, 50                     11,689,512  21,797,672  25,557,032
-    mobilenetv2_imagenet                 3,504,872                           width
-    shufflenetv2_imagenet                2,278,604                           width
-
-`load("RUN/student.safetensors")` gives back what `pcjax export RUN` wrote, in evaluation mode, with its normalisation.
-
-The CIFAR networks are RepDistiller's and keep their resolution in the stem (MobileNetV2 halves it); ImageNet's are
-torchvision's. No stem is chosen by the image's size: its name says which it is.
+The CIFAR networks are RepDistiller's and keep their resolution in the stem (MobileNetV2 halves it).
+The ImageNet networks are torchvision's. The name says which it is, not the image's size.
 """
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from importlib import metadata
@@ -42,6 +26,7 @@ from flax import nnx
 from jaxtyping import DTypeLike
 
 from pcjax import _checks
+from pcjax._checks import RequestError
 from pcjax.models import heads
 from pcjax.models.cnn import CNN
 from pcjax.models.foreign import from_function, from_linen
@@ -54,14 +39,14 @@ from pcjax.models.wrn import WideResNet
 
 __all__ = [
     "MODELS",
-    "OPTIONS",
     "Output",
     "build",
+    "describe",
     "from_function",
     "from_linen",
     "heads",
+    "options_of",
     "parameter_count",
-    "require_known",
 ]
 
 _narrow = partial(ResNet, block=Basic, widths=(16, 32, 64), stem=16, imagenet=False)
@@ -80,7 +65,7 @@ MODELS: dict[str, Callable[..., nnx.Module]] = {
         for depth in (16, 40)
         for width in (1, 2)
     },
-    "mobilenetv2": partial(MobileNetV2, imagenet=False, width=0.5),
+    "mobilenetv2": partial(MobileNetV2, imagenet=False),
     "mobilenetv2_imagenet": partial(MobileNetV2, imagenet=True),
     "shufflenetv2": partial(ShuffleNetV2, imagenet=False),
     "shufflenetv2_imagenet": partial(ShuffleNetV2, imagenet=True),
@@ -91,26 +76,77 @@ MODELS: dict[str, Callable[..., nnx.Module]] = {
     "resnet34_cifar": partial(_wide, block=Basic, depths=(3, 4, 6, 3), imagenet=False),
     "resnet50_cifar": partial(_wide, block=Bottleneck, depths=(3, 4, 6, 3), imagenet=False),
 }
-# What may be chosen of a model beside its shape, classes and dtype; of the others, nothing.
-OPTIONS: dict[str, tuple[str, ...]] = {
-    "mlp": ("widths", "features"),
-    "cnn": ("widths", "features"),
-    "mobilenetv2": ("width",),
-    "mobilenetv2_imagenet": ("width",),
-    "shufflenetv2": ("width",),
-    "shufflenetv2_imagenet": ("width",),
-}
-
-
-def require_known(name: Any) -> None:
-    """Refuses what is no model: neither one of `MODELS` nor of an installed package."""
-    ours = isinstance(name, str) and name in MODELS
-    _checks.require_name("model", name, MODELS if ours else [*MODELS, *_installed()])
 
 
 def _installed() -> dict[str, metadata.EntryPoint]:
-    """Models of other packages, which name them as entry points of the group "pcjax.models"."""
+    """Return the models of other packages, entry points of the group "pcjax.models"."""
     return {entry.name: entry for entry in metadata.entry_points(group="pcjax.models")}
+
+
+def model_class(name: Any) -> Callable[..., nnx.Module]:
+    """Return the function or class that builds a model; refuse an unknown name."""
+    if isinstance(name, str) and name in MODELS:
+        return MODELS[name]
+    installed = _installed()
+    _checks.require_name("model", name, [*MODELS, *installed])
+    return installed[name].load()
+
+
+def options_of(name: str) -> dict[str, inspect.Parameter]:
+    """Return a model's own keyword arguments: those that its name does not fix.
+
+    >>> {option: p.default for option, p in options_of("cnn").items()}
+    {'widths': (32, 64, 128), 'features': 64}
+    """
+    build_model = model_class(name)
+    fixed = {"self", "shape", "classes", "rngs", "dtype", "axis_name"}
+    fixed |= set(getattr(build_model, "keywords", ()))
+    function = getattr(build_model, "func", build_model)
+    function = function.__init__ if inspect.isclass(function) else function
+    return {
+        option: parameter
+        for option, parameter in inspect.signature(function).parameters.items()
+        if option not in fixed and parameter.kind == parameter.KEYWORD_ONLY
+    }
+
+
+# Parameters of images with 3 channels and 100 classes; of the ImageNet models, 1000 classes.
+PARAMETERS = {
+    "resnet8": 83_892,
+    "resnet14": 181_108,
+    "resnet20": 278_324,
+    "resnet32": 472_756,
+    "resnet44": 667_188,
+    "resnet56": 861_620,
+    "resnet110": 1_736_564,
+    "resnet8x4": 1_233_540,
+    "resnet32x4": 7_433_860,
+    "wrn16_1": 180_916,
+    "wrn16_2": 703_284,
+    "wrn40_1": 569_780,
+    "wrn40_2": 2_255_156,
+    "mobilenetv2": 812_836,
+    "mobilenetv2_imagenet": 3_504_872,
+    "shufflenetv2": 1_355_528,
+    "shufflenetv2_imagenet": 2_278_604,
+    "resnet18": 11_689_512,
+    "resnet34": 21_797_672,
+    "resnet50": 25_557_032,
+    "resnet18_cifar": 11_220_132,
+    "resnet34_cifar": 21_328_292,
+    "resnet50_cifar": 23_705_252,
+}
+
+
+def describe() -> tuple[str, list[str], list[list[str]]]:
+    """Return a table of all models: title, columns and rows."""
+    rows = []
+    for name in [*MODELS, *_installed()]:
+        count = f"{PARAMETERS[name]:,}" if name in PARAMETERS else "by its options"
+        options = [f"{option} [{p.default}]" for option, p in options_of(name).items()]
+        rows.append([name, count, ", ".join(options)])
+    title = "models (parameters with 100 classes; ImageNet's with 1000)"
+    return title, ["name", "parameters", "options"], rows
 
 
 def build(
@@ -123,47 +159,41 @@ def build(
     axis_name: str | None = None,
     **options: Any,
 ) -> nnx.Module:
-    """The model of that name, with new weights, called as module(x) -> Output.
+    """Build a model with initial weights, called as module(x) -> Output.
 
     Args:
-      name: one of `MODELS`, or of an installed package's entry points of the group "pcjax.models": functions
-        (shape, classes, *, rngs, dtype, axis_name) -> module.
-      shape: of one example, (height, width, channels), or (d,) for "mlp". Convolutional networks take images of any
-        other height and width too.
-      classes: how many the classifier tells apart; None leaves it out, and the logits are None.
+      name: one of `MODELS`, or an entry point of the group "pcjax.models" of an installed package:
+        a function (shape, classes, *, rngs, dtype, axis_name, **options) -> module.
+      shape: shape of one example, (height, width, channels), or (d,) for "mlp". Convolutional
+        networks also accept images of other heights and widths.
+      classes: number of classes; None builds no classifier, and the logits are None.
       rngs: for the initial weights.
-      dtype: what the model computes in, such as jnp.bfloat16; what it keeps and returns, maps apart, is float32.
-      axis_name: a mapped axis of `jax.pmap` or `jax.shard_map` over which batch normalisation shares its statistics
-        while training. Evaluation needs no such axis.
-      **options: the architecture's own, see `OPTIONS`.
+      dtype: dtype in which the model computes, such as jnp.bfloat16. Its parameters, features and
+        logits are float32; its maps have this dtype.
+      axis_name: mapped axis of `jax.pmap` or `jax.shard_map` over which batch normalisation shares
+        its statistics while training. Evaluation needs no such axis.
+      **options: the architecture's own keyword arguments, see `options_of`.
 
     Returns:
       An `nnx.Module`, in training mode.
 
-    >>> module = nnx.eval_shape(lambda: build("resnet20", shape=(32, 32, 3), classes=100, rngs=nnx.Rngs(0)))
-    >>> parameter_count(module)
+    >>> def resnet20():
+    ...     return build("resnet20", shape=(32, 32, 3), classes=100, rngs=nnx.Rngs(0))
+    >>> parameter_count(nnx.eval_shape(resnet20))
     278324
     """
-    require_known(name)
-    known = OPTIONS.get(name, ())
+    known = options_of(name)
     for option in options:
-        expected = (
-            "one of " + ", ".join(map(repr, known))
-            if known
-            else "none, all of this model is in its name"
-        )
-        _checks.require(
-            option in known, f"unknown option {option!r} of the model {name!r}: expected {expected}"
-        )
-    floating = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
-    _checks.require(
-        floating,
-        f"got dtype {dtype}: expected a floating-point one, such as jnp.float32 or jnp.bfloat16",
-    )
-    given = {"dtype": dtype, "axis_name": axis_name, **options}
-    if name not in MODELS:
-        return _installed()[name].load()(tuple(shape), classes, rngs=rngs, **given)
-    abstract = nnx.eval_shape(
-        lambda: MODELS[name](tuple(shape), classes, rngs=nnx.Rngs(0), **given)
-    )
+        if not known:
+            raise RequestError(f"The model {name!r} has no options; remove {option!r}.")
+        _checks.require_name(f"option of the model {name!r}", option, known)
+    if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
+        raise RequestError(f"dtype={dtype} is not a floating-point type like jnp.float32.")
+    shape, options = tuple(shape), {"dtype": dtype, "axis_name": axis_name, **options}
+    try:
+        if name not in MODELS:
+            return model_class(name)(shape, classes, rngs=rngs, **options)
+        abstract = nnx.eval_shape(lambda: MODELS[name](shape, classes, rngs=nnx.Rngs(0), **options))
+    except RequestError as error:
+        raise RequestError(f"model {name!r}: {error}") from error
     return initialised(abstract, rngs.params())

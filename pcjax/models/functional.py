@@ -1,9 +1,11 @@
-"""An NNX module as a pure function of named arrays: what a train step, a checkpoint and an export want."""
+"""An NNX module as a pure function of named arrays, for train steps, checkpoints and exports."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
@@ -11,7 +13,7 @@ Arrays = dict[str, Array]  # by path, "blocks/0/conv/kernel"
 
 
 class _Names(NamedTuple):
-    """The paths of a tree's leaves, and the tree to put them back into."""
+    """Paths of a tree's leaves, and the tree's structure."""
 
     paths: tuple[str, ...]
     tree: Any
@@ -21,7 +23,7 @@ class _Names(NamedTuple):
 
 
 class Functional(NamedTuple):
-    """`apply` computes what the module does; the same for equal modules, so that it may be static under jit."""
+    """A module without its arrays; hashable, and equal for equal modules: static under jit."""
 
     graph: Any
     parameters: _Names
@@ -30,7 +32,7 @@ class Functional(NamedTuple):
     def apply(
         self, parameters: Mapping[str, Array], statistics: Mapping[str, Array], x: Any, train: bool
     ) -> Any:
-        """The module's output, and its statistics afterwards."""
+        """Compute the module's output and its statistics afterwards."""
         module = nnx.merge(
             self.graph, self.parameters.gather(parameters), self.statistics.gather(statistics)
         )
@@ -39,22 +41,32 @@ class Functional(NamedTuple):
         return output, _flat(nnx.split(module, nnx.Param, ...)[2])[1]
 
 
-def functional(build: Callable[[], nnx.Module]) -> tuple[Functional, Arrays, Arrays]:
-    """The function, the parameters and the statistics of the module that `build` builds; compiled as a whole."""
+def functional(build: Callable[[Any], nnx.Module], seed: int) -> tuple[Functional, Arrays, Arrays]:
+    """Return the function, the parameters and the statistics of the module `build(seed)`.
 
-    @jax.jit
-    def values() -> tuple[Arrays, Arrays]:
-        _, parameters, statistics = nnx.split(build(), nnx.Param, ...)
-        return _flat(parameters)[1], _flat(statistics)[1]
+    The weights are computed in one compiled program, which other seeds share where `build` is the
+    same object.
+    """
+    values = _initialiser(build)
+    function = functional_shapes(build)[0]
+    return function, *values(np.uint32(seed))
 
-    return functional_shapes(build)[0], *values()
 
-
-def functional_shapes(build: Callable[[], nnx.Module]) -> tuple[Functional, Arrays, Arrays]:
-    """The same with only the shapes of the arrays, which costs nothing."""
-    graph, *parts = nnx.split(nnx.eval_shape(build), nnx.Param, ...)
+def functional_shapes(build: Callable[[Any], nnx.Module]) -> tuple[Functional, Any, Any]:
+    """Return what `functional` returns, with shapes in place of arrays; compute nothing."""
+    graph, *parts = nnx.split(nnx.eval_shape(lambda: build(0)), nnx.Param, ...)
     (parameters, parameter_shapes), (statistics, statistic_shapes) = map(_flat, parts)
     return Functional(graph, parameters, statistics), parameter_shapes, statistic_shapes
+
+
+@functools.lru_cache(maxsize=64)
+def _initialiser(build: Callable[[Any], nnx.Module]) -> Callable[[Any], tuple[Arrays, Arrays]]:
+    @jax.jit
+    def values(seed: Any) -> tuple[Arrays, Arrays]:
+        _, parameters, statistics = nnx.split(build(seed), nnx.Param, ...)
+        return _flat(parameters)[1], _flat(statistics)[1]
+
+    return values
 
 
 def _flat(state: Any) -> tuple[_Names, dict[str, Any]]:

@@ -1,18 +1,19 @@
-"""Learnable heads: what brings a model's features into the dimension that a loss asks for."""
+"""Learnable heads: they bring a model's features into the dimension that a loss needs."""
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from pcjax import _checks
+from pcjax._checks import RequestError
 
 
 class Linear(nnx.Module):
     """A linear map with a bias, x W + b, in float32.
 
     Args:
-      inputs: dimension of the features that come in.
-      outputs: dimension of those that go out.
+      inputs: dimension of the incoming features.
+      outputs: dimension of the outgoing features.
       rngs: for the initial weights.
 
     >>> head = Linear(3, 5, rngs=nnx.Rngs(0))
@@ -24,19 +25,19 @@ class Linear(nnx.Module):
         self.map = _linear(inputs, outputs, rngs)
 
     def __call__(self, features: Float[Array, "n inputs"]) -> Float[Array, "n outputs"]:
-        """The features in their new dimension."""
+        """Bring the features into their new dimension."""
         return self.map(_enter(features, self.map))
 
 
 class MLP(nnx.Module):
     """Two linear maps with a ReLU between them, relu(x W + b) V + c, in float32: a projection head.
 
-    Without batch normalisation: a head has no state but its weights.
+    It has no batch normalisation, so that a head's only state is its weights.
 
     Args:
-      inputs: dimension of the features that come in.
-      outputs: dimension of those that go out.
-      hidden: dimension between the two; that of the input unless given.
+      inputs: dimension of the incoming features.
+      outputs: dimension of the outgoing features.
+      hidden: dimension between the two; None: that of the incoming features.
       rngs: for the initial weights.
 
     >>> head = MLP(3, 5, hidden=16, rngs=nnx.Rngs(0))
@@ -49,18 +50,21 @@ class MLP(nnx.Module):
         self.first, self.second = _linear(inputs, hidden, rngs), _linear(hidden, outputs, rngs)
 
     def __call__(self, features: Float[Array, "n inputs"]) -> Float[Array, "n outputs"]:
-        """The features in their new dimension."""
+        """Bring the features into their new dimension."""
         return self.second(nnx.relu(self.first(_enter(features, self.first))))
 
 
 def _linear(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
-    _checks.require_whole("dimension", inputs, 1, context=" of what comes in")
-    _checks.require_whole("dimension", outputs, 1, context=" of what goes out")
+    _checks.require_whole("dimension", inputs, 1, context=" of the incoming features")
+    _checks.require_whole("dimension", outputs, 1, context=" of the outgoing features")
     return nnx.Linear(inputs, outputs, rngs=rngs)
 
 
 def _enter(features: Array, layer: nnx.Linear) -> Array:
     _checks.require_features("features", features)
-    message = f"got features of shape {jnp.shape(features)}: this head was built for (n, {layer.in_features})"
-    _checks.require(features.shape[1] == layer.in_features, message)
+    if features.shape[1] != layer.in_features:
+        raise RequestError(
+            f"got features of shape {jnp.shape(features)}: this head was built for "
+            f"(n, {layer.in_features})"
+        )
     return _checks.at_least_float32(features)

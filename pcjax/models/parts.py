@@ -1,4 +1,4 @@
-"""What the architectures share: what a model returns, convolution and normalisation, the way in and the way out."""
+"""Building blocks of all architectures: output, convolution, normalisation, start and end."""
 
 import functools
 import math
@@ -11,14 +11,15 @@ from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
 
 from pcjax import _checks
+from pcjax._checks import RequestError
 
 
 class Output(NamedTuple):
-    """What a model says of a batch of n examples.
+    """A model's outputs for a batch of n examples.
 
     features: (n, d), the representation that is transferred; float32.
     logits: (n, classes) in float32, or None from a model built without a classifier.
-    maps: the stages' outputs by name, "stage1" the first, before any pooling; in the dtype they were computed in.
+    maps: the stages' outputs before any pooling, "stage1" the first, in the computing dtype.
     """
 
     features: Float[Array, "n d"]
@@ -26,53 +27,90 @@ class Output(NamedTuple):
     maps: dict[str, Array]
 
 
-def require_images(architecture: str, shape: tuple[int, ...]) -> int:
-    """Refuses anything but (height, width, channels) and returns the channels."""
-    message = f"got shape {shape}: {architecture} takes images, (height, width, channels); "
-    _checks.require(len(shape) == 3, message + "give theirs, or choose 'mlp' for flat features")
+class Network(nnx.Module):
+    """The start and the end that all architectures share.
+
+    At the start a batch is checked and cast to the dtype that the model computes in. At the end
+    stand a linear layer to the features, where one is requested, and the classifier; both compute
+    in float32.
+    """
+
+    shape: tuple[int | None, ...]  # of one example; None: any size
+    dtype: DTypeLike
+    embed: nnx.Linear | None
+    classify: nnx.Linear | None
+
+    def _start_images(self, shape: tuple[int, ...], dtype: DTypeLike) -> int:
+        """Accept images of any height and width; return their channels."""
+        if len(shape) != 3:
+            raise RequestError(
+                f"got shape {shape}: expected images, (height, width, channels); give their shape, "
+                "or choose 'mlp' for flat features"
+            )
+        _require_sizes(shape)
+        self.shape, self.dtype = (None, None, shape[2]), dtype
+        return shape[2]
+
+    def _start_flat(self, shape: tuple[int, ...], dtype: DTypeLike) -> int:
+        """Accept examples of this shape only; return how many numbers each has."""
+        if not shape:
+            raise RequestError(
+                "got shape (): expected the shape of one example, such as (64,) or (28, 28, 1)"
+            )
+        _require_sizes(shape)
+        self.shape, self.dtype = shape, dtype
+        return math.prod(shape)
+
+    def _end(self, inputs: int, features: int | None, classes: int | None, rngs: nnx.Rngs) -> None:
+        """Build the layers after the pooling; None leaves one out."""
+        if features is not None:
+            _checks.require_whole("features", features, 1)
+        if classes is not None:
+            _checks.require_whole("classes", classes, 1, context=" (None builds no classifier)")
+        size = inputs if features is None else features
+        self.embed = None if features is None else nnx.Linear(inputs, size, rngs=rngs)
+        self.classify = None if classes is None else nnx.Linear(size, classes, rngs=rngs)
+
+    def _enter(self, x: Array) -> Array:
+        """Check a batch and cast it to the dtype that the model computes in."""
+        if len(x.shape) != 1 + len(self.shape) or not all(
+            expected in (size, None) for size, expected in zip(x.shape[1:], self.shape, strict=True)
+        ):
+            expected = ", ".join("any" if size is None else str(size) for size in self.shape)
+            raise RequestError(
+                f"got a batch of shape {x.shape}: this model was built for examples of shape "
+                f"({expected})"
+            )
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise RequestError(
+                f"got a batch of dtype {x.dtype}: expected floating-point numbers; normalise it "
+                "first"
+            )
+        return x.astype(self.dtype)
+
+    def _output(self, x: Array, maps: dict[str, Array]) -> Output:
+        """Pool the last maps, in float32 at least, and compute features and logits."""
+        x = _checks.at_least_float32(x)
+        x = jnp.mean(x, axis=(1, 2)) if x.ndim == 4 else x
+        features = x if self.embed is None else self.embed(x)
+        return Output(features, None if self.classify is None else self.classify(features), maps)
+
+
+def _require_sizes(shape: tuple[int, ...]) -> None:
     for size in shape:
         _checks.require_whole("size", size, 1, context=f" in shape {shape}")
-    return shape[2]
 
 
-def require_classes(classes: int | None) -> None:
-    """Refuses what is neither a number of classes nor None."""
-    if classes is not None:
-        _checks.require_whole("classes", classes, 1, context=" (None builds no classifier)")
-
-
-def enter(x: Array, shape: tuple[int | None, ...], dtype: DTypeLike) -> Array:
-    """The batch in the dtype the model computes in, if it is one the model was built for (None: of any size)."""
-    expected = ", ".join("any" if size is None else str(size) for size in shape)
-    fits = len(x.shape) == 1 + len(shape) and all(
-        b in (a, None) for a, b in zip(x.shape[1:], shape, strict=True)
-    )
-    _checks.require(
-        fits,
-        f"got a batch of shape {x.shape}: this model was built for examples of shape ({expected})",
-    )
-    floating = jnp.issubdtype(x.dtype, jnp.floating)
-    _checks.require(
-        floating,
-        f"got a batch of dtype {x.dtype}: expected floating-point numbers; normalise it first",
-    )
-    return x.astype(dtype)
-
-
-def pool(x: Float[Array, "n h w c"]) -> Float[Array, "n c"]:
-    """The mean over all positions, in float32 at least."""
-    return jnp.mean(_checks.at_least_float32(x), axis=(1, 2))
-
-
-def classifier(features: int, classes: int | None, rngs: nnx.Rngs) -> nnx.Linear | None:
-    """The linear layer from features to class scores, if there are classes."""
-    return None if classes is None else nnx.Linear(features, classes, rngs=rngs)
+def require_widths(widths: Any) -> None:
+    """Refuse widths that are not integers of at least 1."""
+    for width in widths:
+        _checks.require_whole("width", width, 1, context=f" in widths {tuple(widths)}")
 
 
 def batch_norm(
     channels: int, *, dtype: DTypeLike, axis_name: str | None, rngs: nnx.Rngs
 ) -> nnx.BatchNorm:
-    """Batch normalisation that computes in float32 at least and returns `dtype`; running statistics move by 0.1."""
+    """Build a batch normalisation that computes in float32 at least and returns `dtype`."""
     return nnx.BatchNorm(
         channels,
         momentum=0.9,
@@ -99,13 +137,13 @@ def conv(
     dtype: DTypeLike,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
-    """A convolution without bias, padded by half its size on both sides."""
+    """Build a convolution without bias, padded by half its size on both sides."""
     return nnx.Conv(
         inputs,
         outputs,
         (size, size),
         strides=(strides, strides),
-        # "SAME" would pad on one side only where the stride is 2, and published weights would not fit.
+        # "SAME" pads one side only where the stride is 2; published weights would not fit.
         padding=((size // 2, size // 2),) * 2,
         feature_group_count=groups,
         use_bias=False,
@@ -135,27 +173,28 @@ class ConvNorm(nnx.Module):
         self.activation = activation
 
     def __call__(self, x: Float[Array, "n h w inputs"]) -> Float[Array, "n h2 w2 outputs"]:
-        """The activated, normalised convolution."""
+        """Convolve, normalise and activate."""
         x = self.norm(self.conv(x))
         return x if self.activation is None else self.activation(x)
 
 
 def max_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
-    """The maximum over 3x3 windows, every other one, as ImageNet's stems end."""
+    """Take the maximum over 3x3 windows of stride 2: the end of the ImageNet stems."""
     padding: Any = ((1, 1), (1, 1))
     return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=padding)
 
 
 def initialised(module: nnx.Module, key: Array) -> nnx.Module:
-    """An abstract module (`flax.nnx.eval_shape`) with its weights, of which there is one draw for all.
+    """Fill an abstract module (`flax.nnx.eval_shape`) with weights, all from one random draw.
 
-    Kernels are normal, of variance 2 / fan-in in convolutions and 1 / fan-in in linear layers; scales and variances
-    are 1, biases and means 0. It is what comes in that counts, not what goes out as for torchvision and RepDistiller:
-    where each channel is convolved by itself theirs is so small that an untrained network, whose running statistics
-    are those of a unit normal, has the same features for every image.
+    Kernels are normal, of variance 2 / fan-in in convolutions and 1 / fan-in in linear layers;
+    scales and variances are 1, biases and means 0. torchvision and RepDistiller divide by fan-out:
+    in depthwise convolutions this is so small that an untrained network maps every image to the
+    same features. The classifier's weights are drawn last, so that the others are the same in a
+    model without one.
     """
     graph, state = nnx.split(module)
-    flat = nnx.to_flat_state(state)
+    flat = sorted(nnx.to_flat_state(state), key=lambda item: item[0][0] == "classify")
     names_and_shapes = tuple((path[-1], variable.shape) for path, variable in flat)
     values = _weights(names_and_shapes, key)
     leaves = [
@@ -165,7 +204,10 @@ def initialised(module: nnx.Module, key: Array) -> nnx.Module:
     return nnx.merge(graph, nnx.from_flat_state(leaves))
 
 
-# A draw for each kernel would be compiled for each of their shapes, a few tenths of a second each.
+CONSTANTS = {"scale": 1.0, "var": 1.0, "bias": 0.0, "mean": 0.0}
+
+
+# A draw for each kernel would be compiled for each shape, some tenths of a second each.
 @functools.partial(jax.jit, static_argnums=0)
 def _weights(names_and_shapes: tuple[tuple[Any, tuple[int, ...]], ...], key: Array) -> list[Array]:
     count = sum(math.prod(shape) for name, shape in names_and_shapes if name == "kernel")
@@ -177,16 +219,12 @@ def _weights(names_and_shapes: tuple[tuple[Any, tuple[int, ...]], ...], key: Arr
             values.append(scale * draws[start : start + math.prod(shape)].reshape(shape))
             start += math.prod(shape)
         else:
-            values.append(
-                jnp.full(
-                    shape, {"scale": 1.0, "var": 1.0, "bias": 0.0, "mean": 0.0}[name], jnp.float32
-                )
-            )
+            values.append(jnp.full(shape, CONSTANTS[name], jnp.float32))
     return values
 
 
 def parameter_count(module: nnx.Module) -> int:
-    """The number of trainable numbers in a module, abstract ones (`flax.nnx.eval_shape`) included.
+    """Count the trainable numbers of a module, which may be abstract (`flax.nnx.eval_shape`).
 
     >>> parameter_count(nnx.Linear(3, 4, rngs=nnx.Rngs(0)))
     16

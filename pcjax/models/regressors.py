@@ -1,6 +1,6 @@
-"""Learnable heads that single losses ask for: on feature maps, with a variance, orthogonal, prototypes.
+"""Learnable heads of single losses: on feature maps, with a variance, orthogonal, prototypes.
 
-They are trained with the student and not needed afterwards. All of them compute in float32.
+They are trained with the student and not needed afterwards. All compute in float32.
 """
 
 import math
@@ -12,20 +12,22 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from pcjax import _checks
+from pcjax._checks import RequestError
 from pcjax.models.parts import batch_norm
 
 
 class ConvRegressor(nnx.Module):
-    """From the student's maps to maps of the teacher's shape: a convolution, batch normalisation and a ReLU.
+    """Convolution, batch normalisation and ReLU, from the student's maps to the teacher's shape.
 
-    The head of FitNets (`pcjax.losses.hint`). The convolution is 3 x 3 of stride 2 where the student's maps are twice
-    as large as the teacher's, a transposed one, 4 x 4 of stride 2, where they are half as large, and else one without
-    padding that is as large as it takes. Its running statistics belong in the checkpoint.
+    The head of FitNets (`pcjax.losses.hint`). Where the student's maps are twice as large as the
+    teacher's, the convolution is 3 x 3 of stride 2. Where they are half as large, it is a
+    transposed one, 4 x 4 of stride 2. Otherwise it has no padding, and the size that the shapes
+    need. Its running statistics belong in the checkpoint.
 
     Args:
       student: (height, width, channels) of the student's maps.
-      teacher: (height, width, channels) of the teacher's.
-      axis_name: mapped axis over which batch normalisation sees the whole batch.
+      teacher: (height, width, channels) of the teacher's maps.
+      axis_name: mapped axis over which the batch statistics are shared.
       rngs: for the initial weights.
 
     >>> head = ConvRegressor((8, 8, 3), (4, 4, 16), rngs=nnx.Rngs(0))
@@ -42,9 +44,8 @@ class ConvRegressor(nnx.Module):
         rngs: nnx.Rngs,
     ):
         for shape in (student, teacher):
-            _checks.require(
-                len(shape) == 3, f"got maps of shape {shape}: expected (height, width, channels)"
-            )
+            if len(shape) != 3:
+                raise RequestError(f"got maps of shape {shape}: expected (height, width, channels)")
             for size in shape:
                 _checks.require_whole("size", size, 1, context=f" in maps of shape {shape}")
         inputs, outputs, (h, w), (th, tw) = student[2], teacher[2], student[:2], teacher[:2]
@@ -56,12 +57,11 @@ class ConvRegressor(nnx.Module):
                 inputs, outputs, (4, 4), strides=2, padding="SAME", **weights
             )
         else:
-            got = f"got maps {student} of the student and {teacher} of the teacher"
-            fits = h >= th and w >= tw
-            _checks.require(
-                fits,
-                f"{got}: expected the student's to be half as large, or no smaller; choose others",
-            )
+            if h < th or w < tw:
+                raise RequestError(
+                    f"got maps {student} of the student and {teacher} of the teacher: expected the "
+                    "student's to be half as large, or no smaller; choose others"
+                )
             self.conv = nnx.Conv(
                 inputs, outputs, (1 + h - th, 1 + w - tw), padding="VALID", **weights
             )
@@ -69,21 +69,22 @@ class ConvRegressor(nnx.Module):
         self.shape = tuple(student)
 
     def __call__(self, maps: Float[Array, "n h w c"]) -> Float[Array, "n a b k"]:
-        """The maps in the teacher's shape."""
+        """Bring the maps into the teacher's shape."""
         return nnx.relu(self.norm(self.conv(_enter(maps, self.shape))))
 
 
 class VariationalRegressor(nnx.Module):
-    """The mean and the variance of the teacher's maps, predicted from the student's.
+    """Mean and variance of the teacher's maps, predicted from the student's.
 
-    The head of variational information distillation (`pcjax.losses.variational_information`): three 1 x 1 convolutions
-    with ReLUs between them for the mean, and one variance for each of the teacher's channels, softplus(a) + 1e-5, which
-    is a parameter and begins at 5. Features without positions, (n, c), are taken as well.
+    The head of variational information distillation (`pcjax.losses.variational_information`). The
+    mean comes from three 1 x 1 convolutions with ReLUs between them. Each of the teacher's channels
+    has one variance, softplus(a) + 1e-5; `a` is a parameter, and the initial variance is 5.
+    Features without positions, (n, c), are accepted as well.
 
     Args:
       inputs: the student's channels.
-      outputs: the teacher's.
-      hidden: channels between the convolutions; the teacher's unless given.
+      outputs: the teacher's channels.
+      hidden: channels between the convolutions; None: the teacher's.
       rngs: for the initial weights.
 
     >>> mean, variance = VariationalRegressor(3, 16, rngs=nnx.Rngs(0))(jnp.ones((2, 4, 4, 3)))
@@ -103,22 +104,22 @@ class VariationalRegressor(nnx.Module):
     def __call__(
         self, maps: Float[Array, "n *hw c"]
     ) -> tuple[Float[Array, "n *hw k"], Float[Array, "k"]]:
-        """The mean, at every position, and the variance."""
+        """Compute the mean at every position, and the variance."""
         maps = _enter(maps, (*maps.shape[1:-1], self.first.in_features))
         mean = self.third(nnx.relu(self.second(nnx.relu(self.first(maps)))))
         return mean, jax.nn.softplus(self.raw_variance[...]) + 1e-5
 
 
 class OrthogonalProjection(nnx.Module):
-    """A linear map without bias that is orthogonal whatever its parameters are: x Q^T, or x Q into fewer dimensions.
+    """A linear map without bias that is orthogonal for all parameters: x Q^T.
 
-    The head of `pcjax.losses.orthogonal_projection`. Q, with orthonormal columns, is the first factor of the QR
-    decomposition of the parameters, with a positive diagonal in the second. Into more dimensions it keeps all lengths
-    and angles.
+    The head of `pcjax.losses.orthogonal_projection`. Q, with orthonormal columns, is the first
+    factor of the parameters' QR decomposition whose second factor has a positive diagonal. The map
+    keeps all lengths and angles. Into fewer dimensions it is x Q, which cannot keep them.
 
     Args:
-      inputs: dimension of the features that come in.
-      outputs: dimension of those that go out.
+      inputs: dimension of the incoming features.
+      outputs: dimension of the outgoing features.
       rngs: for the initial weights.
 
     >>> head = OrthogonalProjection(2, 5, rngs=nnx.Rngs(0))
@@ -128,14 +129,14 @@ class OrthogonalProjection(nnx.Module):
     """
 
     def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
-        _checks.require_whole("dimension", inputs, 1, context=" of what comes in")
-        _checks.require_whole("dimension", outputs, 1, context=" of what goes out")
+        _checks.require_whole("dimension", inputs, 1, context=" of the incoming features")
+        _checks.require_whole("dimension", outputs, 1, context=" of the outgoing features")
         shape = max(inputs, outputs), min(inputs, outputs)
         self.parameters = nnx.Param(jax.random.normal(rngs.params(), shape))
         self.inputs, self.outputs = inputs, outputs
 
     def __call__(self, features: Float[Array, "n inputs"]) -> Float[Array, "n outputs"]:
-        """The features in their new dimension."""
+        """Bring the features into their new dimension."""
         features = _enter(features, (self.inputs,))
         q, r = jnp.linalg.qr(self.parameters[...])
         q = q * jnp.where(jnp.diagonal(r) < 0, -1, 1)
@@ -145,14 +146,14 @@ class OrthogonalProjection(nnx.Module):
 
 
 class Prototypes(nnx.Module):
-    """Points in the space of patches; called with maps, the squared distance of every patch to each of them.
+    """Points in the space of patches, initially uniform in the unit cube.
 
-    As in networks of prototypes (`pcjax.losses.proto2proto`, to which `head.points[...]` goes), initially uniform in
-    the unit cube.
+    The head of networks of prototypes. `pcjax.losses.proto2proto` takes `head.points[...]`; called
+    with maps, the head computes the squared distance of every patch to every point.
 
     Args:
-      count: how many prototypes.
-      features: of a patch.
+      count: number of prototypes.
+      features: dimension of a patch.
       rngs: for the initial points.
 
     >>> head = Prototypes(10, 3, rngs=nnx.Rngs(0))
@@ -166,7 +167,7 @@ class Prototypes(nnx.Module):
         self.points = nnx.Param(jax.random.uniform(rngs.params(), (count, features)))
 
     def __call__(self, maps: Float[Array, "n h w d"]) -> Float[Array, "n h w k"]:
-        """The squared distance of every patch to every prototype."""
+        """Compute the squared distance of every patch to every prototype."""
         points = self.points[...]
         maps = _enter(maps, (*maps.shape[1:-1], points.shape[1]))
         product = jnp.matmul(maps, points.T, precision=lax.Precision.HIGHEST)
@@ -175,8 +176,8 @@ class Prototypes(nnx.Module):
 
 
 def _enter(x: Array, shape: tuple[int, ...]) -> Array:
-    fits = len(x.shape) == 1 + len(shape) >= 2 and x.shape[1:] == shape
-    _checks.require(
-        fits, f"got a batch of shape {x.shape}: this head was built for examples of shape {shape}"
-    )
+    if not (len(x.shape) == 1 + len(shape) >= 2 and x.shape[1:] == shape):
+        raise RequestError(
+            f"got a batch of shape {x.shape}: this head was built for examples of shape {shape}"
+        )
     return _checks.at_least_float32(x)

@@ -1,4 +1,7 @@
-"""ShuffleNetV2 (arXiv:1807.11164): RepDistiller's for CIFAR and torchvision's for ImageNet, with another stem."""
+"""ShuffleNetV2 (arXiv:1807.11164): RepDistiller's for CIFAR and torchvision's for ImageNet.
+
+They differ in the stem.
+"""
 
 from typing import Any
 
@@ -6,20 +9,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
 
-from pcjax import _checks
-from pcjax.models.parts import (
-    ConvNorm,
-    Output,
-    classifier,
-    enter,
-    max_pool,
-    pool,
-    require_classes,
-    require_images,
-)
+from pcjax._checks import RequestError
+from pcjax.models.parts import ConvNorm, Network, Output, max_pool
 
-# Channels of the three stages and of the last convolution, the paper's table 5; 244 and not 224 as it prints, which
-# would not double from stage to stage.
+# Channels of the three stages and of the last convolution, table 5 of the paper. It prints 224 for
+# 244, which would not double from stage to stage.
 WIDTHS = {
     0.5: (48, 96, 192, 1024),
     1.0: (116, 232, 464, 1024),
@@ -30,58 +24,62 @@ DEPTHS = (4, 8, 4)
 
 
 def _shuffle(left: Array, right: Array) -> Array:
-    """One channel of either branch after the other."""
+    """Interleave the channels of two branches."""
     return jnp.stack((left, right), axis=-1).reshape(*left.shape[:-1], 2 * left.shape[-1])
 
 
 class Branch(nnx.Module):
-    """A 1x1 convolution, a 3x3 one in each channel, and a 1x1 one; activation after the first and the last."""
+    """A 1x1 convolution, a depthwise 3x3 one and a 1x1 one; both 1x1 ones are activated."""
 
-    def __init__(self, inputs: int, width: int, strides: int, **given: Any):
-        self.conv1 = ConvNorm(inputs, width, 1, **given)
-        self.depthwise = ConvNorm(width, width, 3, strides, groups=width, activation=None, **given)
-        self.conv2 = ConvNorm(width, width, 1, **given)
+    def __init__(self, inputs: int, width: int, strides: int, **options: Any):
+        self.conv1 = ConvNorm(inputs, width, 1, **options)
+        self.depthwise = ConvNorm(
+            width, width, 3, strides, groups=width, activation=None, **options
+        )
+        self.conv2 = ConvNorm(width, width, 1, **options)
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c2"]:
-        """The block's output."""
+        """Compute the branch's output."""
         return self.conv2(self.depthwise(self.conv1(x)))
 
 
 class Unit(nnx.Module):
-    """One half of the channels goes through a branch, the other stays; then they are shuffled."""
+    """A branch for one half of the channels; the other half is kept, and both are shuffled."""
 
-    def __init__(self, channels: int, **given: Any):
-        self.branch = Branch(channels // 2, channels // 2, 1, **given)
+    def __init__(self, channels: int, **options: Any):
+        self.branch = Branch(channels // 2, channels // 2, 1, **options)
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-        """The unit's output."""
+        """Compute the unit's output."""
         left, right = jnp.split(x, 2, axis=-1)
         return _shuffle(left, self.branch(right))
 
 
 class DownUnit(nnx.Module):
-    """All channels go through both branches, each of which halves the image; then they are shuffled."""
+    """Two branches for all channels, both of stride 2; their outputs are shuffled."""
 
-    def __init__(self, inputs: int, outputs: int, **given: Any):
-        self.depthwise = ConvNorm(inputs, inputs, 3, 2, groups=inputs, activation=None, **given)
-        self.conv = ConvNorm(inputs, outputs // 2, 1, **given)
-        self.branch = Branch(inputs, outputs // 2, 2, **given)
+    def __init__(self, inputs: int, outputs: int, **options: Any):
+        self.depthwise = ConvNorm(inputs, inputs, 3, 2, groups=inputs, activation=None, **options)
+        self.conv = ConvNorm(inputs, outputs // 2, 1, **options)
+        self.branch = Branch(inputs, outputs // 2, 2, **options)
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c2"]:
-        """The block's output."""
+        """Compute the unit's output."""
         return _shuffle(self.conv(self.depthwise(x)), self.branch(x))
 
 
-class ShuffleNetV2(nnx.Module):
-    """A stem of 24 channels, three stages that each halve the image first, a 1x1 convolution, mean over positions.
+class ShuffleNetV2(Network):
+    """A stem of 24 channels, three stages that begin with stride 2, a 1x1 convolution, mean.
 
     Args:
       shape: (height, width, channels) of one image.
-      classes: of the classifier on the features; None for none.
-      imagenet: whether the stem is a 3x3 convolution of stride 2 and max pooling, not a 1x1 convolution.
-      width: 0.5, 1, 1.5 or 2, the paper's.
-      dtype: everything up to the pooling computes in it, the classifier in float32.
-      axis_name: a mapped axis over which the batch statistics are shared.
+      classes: number of classes; None builds no classifier.
+      imagenet: True: the stem is a 3x3 convolution of stride 2 and max pooling; False: it is a 1x1
+        convolution.
+      width: 0.5, 1, 1.5 or 2, as in the paper.
+      features: width of a last linear layer; None: the features are the pooled channels.
+      dtype: dtype up to the pooling; later layers compute in float32.
+      axis_name: mapped axis over which the batch statistics are shared.
       rngs: for the initial weights.
     """
 
@@ -92,37 +90,31 @@ class ShuffleNetV2(nnx.Module):
         *,
         imagenet: bool,
         width: float = 1.0,
+        features: int | None = None,
         dtype: DTypeLike = jnp.float32,
         axis_name: str | None = None,
         rngs: nnx.Rngs,
     ):
-        self.channels, self.imagenet, self.dtype = (
-            require_images("ShuffleNetV2", shape),
-            imagenet,
-            dtype,
-        )
-        require_classes(classes)
-        _checks.require(
-            width in WIDTHS, f"got width {width!r}: expected one of {', '.join(map(str, WIDTHS))}"
-        )
-        given: dict[str, Any] = {"dtype": dtype, "axis_name": axis_name, "rngs": rngs}
+        channels, self.imagenet = self._start_images(shape, dtype), imagenet
+        if width not in WIDTHS:
+            raise RequestError(f"got width {width!r}: expected {', '.join(map(str, WIDTHS))}")
+        options: dict[str, Any] = {"dtype": dtype, "axis_name": axis_name, "rngs": rngs}
         *widths, last = WIDTHS[width]
         inputs, size, strides = 24, *((3, 2) if imagenet else (1, 1))
-        self.stem = ConvNorm(self.channels, inputs, size, strides, **given)
+        self.stem = ConvNorm(channels, inputs, size, strides, **options)
         self.stages = nnx.List()
         for outputs, depth in zip(widths, DEPTHS, strict=True):
-            units = [Unit(outputs, **given) for _ in range(depth - 1)]
-            self.stages.append(nnx.Sequential(DownUnit(inputs, outputs, **given), *units))
+            units = [Unit(outputs, **options) for _ in range(depth - 1)]
+            self.stages.append(nnx.Sequential(DownUnit(inputs, outputs, **options), *units))
             inputs = outputs
-        self.last = ConvNorm(inputs, last, 1, **given)
-        self.classify = classifier(last, classes, rngs)
+        self.last = ConvNorm(inputs, last, 1, **options)
+        self._end(last, features, classes, rngs)
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Output:
-        """Features, logits and the stages' outputs of a batch of images."""
-        x = self.stem(enter(x, (None, None, self.channels), self.dtype))
+        """Compute features, logits and the stages' outputs of a batch of images."""
+        x = self.stem(self._enter(x))
         x = max_pool(x) if self.imagenet else x
         maps = {}
         for i, stage in enumerate(self.stages, 1):
             x = maps[f"stage{i}"] = stage(x)
-        features = pool(self.last(x))
-        return Output(features, None if self.classify is None else self.classify(features), maps)
+        return self._output(self.last(x), maps)

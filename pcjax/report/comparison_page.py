@@ -1,166 +1,106 @@
-"""The report of a comparison: how the losses stand, with what certainty, and at what cost."""
+"""The report of a comparison: how the losses rank, with what certainty, and at what cost."""
 
 import json
 import math
 import pathlib
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from types import NoneType
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pcjax._checks import RequestError, require
-from pcjax.report import charts
-from pcjax.report import formatting as words
+import numpy as np
+
+from pcjax import _io
+from pcjax.config import Evaluation
+from pcjax.data import Dataset
+from pcjax.evaluation.summary import COMPARISON, DIVERGED, table_columns
+from pcjax.report import charts, formatting
 from pcjax.report.charts import Interval
 from pcjax.report.page import Markup, details, figure, joined, page, table, tag
-from pcjax.report.run_page import Sections, left_out
-from pcjax.report.side_by_side import run_folder, sections_of
-from pcjax.run import are_numbers, is_number, stored_object
-from pcjax.training.metrics_log import Records, read_records
+from pcjax.report.run_page import Sections, made
+from pcjax.report.side_by_side import RUNS, sections_of
+from pcjax.run import path_inside
+from pcjax.training.metrics_log import VALIDATION, read_metrics
 
-COMPARISON = "comparison.json"
-DRAWN = {
-    "knn_accuracy": "k-NN accuracy",
-    "linear_probe_accuracy": "linear probe",
-    "spearman": "coherence (Spearman)",
-}
 COSTS = {
     "seconds_per_step": ("time a step", 1e3, "ms"),
     "temporary_bytes": ("memory a step", 1e-6, "MB"),
 }
 LABELS = "class-aware"
-VALIDATION = "validation_coherence"
-ENDS = ("low", "high")
+REMEDY = "delete it and repeat the comparison's command"
 
 
-def comparison_page(folder: pathlib.Path) -> str:
-    """The page of a comparison, some of whose runs may have diverged."""
-    found = _read(folder)
-    losses = found["losses"]
-    primary = found.get("primary")
-    order = sorted(
-        losses,
-        key=lambda label: (len(_fails(losses[label])) > 0, -_mean(losses[label], primary), label),
-    )
-    metrics = list(
-        dict.fromkeys(metric for loss in losses.values() for metric in loss.get("summary", {}))
-    )
-    drawn = [metric for metric in DRAWN if metric in metrics]
-    drawn += [metric for metric in metrics if metric == primary and metric not in drawn]
-    seeds = max(len(loss.get("runs", {})) for loss in losses.values())
-    name = folder.resolve().name
-    made = ", ".join(
-        f"{what} {version}" for what, version in dict(found.get("versions") or {}).items()
-    )
+def comparison_page(
+    folder: pathlib.Path, dataset: Dataset, teacher: np.ndarray, section: Evaluation
+) -> str:
+    """Return the page of a comparison.
+
+    Args:
+      folder: holds comparison.json and the runs.
+      dataset: the examples.
+      teacher: its features of the test examples.
+      section: the dissimilarity and the number of neighbours.
+    """
+    found = _io.read_signed(folder / COMPARISON, REMEDY)
+    losses = found["losses"]  # the best first
+    order = list(losses)
+    metrics = list(dict.fromkeys(m for loss in losses.values() for m in loss["summary"]))
+    shown = [metric for metric in table_columns() if metric in metrics]
+    seeds = max(len(loss["runs"]) for loss in losses.values())
     lead = [
+        tag("p", _conclusion(found, section.dissimilarity), class_="conclusion"),
         tag(
             "p",
-            f"{len(losses)} losses, each trained from {seeds} seeds with the same first weights, order of the "
-            "data and budget, by ",
+            f"{len(losses)} losses, each trained from {seeds} seeds with the same initial weights, "
+            "order of the data and number of steps. Made by ",
             tag("code", "pcjax compare"),
-            f". Made with {made}." if made else ".",
+            f" {made(found)}",
         ),
         *_diverged(losses, order),
-        *(
-            [details("The whole config", json.dumps(found["config"], indent=1))]
-            if found.get("config")
-            else []
-        ),
+        details("The whole config", json.dumps(found["config"], indent=1)),
     ]
     costs = [_cost(cost, losses, order) for cost in COSTS]
+    drawn = [_intervals(found, order, metric, place) for place, metric in enumerate(shown)]
     sections: Sections = [
-        ("Results", [_table(found, order, drawn, primary), *_all_numbers(found, order, metrics)]),
-        (
-            "Means and intervals",
-            [
-                tag(
-                    "div",
-                    *(
-                        _intervals(found, order, metric, place)
-                        for place, metric in enumerate(drawn)
-                    ),
-                    class_="panels",
-                )
-            ],
-        ),
-        ("Differences to the best", _paired(losses, order, drawn)),
+        ("Results", [_table(found, order, shown), *_all_numbers(found, order, metrics)]),
+        ("Means and intervals", [tag("div", *drawn, class_="panels")]),
+        ("Differences to the best", _paired(losses, order, shown)),
         (
             "Time and memory",
-            [tag("div", *(one for one in costs if one), class_="panels"), *_unknown(costs)],
+            [tag("div", *(cost for cost in costs if cost), class_="panels"), *_unknown(costs)],
         ),
         ("Training", _training(folder, losses, order)),
-        *sections_of(folder, losses, order),
+        *sections_of(folder, losses, dataset, teacher, section),
     ]
-    return page(f"{name}: report of pcjax compare", lead, sections)
+    return page(f"{folder.resolve().name}: report of pcjax compare", lead, sections)
 
 
-def _read(folder: pathlib.Path) -> dict[str, Any]:
-    stored, remedy = folder / COMPARISON, "delete it, and give the comparison's command again"
-    found = stored_object(stored, remedy)
-    losses: Any = found.get("losses")
-    require(isinstance(losses, dict) and bool(losses), f"{stored} has no losses: {remedy}")
-    for label, loss in found["losses"].items():
-        whole = _is_loss(loss)
-        require(
-            whole, f"{stored} is damaged (what it has of {label!r} is no summary of runs): {remedy}"
-        )
-    others = {
-        "teacher": are_numbers(found.get("teacher") or {}),
-        "untrained": _are(_is_estimate, found.get("untrained") or {}),
-        "versions": isinstance(found.get("versions") or {}, dict),
-        "primary": isinstance(found.get("primary"), (str, NoneType)),
-    }
-    for name, whole in others.items():
-        require(whole, f"{stored} is damaged ({name}): {remedy}")
-    return found
-
-
-def _is_loss(loss: Any) -> bool:
-    if not isinstance(loss, dict):
-        return False
-    paired = loss.get("paired", {})
+def _conclusion(found: Mapping[str, Any], dissimilarity: str) -> str:
+    """State which loss is best in each metric."""
+    sentences = []
+    for metric in table_columns():
+        means = {
+            name: loss["summary"][metric]["mean"]
+            for name, loss in found["losses"].items()
+            if metric in loss["summary"]
+        }
+        if means:
+            best = max(means, key=lambda name: means[name])
+            title, unit = formatting.title_and_unit(metric)
+            sentences.append(f"{title}: {best} ({formatting.number(means[best], unit)})")
     return (
-        _are(_is_run, loss.get("runs", {}))
-        and _are(_is_estimate, loss.get("summary", {}))
-        and _are(_is_estimate, paired)
-        and all(isinstance(one.get("to"), str) for one in paired.values())
+        f"Best by {'; by '.join(sentences)}. Coherence is that of {dissimilarity} dissimilarities."
     )
 
 
-def _is_run(run: Mapping[str, Any]) -> bool:
-    costs = all(run.get(cost) is None or is_number(run[cost]) for cost in COSTS)
-    return (
-        costs and run.get("status") in ("done", "diverged") and are_numbers(run.get("metrics", {}))
-    )
-
-
-def _is_estimate(found: Mapping[str, Any]) -> bool:
-    return is_number(found.get("mean")) and all(
-        found.get(end) is None or is_number(found[end]) for end in ENDS
-    )
-
-
-def _are(what: Callable[[Mapping[str, Any]], bool], found: Any) -> bool:
-    return isinstance(found, dict) and all(
-        isinstance(one, dict) and what(one) for one in found.values()
-    )
-
-
-def _mean(loss: Mapping[str, Any], metric: str | None) -> float:
-    """What the losses are sorted by; what has no result comes last."""
-    value = loss.get("summary", {}).get(metric, {}).get("mean")
-    return -math.inf if value is None else float(value)
-
-
-def _interval(found: Mapping[str, Any], scale: float) -> Interval:
+def _interval(estimate: Mapping[str, Any], scale: float) -> Interval:
     low, high = (
-        None if found.get(part) is None else scale * found[part] for part in ("low", "high")
+        None if estimate[end] is None else scale * estimate[end] for end in ("low", "high")
     )
-    return Interval(scale * found["mean"], low, high)
+    return Interval(scale * estimate["mean"], low, high)
 
 
 def _fails(loss: Mapping[str, Any]) -> list[str]:
-    return [seed for seed, run in loss.get("runs", {}).items() if run.get("status") == "diverged"]
+    return [seed for seed, run in loss["runs"].items() if run["status"] == DIVERGED]
 
 
 def _diverged(losses: Mapping[str, Any], order: Sequence[str]) -> list[Markup]:
@@ -187,60 +127,45 @@ def _name(label: str, loss: Mapping[str, Any]) -> Markup:
     return joined([label, *([tag("br"), tag("small", ", ".join(said))] if said else [])])
 
 
-def _number(metric: str, found: Mapping[str, Any] | None) -> str:
-    if found is None:
+def _number(metric: str, estimate: Mapping[str, Any] | None) -> str:
+    if estimate is None:
         return ""
-    if found.get("low") is None or found.get("high") is None:
-        return words.number(metric, found["mean"])
-    return words.interval(metric, found["mean"], found["low"], found["high"])
+    unit = formatting.title_and_unit(metric)[1]
+    return formatting.interval(estimate["mean"], estimate["low"], estimate["high"], unit)
 
 
-def _table(
-    found: Mapping[str, Any], order: Sequence[str], metrics: Sequence[str], primary: str | None
-) -> Markup:
-    losses = found["losses"]
-    rows = []
+def _table(found: Mapping[str, Any], order: Sequence[str], metrics: Sequence[str]) -> Markup:
+    losses, rows = found["losses"], []
     for label in order:
         loss = losses[label]
-        summary = loss.get("summary", {})
-        costs = [_cost_of(loss, cost) for cost in COSTS]
-        shown = [_amount(cost, value) for cost, value in zip(COSTS, costs, strict=True)]
-        rows.append(
-            [
-                _name(label, loss),
-                *(_number(metric, summary.get(metric)) for metric in metrics),
-                *shown,
-            ]
-        )
-    teacher, untrained = dict(found.get("teacher") or {}), dict(found.get("untrained") or {})
+        values = [_number(metric, loss["summary"].get(metric)) for metric in metrics]
+        costs = [_amount(cost, loss[cost]) for cost in COSTS]
+        done = [seed for seed in loss["runs"] if seed not in _fails(loss)]
+        name: str = _name(label, loss)
+        if done:
+            name = tag("a", name, href=f"{RUNS}/{label}/{done[0]}/report.html")
+        rows.append([name, *values, *costs])
     nothing = [""] * len(COSTS)
-    if teacher:
-        values = [
-            words.number(metric, teacher[metric]) if metric in teacher else "" for metric in metrics
-        ]
-        rows.append(["teacher", *values, *nothing])
-    if untrained:
-        rows.append(
-            [
-                "student before training",
-                *(_number(metric, untrained.get(metric)) for metric in metrics),
-                *nothing,
-            ]
-        )
+    teacher = {m: {"mean": x, "low": None, "high": None} for m, x in found["teacher"].items()}
+    for title, values in (("teacher", teacher), ("student before", found["untrained"])):
+        rows.append([title, *(_number(metric, values.get(metric)) for metric in metrics), *nothing])
+    primary = found["primary"]
     by = f", the best by {_title(primary)} first" if primary is not None else ""
-    marked = (
-        f" “{LABELS}” marks a loss that is told the classes; the others see no label."
-        if _aware(losses)
-        else ""
+    aware = f" “{LABELS}” marks losses that use labels." if _aware(losses) else ""
+    caption = (
+        f"Students on the test examples{by}: means over the seeds, 95 % intervals below them from "
+        f"three seeds on. A name links to the report of its first run.{aware}"
     )
-    caption = f"Students on the test examples{by}: means over the seeds, and below them the 95 % intervals.{marked}"
-    return table(
-        caption, ["loss", *map(_title, metrics), *(title for title, _, _ in COSTS.values())], rows
-    )
+    costs = [title for title, _, _ in COSTS.values()]
+    return table(caption, ["loss", *map(_title, metrics), *costs], rows)
 
 
 def _title(metric: str | None) -> str:
-    return DRAWN.get(str(metric), words.title_of(str(metric)))
+    return formatting.title_and_unit(str(metric))[0]
+
+
+def _scale(metric: str) -> float:
+    return 100.0 if formatting.title_and_unit(metric)[1] == "share" else 1.0
 
 
 def _all_numbers(
@@ -250,9 +175,9 @@ def _all_numbers(
     rows = []
     for label in order:
         loss = found["losses"][label]
-        for seed, run in loss.get("runs", {}).items():
+        for seed, run in loss["runs"].items():
             values = [
-                words.number(metric, of[metric]) if metric in (of := run.get("metrics", {})) else ""
+                formatting.number(run["metrics"].get(metric), formatting.title_and_unit(metric)[1])
                 for metric in metrics
             ]
             rows.append([f"{label}, seed {seed}", str(run.get("status", "")), *values])
@@ -261,9 +186,9 @@ def _all_numbers(
 
 
 def _intervals(found: Mapping[str, Any], order: Sequence[str], metric: str, place: int) -> Markup:
-    percent = 100.0 if "accuracy" in metric else 1.0
+    percent = _scale(metric)
     losses = found["losses"]
-    known = [label for label in order if metric in losses[label].get("summary", {})]
+    known = [label for label in order if metric in losses[label]["summary"]]
     shown = {
         _plain(label, losses[label]): _interval(losses[label]["summary"][metric], percent)
         for label in known
@@ -317,8 +242,8 @@ def _paired(losses: Mapping[str, Any], order: Sequence[str], metrics: Sequence[s
     )
     charts_, rows = [], []
     for place, metric in enumerate(metrics):
-        percent = 100.0 if "accuracy" in metric else 1.0
-        known = [label for label in order if metric in losses[label].get("paired", {})]
+        percent = _scale(metric)
+        known = [label for label in order if metric in losses[label]["paired"]]
         differences = {label: losses[label]["paired"][metric] for label in known}
         best = {of.get("to") for of in differences.values()}
         if not differences or len(best) != 1:
@@ -371,22 +296,14 @@ def _difference(found: Interval) -> Markup:
     )
 
 
-def _cost_of(loss: Mapping[str, Any], cost: str) -> float | None:
-    """The median over the runs: one that was disturbed does not count."""
-    known = [value for run in loss.get("runs", {}).values() if (value := run.get(cost)) is not None]
-    return float(statistics.median(known)) if known else None
-
-
-def _amount(cost: str, value: float | None) -> str:
+def _amount(cost: str, value: int | float | None) -> str:
     _, scale, unit = COSTS[cost]
     return "" if value is None else f"{scale * value:.3g} {unit}"
 
 
 def _cost(cost: str, losses: Mapping[str, Any], order: Sequence[str]) -> Markup | None:
     title, scale, unit = COSTS[cost]
-    amounts = {
-        label: value for label in order if (value := _cost_of(losses[label], cost)) is not None
-    }
+    amounts = {label: value for label in order if (value := losses[label][cost]) is not None}
     if not amounts:
         return None
     shown = {label: scale * value for label, value in amounts.items()}
@@ -404,48 +321,32 @@ def _unknown(costs: Sequence[Markup | None]) -> list[Markup]:
 
 
 def _training(folder: pathlib.Path, losses: Mapping[str, Any], order: Sequence[str]) -> list[str]:
-    """Validation coherence of every run, a small panel for each loss."""
-    read = {
-        label: [_records_of(folder, label, seed) for seed in losses[label].get("runs", {})]
-        for label in order
-    }
-    found = {
-        label: [charts.curve_of(records.sound, VALIDATION).thinned() for records in of]
-        for label, of in read.items()
-    }
-    found = {label: [curve for curve in of if len(curve.steps)] for label, of in found.items()}
-    everything = [curve for of in found.values() for curve in of]
-    damaged = sum(records.damaged for of in read.values() for records in of)
-    said_so = [left_out("of all runs", damaged)] if damaged else []
-    finite = [
-        float(value) for curve in everything for value in curve.values if math.isfinite(value)
-    ]
+    """Draw the validation coherence of every run, a small panel for each loss."""
+    name = f"{VALIDATION}coherence"
+    curves: dict[str, list[charts.Curve]] = {}
+    for label in order:
+        folders = [path_inside(folder, RUNS, label, seed) for seed in losses[label]["runs"]]
+        of = [charts.curve_of(read_metrics(path), name).thinned() for path in folders]
+        curves[label] = [curve for curve in of if len(curve.steps)]
+    everything = [curve for of in curves.values() for curve in of]
+    finite = [float(x) for curve in everything for x in curve.values if math.isfinite(x)]
     if not finite:
-        return [tag("p", "No run has validation coherence in its metrics."), *said_so]
+        return [tag("p", "No run has validation coherence in its metrics.")]
     margin = 0.05 * max(max(finite) - min(finite), 1e-3)
     limits = min(finite) - margin, max(finite) + margin
-    panels = []
+    drawings = []
     for place, label in enumerate(order):
-        own = found[label]
-        last = [float(curve.values[-1]) for curve in own if math.isfinite(curve.values[-1])]
-        end = (
-            f"at the end {statistics.fmean(last):.3f}"
-            if last
-            else "never judged, or not finite at the end"
+        last = [float(c.values[-1]) for c in curves[label] if math.isfinite(c.values[-1])]
+        end = f"at the end {statistics.fmean(last):.3f}" if last else "not finite at the end"
+        alternative = f"{label}: curves of validation coherence, {end}."
+        drawn = charts.against_all(
+            f"course-{place}", curves[label], everything, limits, alternative
         )
-        said = f"{label}: curves of validation coherence, {end}."
-        drawn = charts.against_all(f"course-{place}", own, everything, limits, said)
-        panels.append(tag("div", tag("p", label), drawn))
-    how = (
-        "Coherence with the teacher on validation examples over the steps, one panel a loss: its runs in colour, all "
-        "others behind them in grey."
+        drawings.append(tag("div", tag("p", label), drawn))
+    text = (
+        "Coherence with the teacher on validation examples over the steps, a panel for each loss: "
+        "its runs in colour, all others in grey."
     )
-    aware = " A class-aware loss may do well in accuracy and poorly here." if _aware(losses) else ""
-    return [figure(tag("div", *panels, class_="small panels"), how + aware), *said_so]
-
-
-def _records_of(folder: pathlib.Path, label: str, seed: str) -> Records:
-    try:
-        return read_records(run_folder(folder, label, seed))
-    except (RequestError, OSError):
-        return Records([], 0)  # what else is shown of the run says why
+    if _aware(losses):
+        text += " A class-aware loss may do well in accuracy and poorly here."
+    return [figure(tag("div", *drawings, class_="small panels"), text)]

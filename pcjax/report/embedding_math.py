@@ -2,12 +2,13 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.stats import rankdata
 
-from pcjax.dissimilarity import euclidean
-from pcjax.ranking import hard_rank
+from pcjax.dissimilarity import DISSIMILARITIES
 
 ANCHORS = 2000
 
@@ -17,17 +18,22 @@ def sample(count: int) -> Int[np.ndarray, "n"]:
     return np.unique(np.linspace(0, count - 1, min(count, ANCHORS)).astype(np.int64))
 
 
-def ranks(features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n n"]:
-    """How near every other is as seen from each (row): 1 for the nearest, up to n - 1; its own rank is 0.
+def ranks(
+    features: Float[np.ndarray, "n d"], dissimilarity: str = "cosine"
+) -> Float[np.ndarray, "n n"]:
+    """Rank all others by their dissimilarity to each example (row): 1 is the nearest.
 
-    >>> ranks(np.array([[0.0], [1.0], [3.0]], np.float32))
+    The example's own rank is 0.
+
+    >>> ranks(np.array([[0.0], [1.0], [3.0]], np.float32), "euclidean")
     array([[0., 1., 2.],
            [1., 0., 2.],
            [2., 1., 0.]], dtype=float32)
     """
     points = jnp.asarray(features, jnp.float32)
-    others = ~jnp.eye(len(points), dtype=bool)
-    return np.asarray(hard_rank(euclidean(points, points), axis=-1, where=others), np.float32)
+    d = np.array(jax.jit(DISSIMILARITIES[dissimilarity])(points, points))
+    np.fill_diagonal(d, -np.inf)
+    return (rankdata(d, axis=1) - 1).astype(np.float32)
 
 
 def correlations(

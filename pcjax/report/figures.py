@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pcjax._checks import RequestError
 from pcjax.report.page import Markup, tag
 
 if TYPE_CHECKING:
@@ -31,16 +30,6 @@ COLOURS = {name: f"#f0fe{place + 16:02x}" for place, name in enumerate(_NAMES)}
 CLASSES = [COLOURS[f"class-{place}"] for place in range(10)]
 PIXELS_PER_INCH = 72  # of an SVG by matplotlib
 HALO = "halo"
-
-
-def require_matplotlib() -> None:
-    """Refuses to begin without what the figures are drawn by."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise RequestError(
-            'a report is drawn by matplotlib: `pip install "pcjax[report]"`'
-        ) from error
 
 
 def draw(

@@ -1,145 +1,182 @@
-"""What was asked and what came of it, in words and tables."""
+"""Configs and results in words and tables."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pcjax.config import Config, Loss, Model, Training
+from pcjax.evaluation.tables import MODELS, SIZES, value_at
+from pcjax.metrics.registry import value_specs
 from pcjax.report.page import Markup, joined, tag
 
-TITLES = {"teacher": "teacher", "untrained": "student before", "student": "student after"}
-METRICS = {
-    "parameters": "parameters",
-    "flops": "FLOPs an example",
-    "knn_accuracy": "k-NN accuracy",
-    "linear_probe_accuracy": "linear probe",
-    "coherence": "coherence",
-}
-SHARES = ("accuracy", "recall", "precision", "corruptions")
-_WITHIN = "|"  # in a path: a data set's name may have dots and slashes
+GROUPS = {"unseen": "unseen classes", "other": "other data", "corruptions": "corrupted images"}
 
 
-def title_of(metric: str) -> str:
-    """A metric as a person calls it."""
-    first, *rest = metric.split(_WITHIN)
-    return ": ".join(
-        [METRICS.get(first, first.replace("_", " ")), *(part.replace("_", " ") for part in rest)]
-    )
+def title_and_unit(path: str) -> tuple[str, str]:
+    """Return the title and the unit of a value of result.json, by its dotted path.
+
+    >>> title_and_unit("knn_accuracy")
+    ('k-NN accuracy', 'share')
+    """
+    if path in value_specs():
+        title, unit, _ = value_specs()[path]
+        return title, unit
+    if path in SIZES:
+        return SIZES[path], "count"
+    first, _, rest = path.partition(".")
+    if first in GROUPS and rest:
+        title, unit = title_and_unit(rest)
+        return f"{GROUPS[first]}: {title}", "share" if first == "corruptions" else unit
+    # A data set's name comes before the metric.
+    for name in value_specs():
+        if path.endswith(f".{name}"):
+            title, unit = title_and_unit(name)
+            return f"{path.removesuffix(f'.{name}')}: {title}", unit
+    return path.replace("_", " ").replace(".", ": "), "number"
 
 
-def number(metric: str, value: object) -> str:
-    """A value of that metric; shares of examples as percentages."""
+def number(value: object, unit: str = "number") -> str:
+    """Format a value: shares in percent, counts with separators."""
     if value is None:
-        return "none"
+        return ""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
-    if isinstance(value, int):
-        return f"{value:,}"
-    if any(share in metric for share in SHARES):
+    if unit == "share":
         return f"{100 * value:.1f} %"
+    if isinstance(value, int) or unit == "count":
+        return f"{round(value):,}"
     if abs(value) >= 1000:
         return f"{value:,.1f}"
     return f"{value:.3f}" if abs(value) >= 0.01 or value == 0 else f"{value:.3g}"
 
 
-def interval(metric: str, value: float, low: float, high: float) -> Markup:
-    """A value and where it lies with 95 %."""
-    least, most = number(metric, low), number(metric, high)
+def interval(value: float, low: float | None, high: float | None, unit: str) -> Markup:
+    """Format a value with its 95 % interval below it, where it has one."""
+    if low is None or high is None:
+        return joined([number(value, unit)])
+    if unit == "share":  # a share does not leave 0 to 100 %
+        low, high = max(low, 0.0), min(high, 1.0)
     between = " to " if low < 0 else "\N{EN DASH}"
-    return joined(
-        [number(metric, value), tag("br"), tag("small", least.removesuffix(" %"), between, most)]
-    )
+    least, most = number(low, unit).removesuffix(" %"), number(high, unit)
+    return joined([number(value, unit), tag("br"), tag("small", least, between, most)])
 
 
-def leaves(found: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Every number by its path, "coherence|spearman"; a value with its interval counts as one."""
-    flat: dict[str, Any] = {}
-    for name, value in found.items():
-        if isinstance(value, Mapping) and not value.keys() >= {"value", "low", "high"}:
-            flat |= leaves(value, f"{before}{name}{_WITHIN}")
-        else:
-            flat[f"{before}{name}"] = value
-    return flat
-
-
-def results(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The columns and the rows of the table of teacher and student: every number there is."""
-    who = [name for name in TITLES if isinstance(result.get(name), Mapping)]
-    flat = {name: leaves(result[name]) for name in who}
-    metrics = list(dict.fromkeys([*METRICS, *(metric for of in flat.values() for metric in of)]))
-    metrics = [metric for metric in metrics if any(metric in of for of in flat.values())]
-    return ["", *(TITLES[name] for name in who)], [
-        [title_of(metric), *(cell(metric, flat[name].get(metric, "")) for name in who)]
-        for metric in metrics
-    ]
-
-
-def cell(metric: str, value: Any) -> str:
-    """What a table shows of a metric."""
+def cell(value: Any, unit: str) -> str:
+    """Format a value of result.json."""
     if isinstance(value, Mapping):
-        return interval(metric, value["value"], value["low"], value["high"])
-    if value is None and metric in ("knn_accuracy", "linear_probe_accuracy"):
-        return "no labels"
-    return number(metric, value)
+        return interval(value["value"], value["low"], value["high"], unit)
+    return number(value, unit)
 
 
-def asked(job: str, config: Mapping[str, Any]) -> dict[str, str]:
-    """The config as a person would tell it."""
-    data, teacher = config["data"], config["teacher"]
-    held = f"{100 * data['validation']:.3g} % of the training examples held out for validation"
-    changed = [f"random crops after {data['crop']} pixels of padding"] * bool(data["crop"])
-    changed += ["random flips"] * bool(data["flip"])
-    told = {"Data": ", ".join([data["source"], held, *changed])}
+def result_table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return columns and rows of the table of teacher and student; rows without values are left out."""
+    models = {name: results[name] for name in MODELS if name in results}
+    specs = sorted(value_specs().items(), key=lambda item: item[1][1] != "share")
+    metrics = [path for path, _ in specs]
+    groups = [f"unseen.{path}" for path in metrics]
+    sources = dict.fromkeys(s for model in models.values() for s in model.get("other", {}))
+    rows = []
+    for path in ["parameters", "flops", *metrics, *groups]:
+        values = [value_at(model, path) for model in models.values()]
+        title, unit = title_and_unit(path)
+        rows.append([title, *(cell(value, unit) for value in values)])
+    for source in sources:
+        for path in metrics:
+            values = [m.get("other", {}).get(source, {}).get(path) for m in models.values()]
+            title, unit = title_and_unit(path)
+            rows.append([f"{source}: {title}", *(cell(value, unit) for value in values)])
+    for name in dict.fromkeys(n for m in models.values() for n in m.get("corruptions", {})):
+        values = [m.get("corruptions", {}).get(name) for m in models.values()]
+        means = [v.get("mean") if isinstance(v, Mapping) else v for v in values]
+        title = f"corrupted images: {name.replace('_', ' ')}"
+        rows.append([title, *(cell(value, "share") for value in means)])
+    filled = [row for row in rows if any(row[1:])]
+    return ["", *(MODELS[name] for name in models)], filled
+
+
+def conclusion(results: Mapping[str, Any], dissimilarity: str) -> str:
+    """State the result of a run in one or two sentences."""
+    teacher, student = results.get("teacher", {}), results.get("student")
+    if student is None:
+        accuracy = value_at(teacher, "linear_probe_accuracy")
+        knn = value_at(teacher, "knn_accuracy")
+        if knn is None:
+            return "The teacher is trained."
+        return (
+            f"The teacher reaches {number(knn, 'share')} k-NN accuracy and "
+            f"{number(accuracy, 'share')} by a linear probe."
+        )
+    sentences = []
+    knn = [value_at(results, f"{name}.knn_accuracy") for name in ("student", "teacher")]
+    sizes = [value_at(results, f"{name}.parameters") for name in ("student", "teacher")]
+    size = ""
+    if all(sizes):
+        size = f" with {number(sizes[0] / sizes[1], 'share')} of the teacher's parameters"
+    if None not in knn:
+        own, best = (number(value, "share") for value in knn)
+        sentences.append(f"The student reaches {own} k-NN accuracy{size}; the teacher has {best}.")
+    after = value_at(student, "coherence.spearman.value")
+    before = value_at(results, "untrained.coherence.spearman.value")
+    if after is not None and before is not None:
+        sentences.append(
+            f"Its coherence with the teacher ({dissimilarity}) is {after:.3f}; before training it "
+            f"was {before:.3f}."
+        )
+    return " ".join(sentences)
+
+
+def describe_config(job: str, config: Config) -> dict[str, str]:
+    """Describe a config: data, teacher, student, losses and training."""
+    data, teacher = config.data, config.teacher
+    held_out = f"{100 * data.validation:.3g} % of the training examples held out for validation"
+    changes = [f"random crops after {data.crop} pixels of padding"] * bool(data.crop)
+    changes += ["random flips"] * data.flip
+    described = {"Data": ", ".join([data.source, held_out, *changes])}
     if job == "teach":
-        return told | {
-            "Teacher": _model(teacher["model"]),
-            "Training": _training(teacher["training"]),
+        return described | {
+            "Teacher": _model(teacher.model),
+            "Training": _training(teacher.training),
         }
-    if teacher["features"] is not None:
-        origin = f"its features as stored in {teacher['features']}"
-    elif teacher["run"] is not None:
-        origin = f"of the run in {teacher['run']}"
+    if teacher.features is not None:
+        origin = f"features in {teacher.features}"
+    elif teacher.run is not None:
+        origin = f"the run in {teacher.run}"
     else:
-        origin = f"{_model(teacher['model'])}, trained for this run with labels"
-    return told | {
-        "Teacher": origin + (", sees every augmented image" if teacher["live"] else ""),
-        "Student": _model(config["student"]),
-        "Losses": "; ".join(_loss(loss) for loss in config["losses"]),
-        "Training": _training(config["training"]),
+        origin = f"{_model(teacher.model)}, trained for this run with labels"
+    return described | {
+        "Teacher": origin + (", sees every augmented image" if teacher.live else ""),
+        "Student": _model(config.student),
+        "Losses": "; ".join(map(_loss, config.losses)),
+        "Training": _training(config.training),
     }
 
 
-def _model(model: Mapping[str, Any]) -> str:
-    return _with(model["name"], {name: value for name, value in model.items() if name != "name"})
+def _model(model: Model) -> str:
+    return _with_options(model.name, model.options)
 
 
-def _loss(loss: Mapping[str, Any]) -> str:
-    others = {
-        name: value for name, value in loss.items() if name not in ("name", "weight", "arguments")
-    }
-    more = {name: value for name, value in others.items() if value not in (0, "none")} | dict(
-        loss["arguments"]
-    )
-    weight = loss["weight"]
-    return ("" if weight == 1 else f"{_value(weight)} times ") + _with(loss["name"], more)
+def _loss(loss: Loss) -> str:
+    options: dict[str, Any] = {} if loss.head == "none" else {"head": loss.head}
+    options |= {"bank": loss.bank} if loss.bank else {}
+    options |= {"maps": loss.maps} if loss.maps else {}
+    weight = "" if loss.weight == 1 else f"{_value(loss.weight)} times "
+    return weight + _with_options(loss.name, options | dict(loss.arguments))
 
 
-def _with(name: str, options: Mapping[str, Any]) -> str:
-    given = [
-        f"{option.replace('_', ' ')} {_value(value)}"
-        for option, value in options.items()
-        if value not in (None, [], {})
-    ]
-    return f"{name} ({', '.join(given)})" if given else name
+def _with_options(name: str, options: Mapping[str, Any]) -> str:
+    items = [f"{option.replace('_', ' ')} {_value(value)}" for option, value in options.items()]
+    return f"{name} ({', '.join(items)})" if items else name
 
 
 def _value(value: Any) -> str:
-    if isinstance(value, Mapping) and value.keys() >= {"start", "end"}:
-        return f"{value['start']:g} to {value['end']:g}"
+    if hasattr(value, "start"):
+        return f"{value.start:g} to {value.end:g}"
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(_value(one) for one in value)
+        return ", ".join(map(_value, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _training(training: Mapping[str, Any]) -> str:
-    length = f"{training['steps']} steps" if training["steps"] else f"{training['epochs']} epochs"
-    rate = f"{training['optimiser']} with a learning rate of {training['learning_rate']:g}"
-    return f"{length} of {training['batch']} examples, {rate} ({training['schedule']}), seed {training['seed']}"
+def _training(training: Training) -> str:
+    length = f"{training.steps} steps" if training.steps else f"{training.epochs} epochs"
+    rate = f"{training.optimiser} with a learning rate of {training.learning_rate:g}"
+    schedule = f"({training.schedule}), seed {training.seed}"
+    return f"{length} of {training.batch} examples, {rate} {schedule}"

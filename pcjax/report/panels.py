@@ -7,8 +7,7 @@ import numpy as np
 
 from pcjax import metrics
 from pcjax.data import Examples
-from pcjax.report import charts
-from pcjax.report import embedding_math as space
+from pcjax.report import charts, embedding_math
 from pcjax.report.neighbours import Seen
 from pcjax.report.page import Markup, figure, table, tag
 
@@ -76,7 +75,7 @@ def densities(seen: Mapping[str, Space]) -> list[Markup]:
     """The teacher's ranks against the student's, before the training and after it."""
     found = []
     for name in ("student before", "student after"):
-        values = space.density(seen["teacher"].ranks, seen[name].ranks, BINS)
+        values = embedding_math.density(seen["teacher"].ranks, seen[name].ranks, BINS)
         share, unrelated = near_diagonal(values)
         alternative = f"Density of the {name}'s ranks against the teacher's: {share:.0f} % of the pairs lie near the diagonal."
         caption = (
@@ -91,9 +90,9 @@ def densities(seen: Mapping[str, Space]) -> list[Markup]:
 
 def maps(features: Mapping[str, np.ndarray], test: Seen) -> list[Markup]:
     """Every model's space in a plane of its own, turned onto the first one's."""
-    planes = {name: space.plane(one) for name, one in features.items()}
+    planes = {name: embedding_math.plane(one) for name, one in features.items()}
     onto = next(iter(planes.values())).points
-    points = {name: space.turned(one.points, onto) for name, one in planes.items()}
+    points = {name: embedding_math.turned(one.points, onto) for name, one in planes.items()}
     groups = most_numerous(test)
     shown = []
     for name, found in points.items():
@@ -150,7 +149,7 @@ def confusions(
     shown = []
     for name, of in features.items():
         predicted = np.asarray(metrics.knn_predict(of["test"], of["train"], given, k=k))
-        found = space.confusion(true, predicted, count)
+        found = embedding_math.confusion(true, predicted, count)
         right = f"{name}: {100 * float(np.trace(found)) / len(true):.1f} % of {len(true):,} test examples are right"
         shown.append(
             _matrix(right, found, names) if count <= MATRIX else _list(right, found, names)

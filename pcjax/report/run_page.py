@@ -1,5 +1,7 @@
-"""The report of a run: how its training went, and how its student sees the world beside its teacher."""
+"""The report of a run: its training, and how its student sees the world beside its teacher."""
 
+import dataclasses
+import datetime
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -7,215 +9,170 @@ from typing import Any
 
 import numpy as np
 
-from pcjax._checks import require
 from pcjax.config import Config
-from pcjax.evaluation.results import result_of
-from pcjax.jobs import evaluate
-from pcjax.jobs.distill import find_teacher
-from pcjax.jobs.prepare import Loaded, load
-from pcjax.report import charts
-from pcjax.report import embedding_math as space
-from pcjax.report import formatting as words
-from pcjax.report import panels as views
+from pcjax.data import Dataset
+from pcjax.report import charts, embedding_math, formatting, panels
 from pcjax.report.neighbours import rows_of
 from pcjax.report.page import Markup, details, figure, page, table, tag, terms
-from pcjax.run import config_of, own_place
-from pcjax.training.embedding import represent, represent_all
-from pcjax.training.metrics_log import METRICS, read_records
+from pcjax.training.metrics_log import METRICS, VALIDATION
 
-WORST, MIDDLE, BEST, SHOWN = 6, 3, 3, 6  # rows of pictures, and pictures in each
-WHOSE = {"the teacher": "teacher", "the student": "student after"}
+WORST, MIDDLE, BEST, NEIGHBOURS = 6, 3, 3, 6  # rows of pictures, and pictures in each
+TITLES = {"teacher": "teacher", "untrained": "student before", "student": "student after"}
+NOT_LOSSES = ("step", "steps_per_second", "gradient_norm", "skipped", "skipped_examples")
 
 Sections = list[tuple[str, Sequence[str]]]
 
 
-def run_page(folder: pathlib.Path) -> str:
-    """The page of a run that has ended; nothing in its folder is changed."""
-    job, config = config_of(folder)
-    drawn = ("distill", "teach", "compare")
-    require(
-        job in drawn,
-        f"{folder} is of `pcjax {job}`, which is not drawn: expected one of {', '.join(drawn)}",
-    )
-    result = result_of(folder)
-    loaded = load(config)
-    stored = json.loads(config.to_json())
-    name = folder.resolve().name
-    what = "A student and its teacher" if job == "distill" else "A teacher"
+@dataclasses.dataclass(frozen=True)
+class ReportInput:
+    """What the report of a run shows.
+
+    job: "distill" or "teach".
+    config: the run's config.
+    result: the metrics of result.json.
+    dataset: the examples.
+    embeddings: features by model ("teacher", "untrained", "student") and part.
+    metrics: the lines of metrics.jsonl by model.
+    folder: the run's folder, which names the page.
+    """
+
+    job: str
+    config: Config
+    result: Mapping[str, Any]
+    dataset: Dataset
+    embeddings: Mapping[str, Mapping[str, np.ndarray]]
+    metrics: Mapping[str, Sequence[Mapping[str, Any]]]
+    folder: pathlib.Path
+
+
+def run_page(run: ReportInput) -> str:
+    """Return the page of a finished run."""
+    dissimilarity = run.config.evaluation.dissimilarity
+    stored = {"job": run.job, "config": json.loads(run.config.to_json())}
     lead = [
-        tag("p", f"{what}, trained by ", tag("code", f"pcjax {job}"), f". {_made(result)}"),
-        terms(words.asked(job, stored)),
-        details("The whole config", json.dumps({"job": job, "config": stored}, indent=1)),
+        tag("p", formatting.conclusion(run.result, dissimilarity), class_="conclusion"),
+        tag("p", "Made by ", tag("code", f"pcjax {run.job}"), f" {made(run.result)}"),
+        terms(formatting.describe_config(run.job, run.config)),
+        details("The whole config", json.dumps(stored, indent=1)),
     ]
-    sections: Sections = [
-        ("Results", _results(result, loaded)),
-        ("Training", _training(job, folder)),
-    ]
-    sections += (
-        _taught(config, folder, loaded) if job == "teach" else _distilled(config, folder, loaded)
+    sections: Sections = [("Results", _results(run)), ("Training", _training(run))]
+    sections += _distilled(run) if "student" in run.embeddings else _taught(run)
+    return page(f"{run.folder.resolve().name}: report of pcjax {run.job}", lead, sections)
+
+
+def made(result: Mapping[str, Any]) -> str:
+    """Say when, how fast and with which versions something was made."""
+    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+    lengths = [f"{value:,} {name}" for name in ("steps", "seconds") if (value := result.get(name))]
+    took = f" in {' and '.join(lengths)}" if lengths else ""
+    versions = ", ".join(f"{n} {v}" for n, v in dict(result.get("versions") or {}).items())
+    return f"on {today}{took}, with {versions}."
+
+
+def _results(run: ReportInput) -> list[str]:
+    columns, rows = formatting.result_table(run.result)
+    dissimilarity = run.config.evaluation.dissimilarity
+    caption = (
+        f"On {len(run.dataset.test):,} test examples, which no choice was made by. Coherence and "
+        f"retrieval use {dissimilarity} dissimilarities; 95 % intervals stand below the values."
     )
-    return page(f"{name}: report of pcjax {job}", lead, sections)
+    return [table(caption, columns, rows), details("result.json", json.dumps(run.result, indent=1))]
 
 
-def _made(result: Mapping[str, Any]) -> str:
-    said = [f"{value:,} {name}" for name in ("steps", "seconds") if (value := result.get(name))]
-    made = ", ".join(
-        f"{name} {version}" for name, version in dict(result.get("versions") or {}).items()
-    )
-    return f"It took {' and '.join(said)}; made with {made}." if said else f"Made with {made}."
+def _training(run: ReportInput) -> list[str]:
+    drawn = [curve for name, records in run.metrics.items() for curve in _curves(name, records)]
+    if not drawn:
+        return [tag("p", f"There is no {METRICS}.")]
+    return [tag("div", *drawn, class_="panels")]
 
 
-def _results(result: Mapping[str, Any], loaded: Loaded) -> list[str]:
-    columns, rows = words.results(result)
-    count = f"{len(loaded.examples.test):,} test examples"
-    caption = f"On {count}, which no choice was made by; below a number its 95 % interval, where it has one."
-    more = words.leaves(
-        {
-            k: v
-            for k, v in result.items()
-            if k not in (*words.TITLES, "versions", "steps", "seconds")
-        }
-    )
-    also = [[words.title_of(name), words.cell(name, value)] for name, value in more.items()]
-    return [
-        table(caption, columns, rows),
-        *([table("What else was measured.", ["", "value"], also)] if also else []),
-        details("result.json", json.dumps(result, indent=1)),
-    ]
-
-
-def _training(job: str, folder: pathlib.Path) -> list[str]:
-    found = {"teacher" if job == "teach" else "student": read_records(folder)}
-    if job == "distill":
-        found["teacher"] = read_records(own_place(folder, "teacher"))
-    drawn = [one for who, records in found.items() for one in _curves(who, records.sound)]
-    return [
-        tag("div", *drawn, class_="panels") if drawn else tag("p", f"There is no {METRICS}."),
-        *(
-            left_out(f"of the {who}", records.damaged)
-            for who, records in found.items()
-            if records.damaged
-        ),
-    ]
-
-
-def left_out(what: str, lines: int) -> Markup:
-    """That there are lines which no curve shows."""
-    return tag(
-        "p", f"{METRICS} {what}: {lines} lines are not as they were written, and are left out."
-    )
-
-
-def _curves(who: str, records: list[dict[str, Any]]) -> list[Markup]:
-    """The losses, and what was judged on validation examples."""
-    found = []
-    numbers = list(dict.fromkeys(name for record in records for name in record))
-    apart = ("step", "steps_per_second", "gradient_norm", "skipped", "validation_score")
-    terms_ = [name for name in numbers if name not in apart and not name.startswith("validation_")]
-    # With one loss only, it is the sum.
-    terms_ = terms_[:1] if len(terms_) == 2 else terms_
-    shown = {name: charts.curve_of(records, name) for name in terms_}
-    if shown:
-        said = "; ".join(f"{name} {_course(curve)}" for name, curve in shown.items())
-        several = " It is the weighted sum of the others." if len(shown) > 1 else ""
-        caption = f"What the {who} minimises, each point a mean over the steps since the point before.{several}"
-        drawn = charts.curves(
-            f"loss-{who}",
-            f"{who}: loss",
-            shown,
-            f"Curve of the {who}'s loss over the steps: {said}.",
-        )
-        found.append(figure(drawn, caption))
-    judged = [
-        name for name in numbers if name.startswith("validation_") and name != "validation_score"
-    ]
-    for place, name in enumerate(judged):
+def _curves(model: str, records: Sequence[Mapping[str, Any]]) -> list[Markup]:
+    """Draw the losses and the validation metrics over the steps."""
+    names = list(dict.fromkeys(name for record in records for name in record))
+    losses = [n for n in names if n not in NOT_LOSSES and not n.startswith(VALIDATION)]
+    losses = losses[:1] if len(losses) == 2 else losses  # one loss is the sum itself
+    figures = []
+    curves = {name: charts.curve_of(records, name) for name in losses}
+    if curves:
+        courses = "; ".join(f"{name} {_course(curve)}" for name, curve in curves.items())
+        several = " It is the weighted sum of the others." if len(curves) > 1 else ""
+        text = f"The {model}'s loss, each point a mean over the steps since the last.{several}"
+        alternative = f"Curve of the {model}'s loss over the steps: {courses}."
+        drawn = charts.curves(f"loss-{model}", f"{model}: loss", curves, alternative)
+        figures.append(figure(drawn, text))
+    validated = [n for n in names if n.startswith(VALIDATION) and n != f"{VALIDATION}score"]
+    for place, name in enumerate(validated):
         curve = charts.curve_of(records, name)
-        what = name.removeprefix("validation_").replace("_", " ")
+        title = name.removeprefix(VALIDATION).replace("_", " ")
+        alternative = f"Curve of the {model}'s validation {title} over the steps: {_course(curve)}."
         drawn = charts.curves(
-            f"judged-{place}-{who}",
-            f"{who}: validation {what}",
-            {what: curve},
-            f"Curve of the {who}'s {what} on validation examples over the steps: {_course(curve)}.",
+            f"validation-{place}-{model}", f"{model}: {title}", {title: curve}, alternative
         )
-        found.append(
-            figure(
-                drawn, f"{what.capitalize()} on validation examples, judged at every checkpoint."
-            )
-        )
+        figures.append(figure(drawn, f"{title.capitalize()} on the validation examples."))
     skipped = [record["skipped"] for record in records if record.get("skipped")]
     if skipped:
-        why = "were not finite, or had a gradient or examples far beyond the others', or examples that are all alike"
-        found.append(tag("p", f"The {who} skipped {skipped[-1]} steps that {why}."))
-    return found
+        figures.append(tag("p", f"{skipped[-1]:.0f} steps of the {model} were skipped (not finite)."))
+    return figures
 
 
 def _course(curve: charts.Curve) -> str:
-    known = curve.values[np.isfinite(curve.values)]
-    if not len(known):
+    finite = curve.values[np.isfinite(curve.values)]
+    if not len(finite):
         return "never finite"
-    return f"from {known[0]:.3g} to {known[-1]:.3g}, at its lowest {known.min():.3g}, at its highest {known.max():.3g}"
+    return (
+        f"from {finite[0]:.3g} to {finite[-1]:.3g}, at its lowest {finite.min():.3g}, at its "
+        f"highest {finite.max():.3g}"
+    )
 
 
-def _taught(config: Config, folder: pathlib.Path, loaded: Loaded) -> Sections:
-    model = evaluate.model_of("teach", config, folder, loaded)
-    said = represent_all(model, loaded.examples, loaded.normalise, config.evaluation.batch)
-    features = {split: one.features for split, one in said.items()}
-    places = space.sample(len(features["test"]))
-    test = views.sampled(loaded.examples.test, places)
+def _taught(run: ReportInput) -> Sections:
+    features = run.embeddings["teacher"]
+    places = embedding_math.sample(len(features["test"]))
+    test = panels.sampled(run.dataset.test, places)
     return [
-        ("Map", views.maps({"teacher": features["test"][places]}, test)),
-        *_confusions(config, loaded, {"teacher": features}),
+        ("Map", panels.maps({"teacher": features["test"][places]}, test)),
+        *_confusions(run, ["teacher"]),
     ]
 
 
-def _distilled(config: Config, folder: pathlib.Path, loaded: Loaded) -> Sections:
-    known = find_teacher(config, folder, loaded, None)
-    model, first = evaluate.models(config, folder, loaded, known.digest)
-    teacher = known.features
-    student = represent_all(model, loaded.examples, loaded.normalise, config.evaluation.batch)
-    features = {split: one.features for split, one in student.items()}
-    before = represent(
-        first, loaded.examples.test, loaded.normalise, config.evaluation.batch
-    ).features
-    places = space.sample(len(before))
-    test = views.sampled(loaded.examples.test, places)
-    seen = {
-        name: views.Space(rows[places], space.ranks(rows[places]))
-        for name, rows in (
-            ("teacher", teacher["test"]),
-            ("student before", before),
-            ("student after", features["test"]),
-        )
-    }
+def _distilled(run: ReportInput) -> Sections:
+    dissimilarity = run.config.evaluation.dissimilarity
+    places = embedding_math.sample(len(run.dataset.test))
+    test = panels.sampled(run.dataset.test, places)
+    spaces = {}
+    for name, title in TITLES.items():
+        features = run.embeddings[name]["test"][places]
+        spaces[title] = panels.Space(features, embedding_math.ranks(features, dissimilarity))
+    teacher = spaces["teacher"]
     coherence = {
-        name: space.correlations(seen["teacher"].ranks, seen[name].ranks)
-        for name in ("student before", "student after")
+        title: embedding_math.correlations(teacher.ranks, spaces[title].ranks)
+        for title in ("student before", "student after")
     }
-    k = min(SHOWN, len(places) - 1)
-    near = {who: space.nearest(seen[name].ranks, k) for who, name in WHOSE.items()}
-    chosen = space.telling(coherence["student after"], WORST, MIDDLE, BEST)
-    how = (
-        f"Test examples and their {k} nearest among the {len(places):,} sampled, the nearest first, as teacher and "
-        f"student see them; what both have among them is framed. First the {min(WORST, len(chosen))} whose "
-        "surroundings the student sees most differently, then usual ones, then those it sees most alike."
+    k = min(NEIGHBOURS, len(places) - 1)
+    near = {
+        "the teacher": embedding_math.nearest(teacher.ranks, k),
+        "the student": embedding_math.nearest(spaces["student after"].ranks, k),
+    }
+    chosen = embedding_math.telling(coherence["student after"], WORST, MIDDLE, BEST)
+    text = (
+        f"Test examples and their {k} nearest among {len(places):,} sampled ones, the nearest "
+        "first, for teacher and student. Shared ones have a frame. First the "
+        f"{min(WORST, len(chosen))} examples with the lowest coherence, then typical ones, then "
+        "those with the highest."
     )
     after = {"the student": coherence["student after"]}
+    drawn = [panels.histogram(coherence), *panels.densities(spaces)]
     return [
-        (
-            "Coherence",
-            [tag("div", views.histogram(coherence), *views.densities(seen), class_="panels")],
-        ),
-        ("Maps", views.maps({name: one.features for name, one in seen.items()}, test)),
-        ("Neighbours", [tag("p", how), *rows_of(test, places, chosen, after, near)]),
-        *_confusions(config, loaded, {"teacher": teacher, "student after": features}),
+        ("Coherence", [tag("div", *drawn, class_="panels")]),
+        ("Maps", panels.maps({title: s.features for title, s in spaces.items()}, test)),
+        ("Neighbours", [tag("p", text), *rows_of(test, places, chosen, after, near)]),
+        *_confusions(run, ["teacher", "student"]),
     ]
 
 
-def _confusions(
-    config: Config, loaded: Loaded, features: Mapping[str, Mapping[str, np.ndarray]]
-) -> Sections:
-    shown = views.confusions(
-        loaded.examples.train, loaded.examples.test, features, config.evaluation.neighbours
+def _confusions(run: ReportInput, names: Sequence[str]) -> Sections:
+    features = {TITLES[name]: run.embeddings[name] for name in names}
+    drawn = panels.confusions(
+        run.dataset.train, run.dataset.test, features, run.config.evaluation.neighbours
     )
-    return [("Confusion", shown)] if shown else []
+    return [("Confusion", drawn)] if drawn else []

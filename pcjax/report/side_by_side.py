@@ -1,36 +1,29 @@
-"""How the students of a comparison see the same test examples, beside their teacher and beside each other."""
+"""How the students of a comparison see the same test examples, beside their teacher."""
 
-import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from pcjax._checks import RequestError, require
-from pcjax.config import Config
-from pcjax.data import Examples
+from pcjax.config import Evaluation
+from pcjax.data import Dataset
 from pcjax.evaluation.summary import DONE
-from pcjax.jobs.distill import find_teacher, teacher_model
-from pcjax.jobs.evaluate import model_of
-from pcjax.jobs.prepare import Loaded, load
-from pcjax.report import charts
-from pcjax.report import embedding_math as space
-from pcjax.report import panels as views
+from pcjax.report import charts, embedding_math, panels
 from pcjax.report.neighbours import Seen, rows_of
 from pcjax.report.page import Markup, figure, joined, table, tag
-from pcjax.run import config_of, own_place
-from pcjax.training.embedding import represent
+from pcjax.run import path_inside
 
 RUNS, TEACHER = "runs", "the teacher"
-BINS, DOTS, MOST_CLASSES = 16, 500, 100  # of the small panels
+FEATURES = "test_features.npy"  # of a run: the student's features of the sampled test examples
+BINS, DOTS, MAX_CLASSES = 16, 500, 100  # of the small panels
 WORST, MIDDLE, BEST, SHOWN = 2, 1, 1, 6  # rows of pictures, and pictures in each
 
 
 class _Sight(NamedTuple):
     """How one model sees the examples."""
 
-    plane: space.Map
+    plane: embedding_math.Map
     near: np.ndarray
     coherence: np.ndarray
     density: np.ndarray
@@ -38,44 +31,50 @@ class _Sight(NamedTuple):
 
 
 class _Given(NamedTuple):
-    """What is shown to every model, and what the teacher makes of it."""
+    """What all models see, and how the teacher sees it."""
 
-    config: Config
-    loaded: Loaded
-    teacher: str  # its digest
-    examples: Examples  # the sampled ones
-    places: np.ndarray  # where those are among the test examples
+    section: Evaluation
+    total: int  # of test examples
+    places: np.ndarray  # the sampled ones among them
     test: Seen
     ranks: np.ndarray  # the teacher's
-    plane: space.Map  # likewise
+    plane: embedding_math.Map  # the teacher's
 
 
 def sections_of(
-    folder: pathlib.Path, losses: Mapping[str, Any], order: Sequence[str]
+    folder: pathlib.Path,
+    losses: Mapping[str, Any],
+    dataset: Dataset,
+    teacher: np.ndarray,
+    section: Evaluation,
 ) -> list[tuple[str, list[str]]]:
-    """The first finished run of every loss, drawn from its checkpoint; what cannot be is said."""
-    first = {label: seed for label in order if (seed := _first(losses[label])) is not None}
+    """Draw the first finished run of every loss.
+
+    Args:
+      folder: of the comparison.
+      losses: as comparison.json has them, the best first.
+      dataset: the examples.
+      teacher: its features of the test examples.
+      section: the dissimilarity and the number of neighbours.
+    """
+    first = {label: seed for label in losses if (seed := _first(losses[label])) is not None}
     if not first:
-        return [
-            (
-                "Spaces",
-                [tag("p", "No run is finished: there is no student whose space could be drawn.")],
-            )
-        ]
-    try:
-        given = _given(folder)
-    except (RequestError, OSError) as error:
-        return [("Spaces", [tag("p", f"The students' spaces are not drawn: {error}.")])]
-    seen, missing = {TEACHER: _sight(given, given.ranks, given.plane)}, []
+        return [("Spaces", [tag("p", "No run is finished, so no space can be drawn.")])]
+    places = embedding_math.sample(len(dataset.test))
+    ranks = embedding_math.ranks(teacher[places], section.dissimilarity)
+    plane = embedding_math.plane(teacher[places])
+    test = panels.sampled(dataset.test, places)
+    given = _Given(section, len(dataset.test), places, test, ranks, plane)
+    seen = {TEACHER: _sight(given, ranks, plane)}
     for label, seed in first.items():
-        try:
-            features = _features(given, run_folder(folder, label, seed))
-        except (RequestError, OSError) as error:
-            missing.append(f"{label}, seed {seed}: {error}")
-        else:
-            seen[label] = _sight(given, space.ranks(features), space.plane(features))
-    unseen = [label for label in order if label not in first]
-    said = _said(given, {label: first[label] for label in seen if label in first}, unseen, missing)
+        path = path_inside(folder, RUNS, label, seed, FEATURES)
+        if not path.is_file():
+            continue
+        features = np.load(path, allow_pickle=False)
+        own_ranks = embedding_math.ranks(features, section.dissimilarity)
+        seen[label] = _sight(given, own_ranks, embedding_math.plane(features))
+    missing = [label for label in losses if label not in seen]
+    said = _said(given, {label: first[label] for label in seen if label in first}, missing)
     if len(seen) == 1:
         return [("Spaces", said)]
     drawn = [
@@ -85,92 +84,44 @@ def sections_of(
     ]
     neighbours, confusions = _neighbours(seen, given), _confusions(seen, given)
     spaces = [*said, _table(seen, first, given.test), *drawn]
-    found: list[tuple[str, list[str]]] = [("Spaces", spaces), ("Neighbours", neighbours)]
-    return [*found, ("Confusion", confusions)] if confusions else found
-
-
-def run_folder(folder: pathlib.Path, label: str, seed: str) -> pathlib.Path:
-    """Where a run lies; neither a name from a file nor a link must lead elsewhere."""
-    return own_place(folder, RUNS, label, seed)
+    sections: list[tuple[str, list[str]]] = [("Spaces", spaces), ("Neighbours", neighbours)]
+    return [*sections, ("Confusion", confusions)] if confusions else sections
 
 
 def _first(loss: Mapping[str, Any]) -> str | None:
-    done = [seed for seed, run in loss.get("runs", {}).items() if run.get("status") == DONE]
+    done = [seed for seed, run in loss["runs"].items() if run["status"] == DONE]
     return min(done, key=lambda seed: (len(seed), seed), default=None)
 
 
-def _given(folder: pathlib.Path) -> _Given:
-    config = config_of(folder, "compare")[1]
-    loaded = load(config)
-    whole = loaded.examples.test
-    places = space.sample(len(whole))
-    examples = dataclasses.replace(whole, rows=whole.rows[places])
-    if config.teacher.features is not None:
-        known = find_teacher(config, folder, loaded, None)
-        features, digest = known.features["test"][places], known.digest
-    else:
-        model = teacher_model(config, folder, loaded)
-        digest = model.digest
-        features = represent(model, examples, loaded.normalise, config.evaluation.batch).features
-    _require_finite(features)
-    test = views.sampled(whole, places)
-    return _Given(
-        config, loaded, digest, examples, places, test, space.ranks(features), space.plane(features)
-    )
-
-
-def _features(given: _Given, own: pathlib.Path) -> np.ndarray:
-    config = config_of(own, "distill")[1]
-    model = model_of("distill", config, own, given.loaded, given.teacher)
-    features = represent(
-        model, given.examples, given.loaded.normalise, given.config.evaluation.batch
-    ).features
-    _require_finite(features)
-    return features
-
-
-def _require_finite(features: np.ndarray) -> None:
-    require(bool(np.isfinite(features).all()), "its features are not finite")
-
-
-def _sight(given: _Given, ranks: np.ndarray, plane: space.Map) -> _Sight:
-    k = min(max(SHOWN, given.config.evaluation.neighbours), len(ranks) - 1)
-    near = space.nearest(ranks, k)
+def _sight(given: _Given, ranks: np.ndarray, plane: embedding_math.Map) -> _Sight:
+    k = min(max(SHOWN, given.section.neighbours), len(ranks) - 1)
+    near = embedding_math.nearest(ranks, k)
     labels, confusion = given.test.labels, None
     if labels is not None and np.all(labels >= 0):
-        voted = space.voted(near[:, : given.config.evaluation.neighbours], labels)
-        confusion = space.confusion(
+        voted = embedding_math.voted(near[:, : given.section.neighbours], labels)
+        confusion = embedding_math.confusion(
             labels, voted, max(int(labels.max()) + 1, len(given.test.classes))
         )
     coherence, density = (
-        space.correlations(given.ranks, ranks),
-        space.density(given.ranks, ranks, BINS),
+        embedding_math.correlations(given.ranks, ranks),
+        embedding_math.density(given.ranks, ranks, BINS),
     )
-    turned = plane._replace(points=space.turned(plane.points, given.plane.points))
+    turned = plane._replace(points=embedding_math.turned(plane.points, given.plane.points))
     return _Sight(turned, near[:, :SHOWN], coherence, density, confusion)
 
 
-def _said(
-    given: _Given, first: Mapping[str, str], unseen: Sequence[str], missing: Sequence[str]
-) -> list[str]:
-    """Which runs are shown, and which are not."""
+def _said(given: _Given, first: Mapping[str, str], missing: Sequence[str]) -> list[str]:
+    """Say which runs are drawn."""
     seeds = sorted(set(first.values()), key=lambda seed: (len(seed), seed))
-    of = f"seed {seeds[0]}" if len(seeds) == 1 else "its first finished seed, given in the table"
-    count = (
-        f"{len(given.places):,} of " if len(given.places) < len(given.loaded.examples.test) else ""
+    of = f"seed {seeds[0]}" if len(seeds) == 1 else "its first finished seed (see the table)"
+    count = f"{len(given.places):,} of " if len(given.places) < given.total else ""
+    text = (
+        f"Every loss's student of {of}, on the same {count}{given.total:,} test examples. The "
+        "report of a run shows more of it."
     )
-    shown = (
-        f"Every loss's student of {of}, on the same {count}{len(given.loaded.examples.test):,} test examples. "
-        "The report of a single run, "
-    )
-    command, more = tag("code", "pcjax report COMPARISON/runs/LOSS/SEED"), ", shows more of it."
-    said: list[str] = [tag("p", shown, command, more)] if first else []
-    if unseen:
-        said.append(tag("p", f"Without a finished run, and so not drawn: {', '.join(unseen)}."))
+    said: list[str] = [tag("p", text)] if first else []
     if missing:
-        word = tag("span", "Not drawn", class_="word")
-        said.append(tag("p", word, " as their runs cannot be read:"))
-        said.append(tag("ul", *(tag("li", one) for one in missing)))
+        said.append(tag("p", f"Without a finished run, and not drawn: {', '.join(missing)}."))
     return said
 
 
@@ -185,13 +136,13 @@ def _table(seen: Mapping[str, _Sight], first: Mapping[str, str], test: Seen) -> 
         numbers = [np.median(sight.coherence), np.quantile(sight.coherence, 0.1)]
         row = [label, first.get(label, ""), *(f"{number:.3f}" for number in numbers)]
         row += [
-            f"{views.near_diagonal(sight.density)[0]:.0f} %",
+            f"{panels.near_diagonal(sight.density)[0]:.0f} %",
             f"{100 * sight.plane.share:.0f} %",
         ]
         if sight.confusion is not None:
             most = [
                 f"{test.name_of(true)} for {test.name_of(taken)}"
-                for true, taken, _ in views.mistakes(sight.confusion, 1)
+                for true, taken, _ in panels.mistakes(sight.confusion, 1)
             ]
             row += [f"{_right(sight.confusion):.1f} %", *(most or ["none"])]
         rows.append(row)
@@ -209,37 +160,37 @@ def _right(confusion: np.ndarray) -> float:
     return 100 * float(np.trace(confusion) / confusion.sum())
 
 
-def _panels(panels: Mapping[str, tuple[str, Markup]], how: str, *below: Markup) -> Markup:
+def _panels(drawings: Mapping[str, tuple[str, Markup]], how: str, *below: Markup) -> Markup:
     """One small panel a model, with its name and a few words above it."""
     shown = [
         tag("div", tag("p", label, tag("br"), tag("small", said)), drawn)
-        for label, (said, drawn) in panels.items()
+        for label, (said, drawn) in drawings.items()
     ]
     return figure(joined([tag("div", *shown, class_="small panels"), *below]), how)
 
 
 def _maps(seen: Mapping[str, _Sight], given: _Given) -> Markup:
-    groups = views.most_numerous(given.test)
+    groups = panels.most_numerous(given.test)
     some = np.unique(
         np.linspace(0, len(given.places) - 1, min(len(given.places), DOTS)).astype(np.int64)
     )
     few = {name: np.flatnonzero(np.isin(some, members)) for name, members in groups.items()}
-    panels = {}
+    drawings = {}
     for place, (label, sight) in enumerate(seen.items()):
         share = f"{100 * sight.plane.share:.0f} % of the variance"
         said = f"Map of {len(some)} test examples as {label} sees them, {len(groups)} classes in colour."
-        panels[label] = (
+        drawings[label] = (
             share,
             charts.scatter(
                 f"space-{place}", label, sight.plane.points[some], few, said, small=True
             ),
         )
-    how = f"{views.A_MAP}; the students' maps are turned or mirrored to lie on the teacher's"
+    how = f"{panels.A_MAP}; the students' maps are turned or mirrored to lie on the teacher's"
     colours = [
         tag("li", name, style=f"--dot: var(--class-{place})") for place, name in enumerate(groups)
     ]
     legend = [tag("ul", *colours, class_="legend")] * bool(groups)
-    return _panels(panels, f"{how}{views.others_grey(given.test, groups)}.", *legend)
+    return _panels(drawings, f"{how}{panels.others_grey(given.test, groups)}.", *legend)
 
 
 def _histograms(seen: Mapping[str, _Sight]) -> Markup:
@@ -250,16 +201,16 @@ def _histograms(seen: Mapping[str, _Sight]) -> Markup:
         _shares(everyone, edges),
         1.05 * max(float(share.max()) for share in shares.values()),
     )
-    panels = {}
+    drawings = {}
     for place, (label, share) in enumerate(shares.items()):
         own = seen[label].coherence
-        said = f"Histogram of {label}'s coherence: {views.middle_and_tenth(own)}."
+        said = f"Histogram of {label}'s coherence: {panels.middle_and_tenth(own)}."
         drawn = charts.histogram_against_all(f"anchors-{place}", share, all_, edges, top, said)
-        panels[label] = f"median {np.median(own):.3f}", drawn
+        drawings[label] = f"median {np.median(own):.3f}", drawn
     return _panels(
-        panels,
+        drawings,
         "How alike teacher and student rank all others, seen from each of "
-        f"{len(everyone) // len(panels):,} test examples, as % of these; 1 is the same order, 0 unrelated. Behind each "
+        f"{len(everyone) // len(drawings):,} test examples, as % of these; 1 is the same order, 0 unrelated. Behind each "
         "student all of them together, as a grey line.",
     )
 
@@ -269,17 +220,17 @@ def _shares(coherence: np.ndarray, edges: np.ndarray) -> np.ndarray:
 
 
 def _densities(seen: Mapping[str, _Sight]) -> Markup:
-    panels, unrelated = {}, 0.0
+    drawings, unrelated = {}, 0.0
     for place, (label, sight) in enumerate(_students(seen).items()):
-        share, unrelated = views.near_diagonal(sight.density)
+        share, unrelated = panels.near_diagonal(sight.density)
         said = f"{share:.0f} % near the diagonal"
         alternative = f"Density of {label}'s ranks against the teacher's: {share:.0f} % of the pairs lie near the diagonal."
-        panels[label] = (
+        drawings[label] = (
             said,
             charts.rank_density(f"ranks-{place}", "", sight.density, alternative, charts.PANEL),
         )
     return _panels(
-        panels,
+        drawings,
         "All pairs of an anchor and another example: how near the teacher ranks it (across, from the left) and the "
         "student (up); the stronger the colour, the more pairs. On the diagonal both agree; of unrelated models "
         f"{unrelated:.0f} % of the pairs lie near it.",
@@ -289,7 +240,7 @@ def _densities(seen: Mapping[str, _Sight]) -> Markup:
 def _neighbours(seen: Mapping[str, _Sight], given: _Given) -> list[str]:
     students = _students(seen)
     mean = np.mean([sight.coherence for sight in students.values()], axis=0)
-    chosen = space.telling(mean, WORST, MIDDLE, BEST)
+    chosen = embedding_math.telling(mean, WORST, MIDDLE, BEST)
     near = {label: sight.near for label, sight in seen.items()}
     how = (
         f"Test examples and their {min(SHOWN, len(mean) - 1)} nearest among the {len(mean):,} sampled, the nearest "
@@ -302,21 +253,21 @@ def _neighbours(seen: Mapping[str, _Sight], given: _Given) -> list[str]:
 
 
 def _confusions(seen: Mapping[str, _Sight], given: _Given) -> list[str]:
-    panels = {}
+    drawings = {}
     for place, (label, sight) in enumerate(seen.items()):
-        if sight.confusion is None or len(sight.confusion) > MOST_CLASSES:
+        if sight.confusion is None or len(sight.confusion) > MAX_CLASSES:
             return []
         right = _right(sight.confusion)
         shares = sight.confusion / np.maximum(sight.confusion.sum(axis=1, keepdims=True), 1)
         said = f"Confusion of {len(shares)} classes as {label} sees them: {right:.1f} % are right."
-        panels[label] = (
+        drawings[label] = (
             f"{right:.1f} % right",
             charts.confusion_map(f"classes-{place}", shares, said),
         )
-    k = min(given.config.evaluation.neighbours, len(given.places) - 1)
+    k = min(given.section.neighbours, len(given.places) - 1)
     how = (
         f"The class that most of an example's {k} nearest among these test examples have. A row is a true class, a "
         "column the class it was taken for, both in the order of their numbers: off the diagonal is wrong. The "
         "accuracies above look among the training examples, as the confusion in a run's own report does."
     )
-    return [_panels(panels, how)]
+    return [_panels(drawings, how)]

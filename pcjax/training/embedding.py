@@ -1,8 +1,7 @@
-"""A frozen model, and what it says of a data set."""
+"""A frozen model, and its outputs for a data set."""
 
 import functools
-import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,120 +11,115 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from pcjax import _io
 from pcjax.data import Dataset, Examples, evaluation_batches
 from pcjax.models import Output
 from pcjax.models.functional import Arrays, Functional
-from pcjax.training.arrays import digest
-from pcjax.training.stopping import Watchdog
 
 
-class Frozen(NamedTuple):
-    """A model that no longer changes."""
+class FrozenModel(NamedTuple):
+    """A model and its weights."""
 
     function: Functional
     parameters: Arrays
     statistics: Arrays
 
     def output(self, images: jax.Array) -> Output:
-        """What it says of a batch, in evaluation mode."""
+        """Compute the output for a batch, in evaluation mode."""
         return self.function.apply(self.parameters, self.statistics, images, train=False)[0]
 
     @property
-    def arrays(self) -> tuple[Arrays, Arrays]:
-        """All that it has."""
-        return self.parameters, self.statistics
-
-    @property
     def digest(self) -> str:
-        """By which it is known."""
-        return digest_of(self.arrays)
+        """Hash the weights."""
+        return _io.digest_arrays((self.parameters, self.statistics))
 
     def parameter_count(self) -> int:
-        """How many numbers were learnt."""
+        """Count the trained numbers."""
         return sum(int(np.prod(x.shape)) for x in self.parameters.values())
 
-    def size(self) -> int:
-        """How many bytes its parameters and statistics take as they are stored."""
+    def size_bytes(self) -> int:
+        """Return the size of parameters and statistics as they are stored."""
         return sum(int(x.nbytes) for x in (*self.parameters.values(), *self.statistics.values()))
 
     def flops(self, shape: tuple[int, ...]) -> int:
-        """Floating-point operations for one example, as XLA counts them."""
-        one = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-        cost = outputs.lower(self.function, self.parameters, self.statistics, one).cost_analysis()
-        return int(dict(cost or {}).get("flops", 0))
+        """Count the floating-point operations for one example, as XLA does."""
+        example = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+        lowered = jitted_outputs.lower(self.function, self.parameters, self.statistics, example)
+        return int(dict(lowered.cost_analysis() or {}).get("flops", 0))
 
 
-def digest_of(arrays: Any) -> str:
-    """One digest of them all."""
-    leaves = jax.tree.leaves(host(arrays))
-    return hashlib.blake2b("".join(map(digest, leaves)).encode(), digest_size=16).hexdigest()
-
-
-def host(tree: Any) -> Any:
-    """The values on this machine."""
-    return jax.tree.map(np.asarray, jax.device_get(tree))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def outputs(
-    function: Functional, parameters: Arrays, statistics: Arrays, images: jax.Array
-) -> Output:
-    """What a model says of a batch; compiled once for equal models."""
-    return function.apply(parameters, statistics, images, train=False)[0]._replace(maps={})
-
-
-class Said(NamedTuple):
-    """What a model says of all examples of a split."""
+class Embeddings(NamedTuple):
+    """A model's outputs for all examples of a part, in their order."""
 
     features: np.ndarray
     logits: np.ndarray | None
 
 
-def represent(
-    model: Frozen,
+@functools.partial(jax.jit, static_argnums=0)
+def jitted_outputs(
+    function: Functional, parameters: Arrays, statistics: Arrays, images: jax.Array
+) -> Output:
+    """Compute features and class scores; equal models share one program."""
+    return function.apply(parameters, statistics, images, train=False)[0]._replace(maps={})
+
+
+def output_shapes(model: FrozenModel, dataset: Dataset) -> Output:
+    """Return the shapes of a model's output for one example; nothing is computed."""
+
+    def output(parameters: Any, statistics: Any, images: Any) -> Output:
+        return model.function.apply(parameters, statistics, images, train=False)[0]
+
+    example = jax.ShapeDtypeStruct((1, *dataset.train.shape), jnp.float32)
+    return jax.eval_shape(output, model.parameters, model.statistics, example)
+
+
+def to_numpy(tree: Any) -> Any:
+    """Copy the arrays of a tree to this machine's memory."""
+    return jax.tree.map(np.asarray, jax.device_get(tree))
+
+
+def embed(
+    model: FrozenModel,
     examples: Examples,
     normalise: tuple[np.ndarray, np.ndarray],
     batch: int,
-    between: Callable[[], None] = lambda: None,
-) -> Said:
-    """Features and class scores of all examples, in their order.
+    heartbeat: Callable[[], None] = lambda: None,
+) -> Embeddings:
+    """Compute a model's outputs for all examples.
 
-    In a job of several processes each of them looks at its part of every batch, and all get what all have found.
-    What is called between batches may raise, to end it.
+    Each process computes its part of every batch, on all its devices, and gets all outputs.
+
+    Args:
+      model: the model.
+      examples: the examples.
+      normalise: (mean, std) of each channel.
+      batch: how many examples are computed at a time, rounded up to the number of devices.
+      heartbeat: called after each batch; an exception it raises ends the computation.
     """
     devices, processes = jax.local_devices(), jax.process_count()
-    together = len(devices) * processes
-    batch = -(-batch // together) * together
+    count = len(devices) * processes
+    batch = -(-min(batch, len(examples)) // count) * count
     mesh = Mesh(np.array(devices), ("rows",))
-    parameters, statistics = jax.device_put(
-        (model.parameters, model.statistics), NamedSharding(mesh, P())
-    )
-    features, logits = [], []
+    weights = jax.device_put((model.parameters, model.statistics), NamedSharding(mesh, P()))
     part = {"process_index": jax.process_index(), "process_count": processes}
-    with Watchdog("what a model says", each="batch") as watchdog:
-        for given in evaluation_batches(examples, batch=batch, normalise=normalise, **part):
-            images = jax.device_put(given["image"], NamedSharding(mesh, P("rows")))
-            output = outputs(model.function, parameters, statistics, images)
-            found = (
-                np.asarray(output.features),
-                None if output.logits is None else np.asarray(output.logits),
-            )
-            if processes > 1:
-                found = multihost_utils.process_allgather(found, tiled=True)
-            features.append(found[0])
-            logits.append(found[1])
-            watchdog.beat(len(features))
-            between()
+    features, logits = [], []
+    for rows in evaluation_batches(examples, batch=batch, normalise=normalise, **part):
+        images = jax.device_put(rows["image"], NamedSharding(mesh, P("rows")))
+        output = jitted_outputs(model.function, *weights, images)
+        arrays = to_numpy((output.features, output.logits))
+        if processes > 1:
+            arrays = multihost_utils.process_allgather(arrays, tiled=True)
+        features.append(arrays[0])
+        logits.append(arrays[1])
+        heartbeat()
     n = len(examples)
-    return Said(
-        np.concatenate(features)[:n], None if logits[0] is None else np.concatenate(logits)[:n]
-    )
+    scores = None if logits[0] is None else np.concatenate(logits)[:n]
+    return Embeddings(np.concatenate(features)[:n], scores)
 
 
-def represent_all(
-    model: Frozen, data: Dataset, normalise: tuple[np.ndarray, np.ndarray], batch: int
-) -> Mapping[str, Said]:
-    """The same for every part."""
+def embed_all(model: FrozenModel, dataset: Dataset, batch: int) -> dict[str, Embeddings]:
+    """Compute a model's outputs for every part of a data set."""
     return {
-        part: represent(model, examples, normalise, batch) for part, examples in data.parts.items()
+        part: embed(model, examples, dataset.normalise, batch)
+        for part, examples in dataset.parts.items()
     }

@@ -1,198 +1,482 @@
-"""The straight line through a training: batches in, steps taken, metrics written, checkpoints saved."""
+"""The straight line through a training: batches in, steps taken, metrics and checkpoints out."""
 
 import contextlib
+import dataclasses
+import functools
+import importlib.util
 import json
 import math
-import pathlib
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
-from pcjax.config import Training
-from pcjax.data import TrainingBatches
-from pcjax.training.checkpoint import Checkpoints
-from pcjax.training.disk import UNFINISHED
-from pcjax.training.display import Display, ShownProgress
-from pcjax.training.guard import BadStepsError, Guard, Skipped
-from pcjax.training.metrics_log import METRICS, lines_of
-from pcjax.training.parallel import Mapped, wait_for_all
-from pcjax.training.state import State
-from pcjax.training.stopping import Agreement, StoppedError, StopSignals, Watchdog, agreed_now
-from pcjax.training.tensorboard import Board
+from pcjax import _fields
+from pcjax._checks import RequestError
+from pcjax.config import MAX_INT32, Loss, Ramp, Training
+from pcjax.data import Dataset, TrainingBatches, training_batches
+from pcjax.losses.registry import LOSSES
+from pcjax.models.functional import Functional
+from pcjax.multihost import wait_for_all
+from pcjax.run import CHECKPOINTS, Run
+from pcjax.training.checkpoint import Checkpoints, UnsavedError
+from pcjax.training.embedding import FrozenModel, output_shapes, to_numpy
+from pcjax.training.metrics_log import METRICS, VALIDATION, MetricsLog
+from pcjax.training.neighbour_views import NeighbourViews, nearest_neighbours
+from pcjax.training.objective import (
+    LossContext,
+    Objective,
+    TeacherTargets,
+    build_objective,
+    with_memories,
+)
+from pcjax.training.parallel import ParallelStep, choose_devices
+from pcjax.training.state import State, initial_state, make_optimiser
+from pcjax.training.step import AXIS, FrozenInputs, make_step, metric_names
+from pcjax.training.stopping import Agreement, StoppedError, StopSignals, Watchdog, agreed_signal
 
-VALIDATION = "validation_"  # before the names of what the validation examples say
-TRIED_AGAIN_AFTER = (1.0, 4.0, 10.0)  # seconds, before the last save is given up
+MAX_PENDING = 1000  # steps whose outcomes are read from the device at once
+SECONDS_BETWEEN_TRIES = (1.0, 4.0, 10.0)  # of the last save
 
 
-class Plan(NamedTuple):
-    """One training, ready to begin or to go on."""
+class BadStepsError(Exception):
+    """Too many steps were skipped for the result to be usable."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Lesson:
+    """One training: which model, with which losses, under which teacher, and how.
+
+    name: "student" or "teacher".
+    section: the config section of `training`, for error messages.
+    model: the model with its initial weights.
+    losses: the losses.
+    targets: the teacher, if there is one.
+    training: the length, the optimiser and so on.
+    crop, flip: the augmentation of training images.
+    evaluate: computes validation metrics of a model, a "score" (higher is better) among them; it
+      calls its second argument after every batch.
+    """
 
     name: str
-    folder: pathlib.Path
+    section: str
+    model: FrozenModel
+    losses: tuple[Loss, ...]
+    targets: TeacherTargets
+    training: Training
+    crop: int
+    flip: bool
+    evaluate: Callable[[FrozenModel, Callable[[], None]], Mapping[str, float]]
+
+
+def steps_of(training: Training, examples: int, section: str = "training") -> int:
+    """Return the number of steps of a training."""
+    if training.batch > examples:
+        raise RequestError(
+            f"{section}.batch={training.batch} exceeds the {examples} training examples; lower it."
+        )
+    steps = training.steps or training.epochs * (examples // training.batch)
+    if steps > MAX_INT32:
+        raise RequestError(f"{section}.epochs={training.epochs} makes {steps} steps; lower it.")
+    return steps
+
+
+def check_lesson(lesson: Lesson, dataset: Dataset) -> None:
+    """Refuse a training that is impossible, from shapes alone."""
+    shape, training = dataset.train.shape, lesson.training
+    if (lesson.crop or lesson.flip) and len(shape) != 3:
+        raise RequestError(
+            f"data.crop and data.flip need images, but the examples have shape {shape}; "
+            "remove them."
+        )
+    if lesson.crop and lesson.crop > min(shape[:2]):
+        raise RequestError(f"data.crop={lesson.crop} exceeds the images' side; lower it.")
+    if training.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+        raise RequestError(
+            f"{lesson.section}.tensorboard needs tensorboardX; install it with "
+            '`pip install "pcjax[tensorboard]"`.'
+        )
+    steps_of(training, len(dataset.train), lesson.section)
+    choose_devices(training.devices, training.batch, lesson.section)
+    for loss in lesson.losses:
+        if loss.needs_labels and dataset.train.labels is None:
+            raise RequestError(
+                f"The loss {loss.name} needs labels, and {dataset.source} has none; remove it."
+            )
+        if LOSSES[loss.name].classifier and "kernel" not in lesson.targets.classifier:
+            raise RequestError(
+                f"The loss {loss.name} uses the teacher's last layer (classify/kernel), and this "
+                "teacher has none; remove the loss, or take another teacher."
+            )
+    check_losses_trace(lesson, dataset)
+
+
+def check_losses_trace(lesson: Lesson, dataset: Dataset) -> None:
+    """Trace the losses on shapes, so that they refuse before anything is trained."""
+    batch, training = lesson.training.batch, lesson.training
+    student, teacher = output_shapes(lesson.model, dataset), lesson.targets.shapes
+    objective, state = build_objective(lesson.losses, student, teacher, seed=None)
+    counts = (len(dataset.train), dataset.train.labels)
+    state = with_memories(state, objective, (student, teacher), training.seed, counts)
+
+    def rows(tree: Any) -> Any:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype), tree)
+
+    index = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    columns = {
+        "mask": jax.ShapeDtypeStruct((batch,), jnp.bool_),
+        "label": index,
+        "index": index,
+    }
+    scalars = (jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.float32))
+    outputs = (rows(student), None if teacher is None else rows(teacher))
+
+    def trace(objective: Objective) -> None:
+        def total(student, teacher, classifier, columns, step, progress, state):
+            views = None
+            if objective.neighbours:
+                views = NeighbourViews(student, teacher, student, jnp.ones(batch))
+            context = LossContext(
+                student, teacher, classifier, columns, step, progress, views=views
+            )
+            return objective(context, state)
+
+        jax.eval_shape(total, *outputs, dict(lesson.targets.classifier), columns, *scalars, state)
+
+    # A ramp has no value while it is traced: its start and its end are checked in its place.
+    variants = [lesson.losses]
+    if _fixed_ramps(lesson.losses, "start") != lesson.losses:
+        variants = [_fixed_ramps(lesson.losses, end) for end in ("start", "end")] + variants
+    try:
+        for losses in variants:
+            trace(objective._replace(losses=losses))
+    except (TypeError, ValueError) as error:
+        names = ", ".join(objective.names())
+        raise RequestError(
+            f"The losses ({names}) cannot be computed: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _fixed_ramps(losses: tuple[Loss, ...], end: str) -> tuple[Loss, ...]:
+    def fixed(loss: Loss) -> Loss:
+        ramps = {n: getattr(x, end) for n, x in loss.arguments.items() if isinstance(x, Ramp)}
+        if not ramps:
+            return loss
+        return dataclasses.replace(loss, arguments=loss.arguments | ramps)
+
+    return tuple(map(fixed, losses))
+
+
+def train(lesson: Lesson, dataset: Dataset, run: Run) -> FrozenModel:
+    """Train to the end, from the last checkpoint of the run, and return the trained model."""
+    with _Training(lesson, dataset, run) as training:
+        training.restore()
+        skipped = training.run_steps()
+        if skipped > training.steps / 2:
+            raise BadStepsError(
+                f"{lesson.name}: {skipped} of {training.steps} steps were skipped because they "
+                f"were not finite. Lower the learning rate, set {lesson.section}.clip, or check "
+                f"the examples that {run.folder / METRICS} names."
+            )
+        if skipped:
+            run.say(f"{lesson.name}: {skipped} of {training.steps} steps were skipped")
+        model = training.checkpoints.restore_model(lesson.model, lesson.training.choose)
+    if model is None:
+        raise RequestError(f"There is no checkpoint in {run.folder}; repeat the command.")
+    return model
+
+
+class _Training:
+    """The parts of one training, and its loop."""
+
+    def __init__(self, lesson: Lesson, dataset: Dataset, run: Run):
+        training, examples = lesson.training, dataset.train
+        self.lesson, self.run, self.options = lesson, run, training
+        self.steps = steps_of(training, len(examples), lesson.section)
+        self.parallel, self.state, self.frozen = prepare(lesson, dataset)
+        uses_neighbours = any(LOSSES[loss.name].neighbours for loss in lesson.losses)
+        features = lesson.targets.features
+        self.batches: TrainingBatches = training_batches(
+            examples,
+            batch=training.batch,
+            seed=training.seed,
+            crop=lesson.crop,
+            flip=lesson.flip,
+            normalise=dataset.normalise,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            columns=lesson.targets.columns,
+            neighbours=nearest_neighbours(features)
+            if uses_neighbours and features is not None
+            else None,
+        )
+        self.checkpoints = Checkpoints(
+            run.folder / CHECKPOINTS,
+            {
+                "role": lesson.name,
+                "data": dataset.fingerprint,
+                "batch": training.batch,
+                "seed": training.seed,
+                "steps": self.steps,
+                "config": run.config.digest(),
+                "teacher": lesson.targets.digest,
+            },
+            keep=training.keep,
+            say=run.say,
+            clock=run.clock,
+            other_versions=run.config.other_versions,
+        )
+        self.step = 0
+        self.pending: list[tuple[int, Any, np.ndarray]] = []  # steps, their outcomes and examples
+
+    def __enter__(self) -> "_Training":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.batches.close()
+        self.checkpoints.close()
+
+    def restore(self) -> None:
+        """Continue from the last checkpoint, if there is one."""
+        with Watchdog(self.options.watchdog_seconds):
+            restored = self.checkpoints.restore(self.state, self.steps)
+        if restored is not None:
+            self.state, position, self.step = restored
+            self.batches.set_state(position)
+            if 0 < self.step < self.steps:
+                name = self.lesson.name
+                self.run.say(f"{name}: resuming after step {self.step} of {self.steps}")
+        self.state = self.parallel.place(self.state)
+
+    def run_steps(self) -> int:
+        """Take the remaining steps; return how many of all steps were skipped."""
+        wait_for_all(f"{self.lesson.name} begins")
+        name, options, start = self.lesson.name, self.options, self.step
+        zeros = self.parallel.zeros
+        with (
+            StopSignals() as signals,
+            Watchdog(options.watchdog_seconds) as watchdog,
+            contextlib.closing(
+                MetricsLog(self.run.folder, start, self.run.say, options.tensorboard)
+            ) as log,
+            self.run.display.progress(name, self.steps, start) as progress,
+        ):
+            self.watchdog, self.signals, self.log, self.progress = watchdog, signals, log, progress
+            agreement = Agreement(start)
+            if self._is_saved(start) and start and not self.checkpoints.is_scored(start):
+                self._evaluate()  # it was stopped before it was evaluated
+            while self.step < self.steps:
+                batch = next(self.batches)
+                split = self.parallel.split(batch)
+                self.state, outcome = self.parallel(self.frozen, self.state, split)
+                self.step += 1
+                self.pending.append((self.step, outcome, batch["index"]))
+                if self.step == start + 1:
+                    jax.block_until_ready(self.state)
+                    progress.compiled(self.step)
+                progress.show(self.step)
+                last = self.step == self.steps
+                number = agreement.check(signals.number, self.step, last)
+                logs = last or self.step % options.log_every == 0
+                saves = self._is_saved(self.step)
+                many_bad = False
+                if logs or saves or number or len(self.pending) >= MAX_PENDING:
+                    many_bad = self._read_outcomes()
+                if logs:
+                    means = _means(self.state)
+                    log.write(self.step, means)
+                    progress.show(self.step, means)
+                    self.state = self.state._replace(sums=zeros(self.state.sums))
+                if number is not None:
+                    self._save_last()
+                    raise StoppedError(number, self.step)
+                if many_bad:
+                    self._save_last()
+                    raise self._bad_steps_error()
+                if saves:
+                    self._evaluate_or_stop()
+                    self._save()
+                watchdog.beat()
+            if int(self.state.consecutive_skips) >= options.bad_steps:
+                raise self._bad_steps_error()
+            if start < self.steps:
+                self._save_last()
+                progress.finish()
+        return int(self.state.skipped)
+
+    def _is_saved(self, step: int) -> bool:
+        return step == self.steps or step % self.options.save_every == 0
+
+    def _evaluate_or_stop(self) -> None:
+        """Evaluate; where a signal stops it, save without a score and stop."""
+        try:
+            self._evaluate()
+        except StoppedError:
+            self._save_last()
+            raise
+
+    def _evaluate(self) -> None:
+        """Compute, log and store the validation metrics of this step."""
+
+        def heartbeat() -> None:
+            self.watchdog.beat()
+            number = agreed_signal(self.signals.number)
+            if number is not None:
+                raise StoppedError(number, self.step)
+
+        weights = to_numpy((self.state.student, self.state.statistics))
+        model = FrozenModel(self.lesson.model.function, *weights)
+        metrics = dict(self.lesson.evaluate(model, heartbeat))
+        self.log.write(self.step, {f"{VALIDATION}{name}": x for name, x in metrics.items()})
+        self.progress.show(self.step, metrics)
+        self.checkpoints.set_score(self.step, metrics["score"])
+
+    def _save(self) -> None:
+        """Save in the background; a failure is reported, and the training continues."""
+        try:
+            self.checkpoints.try_save(self.step, self.state, self.batches.get_state())
+        except UnsavedError as error:
+            self.run.say(f"{error}; earlier ones are kept, the next save is tried")
+
+    def _save_last(self) -> None:
+        """Save and wait, with some more tries: nothing comes after this save."""
+        for seconds in (*SECONDS_BETWEEN_TRIES, None):
+            self.watchdog.beat()
+            try:
+                self.checkpoints.try_save(self.step, self.state, self.batches.get_state())
+                self.checkpoints.wait()
+                return
+            except UnsavedError as error:
+                if seconds is None:
+                    raise
+                self.run.say(f"{error}; trying again in {seconds:.0f} s")
+                time.sleep(seconds)
+
+    def _read_outcomes(self) -> bool:
+        """Report the skipped steps since the last call; return whether too many are in a row."""
+        outcomes = jax.device_get([outcome for _, outcome, _ in self.pending])
+        too_many = False
+        for (step, _, index), outcome in zip(self.pending, outcomes, strict=True):
+            too_many |= int(outcome["consecutive_skips"]) >= self.options.bad_steps
+            if not outcome["finite"]:
+                if jax.process_count() > 1:  # every process sees the same steps
+                    index = multihost_utils.process_allgather(index)
+                examples = np.ravel(index).tolist()
+                self.log.write_skipped(step, examples)
+                self.run.say(
+                    f"{self.lesson.name}: step {step} was not finite and is skipped; its examples "
+                    f"are in {METRICS}"
+                )
+        self.pending.clear()
+        return too_many
+
+    def _bad_steps_error(self) -> BadStepsError:
+        section, name = self.lesson.section, self.lesson.name
+        return BadStepsError(
+            f"{name}: {self.options.bad_steps} consecutive steps ({section}.bad_steps) were not "
+            f"finite and were skipped. Step {self.step} is saved with the last good parameters. "
+            f"Check the examples that {self.run.folder / METRICS} names, or lower the learning "
+            "rate in another --workdir."
+        )
+
+
+def prepare(lesson: Lesson, dataset: Dataset) -> tuple[ParallelStep, State, FrozenInputs]:
+    """Return the step of a lesson over all devices, the initial state and the frozen inputs.
+
+    Lessons that differ only in their seeds and weights share one compiled step.
+    """
+    training, targets, model = lesson.training, lesson.targets, lesson.model
+    outputs = (output_shapes(model, dataset), targets.shapes)
+    objective, losses = build_objective(lesson.losses, *outputs, seed=training.seed, axis_name=AXIS)
+    counts = (len(dataset.train), dataset.train.labels)
+    losses = with_memories(losses, objective, outputs, training.seed, counts)
+    steps = steps_of(training, len(dataset.train), lesson.section)
+    devices = choose_devices(training.devices, training.batch, lesson.section)
+    key = _StepKey(
+        student=model.function,
+        teacher=targets.function,
+        shapes=str(targets.shapes),
+        losses=json.dumps(_fields.non_default_fields(list(lesson.losses))),
+        heads=tuple(sorted(objective.heads.items())),
+        maps=tuple(sorted(objective.maps.items())),
+        training=dataclasses.replace(training, seed=0),
+        steps=steps,
+        devices=tuple(devices),
+        objective=_Unhashed(objective),
+        targets=_Unhashed(targets._replace(features=None, columns={}, arrays=(), classifier={})),
+    )
+    uses_classifier = any(LOSSES[loss.name].classifier for loss in lesson.losses)
+    frozen = FrozenInputs(
+        targets.arrays, dict(targets.classifier) if uses_classifier else {}, np.int32(training.seed)
+    )
+    parallel, init_optimiser = _shared_step(key)
+    names = metric_names(objective)
+    state = initial_state(model.parameters, model.statistics, losses, init_optimiser, names)
+    return parallel, state, parallel.place(frozen)
+
+
+class _Unhashed:
+    """A value that does not count when keys are compared."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Unhashed)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _StepKey:
+    """Everything that a compiled step depends on."""
+
+    student: Functional
+    teacher: Functional | None
+    shapes: str
+    losses: str
+    heads: tuple[tuple[str, Functional], ...]
+    maps: tuple[tuple[str, tuple[str, str]], ...]
     training: Training
     steps: int
-    mapped: Mapped
-    frozen: Any  # what the step needs beside state and batch
-    state: State  # before the first step
-    batches: TrainingBatches
-    checkpoints: Checkpoints
-    # Validation metrics, "score" among them, the higher the better; what it is given with the state it calls meanwhile.
-    judge: Callable[[State, Callable[[], None]], Mapping[str, float]]
+    devices: tuple[Any, ...]
+    objective: _Unhashed
+    targets: _Unhashed
 
 
-def train(plan: Plan, display: Display) -> int:
-    """Trains to the end, from wherever the last checkpoint left it; how many steps were not taken."""
-    state, at = plan.state, 0
-    with Watchdog(f"{plan.name}: restoring a checkpoint"):
-        restored = plan.checkpoints.restore(state, plan.steps)
-    if restored is not None:
-        state, place, at = restored
-        plan.batches.set_state(place)
-        if 0 < at < plan.steps:
-            display.say(f"{plan.name}: going on after step {at} of {plan.steps}")
-    unjudged = at > 0 and plan.checkpoints.is_unjudged(at)
-    state = plan.mapped.place(state)
-    zeros = jax.device_get(plan.state.sums)
-    score = None
-    guard = Guard(plan.training.bad_steps)
-    watchdog = Watchdog(
-        plan.name, plan.training.watchdog_seconds, "step", "training.watchdog_seconds"
+@functools.lru_cache(maxsize=8)
+def _shared_step(key: _StepKey) -> tuple[ParallelStep, Callable[[Any], Any]]:
+    """Build a step over all devices, and the function that initialises its optimiser."""
+    optimiser = make_optimiser(key.training, key.steps)
+    step = make_step(key.student, key.targets.value, key.objective.value, optimiser, key.steps)
+    parallel = ParallelStep(step, list(key.devices), key.training.parallel)
+    return parallel, jax.jit(optimiser.init)
+
+
+def temporary_bytes(lesson: Lesson, dataset: Dataset) -> int | None:
+    """Return the memory that a step of the lesson needs besides its inputs and outputs."""
+    parallel, state, frozen = prepare(lesson, dataset)
+    batches = training_batches(
+        dataset.train,
+        batch=lesson.training.batch,
+        seed=0,
+        normalise=dataset.normalise,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        columns=lesson.targets.columns,
     )
-    with (
-        StopSignals() as stop,
-        watchdog,
-        contextlib.closing(_begun(plan, at, unjudged, display)) as metrics,
-        display.progress(plan.name, plan.steps, at) as progress,
-    ):
-        if unjudged:
-            score = _judged(plan, stop, watchdog, at, state, metrics, progress)
-            plan.checkpoints.save(at, state, plan.batches.get_state(), score)
-            watchdog.beat(at)
-        agreement = Agreement(at)
-        for step in range(at + 1, plan.steps + 1):
-            batch = next(plan.batches)
-            state, said = plan.mapped(plan.frozen, state, plan.mapped.split(batch))
-            progress.show(step)
-            last = step == plan.steps
-            number = agreement.at(stop.number, step, last)
-            logged, saved = (
-                last or step % every == 0
-                for every in (plan.training.log_every, plan.training.save_every)
-            )
-            if guard.note(step, said, batch["index"]) or logged or saved or number is not None:
-                for skipped in guard.look():
-                    metrics.skipped(skipped)
-                    display.say(f"{plan.name}: {_of_skipped(skipped)}")
-            if logged:
-                means = _means(state)
-                metrics.write(step, means)
-                progress.show(step, means)
-                state = state._replace(sums=plan.mapped.place(zeros))
-                plan.checkpoints.check()
-            if saved and number is None:
-                try:
-                    score = _judged(plan, stop, watchdog, step, state, metrics, progress)
-                    plan.checkpoints.save(step, state, plan.batches.get_state(), score)
-                except StoppedError as stopped:
-                    number = stopped.number
-            if number is not None or guard.given_up:
-                judged = saved and number is None
-                _save_for_good(
-                    plan,
-                    watchdog,
-                    step,
-                    state,
-                    score if judged else None,
-                    judged=judged or not saved,
-                )
-                if number is not None:
-                    raise StoppedError(number, step)
-                raise _too_many(plan, step)
-            watchdog.beat(step)
-        # A run that has ended so does not begin to be a success when its command is given again.
-        if int(jax.device_get(state.row)) >= plan.training.bad_steps:
-            raise _too_many(plan, plan.steps)
-        if at < plan.steps or unjudged:
-            _save_for_good(plan, watchdog, plan.steps, state, score)
-    plan.batches.close()
-    return int(jax.device_get(state.skipped))
-
-
-def _too_many(plan: Plan, step: int) -> BadStepsError:
-    return BadStepsError(
-        f"{plan.name}: {plan.training.bad_steps} steps in a row (training.bad_steps) were not taken, and step {step} "
-        "is saved with the last good parameters: their loss or gradient was not finite, or their gradient far beyond "
-        "those before, or their examples far larger than the others, or all alike; look at the examples that "
-        f"{plan.folder / METRICS} names, or in another --workdir lower the learning rate, or raise training.spike"
-    )
-
-
-def _begun(plan: Plan, at: int, unjudged: bool, display: Display) -> "_Metrics":
-    """The file of metrics; a new run has it once any process may be told to stop, and all will save the same step."""
-    wait_for_all(f"{plan.name} begins")
-    return _Metrics(plan.folder / METRICS, at, plan.training.tensorboard, display.say, unjudged)
-
-
-def _judged(
-    plan: Plan,
-    stop: StopSignals,
-    watchdog: Watchdog,
-    step: int,
-    state: State,
-    metrics: "_Metrics",
-    progress: ShownProgress,
-) -> float:
-    """The score, written down with all else that the validation examples say; a signal ends it."""
-
-    def look() -> None:
-        watchdog.beat(step - 1)  # each look is waited for anew; the step goes on
-        number = agreed_now(stop.number)
-        if number is not None:
-            raise StoppedError(number, step)
-
-    judged = dict(plan.judge(state, look))
-    metrics.write(step, {f"{VALIDATION}{name}": value for name, value in judged.items()})
-    progress.show(step, judged)
-    return judged["score"]
-
-
-def _save_for_good(
-    plan: Plan,
-    watchdog: Watchdog,
-    step: int,
-    state: State,
-    score: float | None = None,
-    *,
-    judged: bool = True,
-) -> None:
-    """Saves what must not be lost: tried again some times before giving up, as nothing will come after."""
-    watchdog.rest()  # no step may take as long as that
-    limit = plan.training.watchdog_seconds
-    limit = None if limit is None else limit + max(TRIED_AGAIN_AFTER)
-    with Watchdog(
-        f"{plan.name}: the last save", limit, "try", "training.watchdog_seconds"
-    ) as patience:
-        for tries, seconds in enumerate((*TRIED_AGAIN_AFTER, None), 1):
-            plan.checkpoints.save(step, state, plan.batches.get_state(), score, judged=judged)
-            unsaved = plan.checkpoints.settled()
-            if unsaved is None:
-                return
-            if seconds is None:
-                raise unsaved
-            patience.beat(tries)
-            time.sleep(seconds)
-
-
-def _of_skipped(skipped: Skipped) -> str:
-    few = ", ".join(map(str, skipped.examples[:8])) + (", ..." if len(skipped.examples) > 8 else "")
-    return f"step {skipped.step} {skipped.why} and was not taken; its examples ({few}) are in {METRICS}"
+    with contextlib.closing(batches):
+        batch = parallel.split(next(batches))
+    return parallel.temporary_bytes(frozen, parallel.place(state), batch)
 
 
 def _means(state: State) -> dict[str, float]:
-    """What was summed since the last time, by the number of steps that were taken."""
+    """Return the means of the metrics over the steps since they were last logged."""
     sums, skipped = jax.device_get((state.sums, state.skipped))
     count = float(sums["count"])
     means = {
@@ -200,108 +484,4 @@ def _means(state: State) -> dict[str, float]:
         for name, total in sums.items()
         if name != "count"
     }
-    return means | ({"skipped": int(skipped)} if skipped else {})
-
-
-class _Metrics:
-    """The file of metrics, one JSON object a line; what lies beyond the step that is gone on from is cut off.
-
-    Lines that cannot be written, because the disk is full, wait in memory and are written with the next ones.
-    """
-
-    def __init__(
-        self,
-        path: pathlib.Path,
-        at: int,
-        tensorboard: bool = False,
-        say: Callable[[str], Any] = print,
-        unjudged: bool = False,
-    ):
-        first = jax.process_index() == 0
-        self._board = (
-            Board(path.with_name("tensorboard"), at, say) if tensorboard and first else None
-        )
-        self._path = path if first else None
-        self._last, self._seconds = at, time.perf_counter()
-        self._waiting, self._say, self._failing = "", say, False
-        if self._path is not None:
-            self._size = _cut(path, at, say, unjudged)
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        now = time.perf_counter()
-        if self._path is None:
-            return
-        record = {"step": step, **{name: _finite(value) for name, value in values.items()}}
-        if step > self._last:
-            record["steps_per_second"] = round((step - self._last) / (now - self._seconds), 3)
-            self._last, self._seconds = step, now
-        self._append(record)
-        if self._board is not None:
-            self._board.write(
-                step, {name: x for name, x in record.items() if name != "step" and x is not None}
-            )
-
-    def close(self) -> None:
-        """Tries once more to write what could not be written."""
-        if self._path is not None and self._waiting:
-            self._write(self._path)
-        if self._waiting:
-            self._say(
-                f"{self._waiting.count(chr(10))} lines could not be written to {self._path}, and are lost"
-            )
-        if self._board is not None:
-            self._board.close()
-
-    def skipped(self, skipped: Skipped) -> None:
-        self._append({"step": skipped.step, "skipped_examples": skipped.examples})
-
-    def _append(self, record: Mapping[str, Any]) -> None:
-        if self._path is not None:
-            self._waiting += json.dumps(record) + "\n"
-            self._write(self._path)
-
-    def _write(self, path: pathlib.Path) -> None:
-        try:
-            if self._size and not path.exists():
-                self._say(f"{path} is gone: it begins anew")
-                self._size = 0
-            with path.open("r+b" if self._size else "wb") as file:
-                file.truncate(self._size)  # of a line of which only a part could be written
-                file.seek(self._size)
-                file.write(self._waiting.encode())
-            self._size += len(self._waiting.encode())
-            self._waiting, self._failing = "", False
-        except OSError as error:
-            if not self._failing:
-                self._say(
-                    f"{path} cannot be written ({error.strerror}): its lines are kept and tried again"
-                )
-            self._failing = True
-
-
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None
-
-
-def _cut(path: pathlib.Path, at: int, say: Callable[[str], Any], unjudged: bool) -> int:
-    """Leaves those lines that are of no later step, nor what will be judged again; how many bytes they are."""
-
-    def stays(record: Mapping[str, Any]) -> bool:
-        again = (
-            unjudged
-            and record["step"] == at
-            and any(name.startswith(VALIDATION) for name in record)
-        )
-        return record["step"] <= at and not again
-
-    unfinished, damaged = path.with_name(path.name + UNFINISHED), 0
-    with unfinished.open("wb") as file:
-        for line, record in lines_of(path):
-            if record is not None and stays(record):
-                file.write(line.rstrip(b"\r\n") + b"\n")
-            # The last line is without its end where a crash cut it short: that is no damage.
-            damaged += record is None and line.endswith(b"\n")
-    unfinished.replace(path)
-    if damaged:
-        say(f"{path} had {damaged} lines that are not as they were written: they are left out")
-    return path.stat().st_size
+    return means | ({"skipped": float(skipped)} if skipped else {})

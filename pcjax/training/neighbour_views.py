@@ -1,4 +1,4 @@
-"""What some losses see beside the batch: a neighbour of every example, and a mixture of the two."""
+"""A neighbour of every example, and a mixture of the two, for the losses that use them."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -11,12 +11,12 @@ from jaxtyping import Array, Float, Int
 from pcjax.data.batches import NEIGHBOUR
 from pcjax.models import Output
 
-LOOKED_AT = 2**24  # similarities at a time
+MAX_SIMILARITIES = 2**24  # in memory at a time
 NEAREST = 5  # neighbours, one of which is drawn in every step
 
 
-class Beside(NamedTuple):
-    """What the models say of each example's neighbour, and the student of the mixture."""
+class NeighbourViews(NamedTuple):
+    """The models' outputs for each example's neighbour, and the student's for the mixture."""
 
     neighbours: Output
     teacher_neighbours: Output
@@ -24,48 +24,50 @@ class Beside(NamedTuple):
     share: Float[Array, "n"]  # of the example in its mixture
 
 
-def nearest(features: np.ndarray, k: int = NEAREST) -> Int[np.ndarray, "n k"]:
-    """The places of the k examples most similar to each, by the cosine of their features; itself is none of them."""
+def nearest_neighbours(features: np.ndarray, k: int = NEAREST) -> Int[np.ndarray, "n k"]:
+    """Find the indices of the k other examples most similar to each, by cosine."""
     length = np.linalg.norm(features, axis=1, keepdims=True)
     directions = (features / np.where(length > 0, length, 1)).astype(np.float32)
-    k, found = min(k, len(features) - 1), []
-    rows = max(1, LOOKED_AT // len(features))
+    k, blocks = min(k, len(features) - 1), []
+    rows = max(1, MAX_SIMILARITIES // len(features))
     for first in range(0, len(features), rows):
         similarity = directions[first : first + rows] @ directions.T
         own = np.arange(len(similarity))
         similarity[own, first + own] = -np.inf
-        found.append(np.argpartition(-similarity, k - 1, axis=1)[:, :k])
-    return np.concatenate(found).astype(np.int32)
+        blocks.append(np.argpartition(-similarity, k - 1, axis=1)[:, :k])
+    return np.concatenate(blocks).astype(np.int32)
 
 
-def look(
+def embed_views(
     student: Callable[[Array], Output],
     teacher: Callable[[Mapping[str, Array]], Output],
     batch: Mapping[str, Array],
     key: Array,
-) -> Beside:
-    """Shows both models the neighbours that came with a batch, and the student the mixtures, in one go."""
-    near = {
-        name.removeprefix(NEIGHBOUR): x for name, x in batch.items() if name.startswith(NEIGHBOUR)
-    }
-    mixtures, share = mixed(key, batch["image"], near["image"], batch["index"])
-    n, both = len(mixtures), student(jnp.concatenate([near["image"], mixtures]))
-    first, second = (
-        jax.tree.map(lambda x, part=part: x[part], both) for part in (slice(n), slice(n, None))
-    )
-    return Beside(first, jax.lax.stop_gradient(teacher(near)), second, share)
+) -> NeighbourViews:
+    """Compute the outputs for the neighbours that came with a batch, and for the mixtures."""
+    near = {n.removeprefix(NEIGHBOUR): x for n, x in batch.items() if n.startswith(NEIGHBOUR)}
+    mixtures, share = cutmix(key, batch["image"], near["image"], batch["index"])
+    n = len(mixtures)
+    both = student(jnp.concatenate([near["image"], mixtures]))
+    first = jax.tree.map(lambda x: x[:n], both)
+    second = jax.tree.map(lambda x: x[n:], both)
+    return NeighbourViews(first, jax.lax.stop_gradient(teacher(near)), second, share)
 
 
-def mixed(
-    key: Array, images: Float[Array, "n ..."], others: Float[Array, "n ..."], index: Int[Array, "n"]
-) -> tuple[Float[Array, "n ..."], Float[Array, "n"]]:
-    """Images with a box of the others' in them (CutMix), or weighted means of what has no height and width (mixup).
+def cutmix(key: Array, images: Any, others: Any, index: Any) -> tuple[Array, Array]:
+    """Put a box of other images into images (CutMix); examples of other shapes are averaged.
 
-    The box of an example follows from the key and its index alone, not from what else is in the batch. Its area is
-    drawn evenly from 0 to 1; a part of it may lie outside the image.
+    The box follows from the key and the example's index alone. Its area is uniform from 0 to 1;
+    a part of it may lie outside the image.
+
+    Args:
+      key: a random key.
+      images: (n, height, width, channels), or (n, ...) to average.
+      others: what is mixed in, in the same shape.
+      index: (n,) the examples' indices.
 
     Returns:
-      The mixtures, and how much of each is of the image.
+      The mixtures, and the share of the image in each, (n,).
     """
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
     draws = jax.vmap(lambda key: jax.random.uniform(key, (3,)))(keys)
@@ -75,8 +77,9 @@ def mixed(
         return weights * images + (1 - weights) * others, share
     side = jnp.sqrt(draws[:, 0])
 
-    def inside(size: int, centre: Any) -> Any:
-        return jnp.abs(jnp.arange(size) + 0.5 - centre[:, None] * size) < side[:, None] * size / 2
+    def inside(size: int, centre: Array) -> Array:
+        positions = jnp.arange(size) + 0.5
+        return jnp.abs(positions - centre[:, None] * size) < side[:, None] * size / 2
 
     height, width = images.shape[1:3]
     box = inside(height, draws[:, 1])[:, :, None] & inside(width, draws[:, 2])[:, None, :]

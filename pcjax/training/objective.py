@@ -1,34 +1,39 @@
-"""The weighted sum of losses that a config asks for."""
+"""The weighted sum of losses that a student minimises."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from pcjax._checks import RequestError, require, require_name
+from pcjax._checks import RequestError, require_name
 from pcjax.config import Loss, Ramp
-from pcjax.loss_registry import CLASSIFIER, TERMS, Beginning, first_memory, key_of
+from pcjax.losses.registry import CLASSIFIER, LOSSES, MemoryInit, init_memory, step_key
 from pcjax.models import Output, heads, regressors
-from pcjax.models.functional import Arrays, Functional, functional
-from pcjax.training.neighbour_views import Beside
+from pcjax.models.functional import Arrays, Functional, functional, functional_shapes
+from pcjax.training.neighbour_views import NeighbourViews
 
 Shape = tuple[int, ...]
 
 
 class Head(NamedTuple):
-    """How a head is built for the shapes of what it is between, and what it gives beside the student's part."""
+    """How a head is built between two shapes, and what it returns besides its output."""
 
     build: Callable[[Shape, Shape, str | None, nnx.Rngs], nnx.Module]
-    gives: tuple[str, ...] = ()
+    returns: tuple[str, ...] = ()
 
 
-def _of_widths(
+def _between_widths(
     kind: Callable[..., nnx.Module],
 ) -> Callable[[Shape, Shape, str | None, nnx.Rngs], nnx.Module]:
-    return lambda student, teacher, axis_name, rngs: kind(student[-1], teacher[-1], rngs=rngs)  # noqa: ARG005
+    def between(student, teacher, axis_name, rngs):
+        return kind(student[-1], teacher[-1], rngs=rngs)
+
+    return between
 
 
 def _conv(student: Any, teacher: Any, axis_name: str | None, rngs: nnx.Rngs) -> nnx.Module:
@@ -36,209 +41,248 @@ def _conv(student: Any, teacher: Any, axis_name: str | None, rngs: nnx.Rngs) -> 
 
 
 HEADS = {
-    "linear": Head(_of_widths(heads.Linear)),
-    "mlp": Head(_of_widths(heads.MLP)),
-    "orthogonal": Head(_of_widths(regressors.OrthogonalProjection)),
+    "linear": Head(_between_widths(heads.Linear)),
+    "mlp": Head(_between_widths(heads.MLP)),
+    "orthogonal": Head(_between_widths(regressors.OrthogonalProjection)),
     "conv": Head(_conv),
-    "variational": Head(_of_widths(regressors.VariationalRegressor), ("variance",)),
+    "variational": Head(_between_widths(regressors.VariationalRegressor), ("variance",)),
 }
 
 
-class Moment(NamedTuple):
-    """What the losses look at in one step, on one device."""
+class TeacherTargets(NamedTuple):
+    """The teacher as a train step sees it. Without fields there is none.
+
+    digest: hash of the teacher.
+    arrays: parameters and statistics of a live teacher.
+    function: a live teacher's function of these and of images; None reads columns of the batch.
+    shapes: its outputs' shapes for one example.
+    classifier: kernel and bias of its last layer, for the losses that use them.
+    features: its features of the plain training images, by which neighbours are found.
+    columns: outputs that come with every batch, by name.
+    """
+
+    digest: str = ""
+    arrays: Any = ()
+    function: Functional | None = None
+    shapes: Output | None = None
+    classifier: Mapping[str, Any] = {}
+    features: np.ndarray | None = None
+    columns: Mapping[str, np.ndarray] = {}
+
+    def look(self, arrays: Any, batch: Mapping[str, Array]) -> Output | None:
+        """Return the teacher's outputs for a batch."""
+        if self.shapes is None:
+            return None
+        if self.function is not None:
+            parameters, statistics = arrays
+            return self.function.apply(parameters, statistics, batch["image"], train=False)[0]
+        return Output(batch["teacher"], batch.get("teacher_logits"), {})
+
+
+class LossContext(NamedTuple):
+    """Everything the losses see in one step, on one device."""
 
     student: Output
     teacher: Output | None
     classifier: Mapping[str, Array]  # kernel and bias of the teacher's
     batch: Mapping[str, Array]
     step: Int[Array, ""]
-    progress: Float[Array, ""]  # the share of the training that is done
-    axis_name: str | None
-    beside: Beside | None = None  # for losses on neighbours
+    progress: Float[Array, ""]  # share of the training that is done
+    seed: Int[Array, ""] | int = 0
+    axis_name: str | None = None
+    views: NeighbourViews | None = None  # for losses that use neighbours
 
 
-class Kept(NamedTuple):
-    """What the losses keep beside the student, by their places."""
+class LossState(NamedTuple):
+    """Everything the losses keep between steps, keyed by their positions."""
 
-    heads: dict[str, Arrays]  # learnt
+    heads: dict[str, Arrays]  # trained
     statistics: dict[str, Arrays]  # of the heads' batch normalisation
     memories: dict[str, Any]
 
 
 class Objective(NamedTuple):
-    """The losses, the heads that some of them look through, and the names of the maps that some of them see."""
+    """The losses, their heads, and the names of the maps that they compare."""
 
     losses: tuple[Loss, ...]
     heads: dict[str, Functional]
     maps: dict[str, tuple[str, str]]
-    seed: int
 
     @property
     def neighbours(self) -> bool:
-        """Whether a loss looks at a neighbour of every example."""
-        return any(TERMS[loss.name].neighbours for loss in self.losses)
+        """Return whether a loss uses a neighbour of every example."""
+        return any(LOSSES[loss.name].neighbours for loss in self.losses)
 
     def names(self) -> list[str]:
-        """One for every loss, and none twice."""
+        """Return a name for every loss; repeated ones get their position."""
         names = [loss.name for loss in self.losses]
-        return [
-            name if names.count(name) == 1 else f"{name}_{place}"
-            for place, name in enumerate(names)
-        ]
+        return [n if names.count(n) == 1 else f"{n}_{place}" for place, n in enumerate(names)]
 
     def __call__(
-        self, moment: Moment, kept: Kept
-    ) -> tuple[Float[Array, ""], dict[str, Array], Kept]:
-        """The sum, every loss by its name, and what is kept for the next step (the heads as they are)."""
-        total, values, statistics, memories = (
-            jnp.zeros(()),
-            {},
-            dict(kept.statistics),
-            dict(kept.memories),
-        )
+        self, context: LossContext, state: LossState
+    ) -> tuple[Float[Array, ""], dict[str, Array], LossState]:
+        """Return the sum, every loss by its name, and the new state (the heads as they were)."""
+        total, values = jnp.zeros(()), {}
+        statistics, memories = dict(state.statistics), dict(state.memories)
         for place, (name, loss) in enumerate(zip(self.names(), self.losses, strict=True)):
-            key, term = str(place), TERMS[loss.name]
-            student, *teacher = compared(loss.kind, moment, self.maps.get(key))
-            given = {"where": moment.batch["mask"], "axis_name": moment.axis_name}
-            given |= {argument: moment.batch[column] for argument, column in term.columns.items()}
-            if term.classifier:
-                given |= {
-                    part: moment.classifier[part]
-                    for part in CLASSIFIER
-                    if part in moment.classifier
-                }
-            if term.random:
-                given["key"] = key_of(self.seed, place, moment.step)
+            key, spec = str(place), LOSSES[loss.name]
+            student, *teacher = compared(loss.kind, context, self.maps.get(key))
+            given = {"where": context.batch["mask"], "axis_name": context.axis_name}
+            given |= {name: context.batch[column] for name, column in spec.columns.items()}
+            if spec.classifier:
+                classifier = context.classifier
+                given |= {part: classifier[part] for part in CLASSIFIER if part in classifier}
+            if spec.random:
+                given["key"] = step_key(context.seed, place, context.step)
             if key in self.heads:
-                output, statistics[key] = self._through(key, student, kept)
-                gives = HEADS[loss.head].gives
-                student, *more = output if gives else (output,)
-                given |= dict(zip(gives, more, strict=True))
-            if term.neighbours and moment.beside is not None:
-                near, theirs, mixtures, given["share"] = moment.beside
-                given["student_neighbours"] = self._through(key, near.features, kept)[0]
-                given["student_mixtures"] = self._through(key, mixtures.features, kept)[0]
-                given["teacher_neighbours"] = theirs.features
-            arguments = {what: at(value, moment.progress) for what, value in loss.arguments.items()}
-            given |= {what: value for what, value in arguments.items() if what in term.own}
-            memory, before = term.memory, kept.memories.get(key)
+                output, statistics[key] = self._through_head(key, student, state)
+                returns = HEADS[loss.head].returns
+                student, *more = output if returns else (output,)
+                given |= dict(zip(returns, more, strict=True))
+            if spec.neighbours and context.views is not None:
+                near, teacher_near, mixtures, given["share"] = context.views
+                given["student_neighbours"] = self._through_head(key, near.features, state)[0]
+                given["student_mixtures"] = self._through_head(key, mixtures.features, state)[0]
+                given["teacher_neighbours"] = teacher_near.features
+            arguments = {n: ramp_value(x, context.progress) for n, x in loss.arguments.items()}
+            given |= {n: value for n, value in arguments.items() if n in spec.own_arguments}
+            memory, before = spec.memory, state.memories.get(key)
             if memory is not None and before is not None:
-                memories[key] = memory.move(before, student, *teacher, **(given | arguments))
-                given[memory.argument] = memory.given(
-                    memories[key] if memory.holds_the_batch else before
-                )
-            values[name] = term.function(student, *teacher, **given)
-            total = total + at(loss.weight, moment.progress) * values[name]
-        return total, values, kept._replace(statistics=statistics, memories=memories)
+                memories[key] = memory.update(before, student, *teacher, **(given | arguments))
+                read = memories[key] if memory.update_first else before
+                given[memory.argument] = memory.read(read)
+            values[name] = spec.function(student, *teacher, **given)
+            total = total + ramp_value(loss.weight, context.progress) * values[name]
+        return total, values, state._replace(statistics=statistics, memories=memories)
 
-    def _through(self, key: str, x: Array, kept: Kept) -> tuple[Any, Arrays]:
-        """What the head at that place makes of the student's part, and its statistics; as it is, if there is none."""
+    def _through_head(self, key: str, x: Array, state: LossState) -> tuple[Any, Arrays]:
+        """Apply the head of a loss; return its output and statistics. Without one, return x."""
         if key not in self.heads:
             return x, {}
-        return self.heads[key].apply(kept.heads[key], kept.statistics[key], x, train=True)
+        return self.heads[key].apply(state.heads[key], state.statistics[key], x, train=True)
 
 
-def compared(kind: str, moment: Moment, maps: tuple[str, str] | None) -> tuple[Array, ...]:
-    """The part of the student's output that losses of a kind look at, and the teacher's, for those with a teacher."""
-    student, teacher = moment.student, moment.teacher
+def compared(kind: str, context: LossContext, maps: tuple[str, str] | None) -> tuple[Any, ...]:
+    """Return the outputs that losses of a kind compare: the student's, and the teacher's."""
+    student, teacher = context.student, context.teacher
     if kind == "labels":
-        return (_there(student.logits),)
+        return (_scores(student),)
     if teacher is None:
-        raise RequestError("this loss needs a teacher")
+        raise RequestError("The losses need a teacher.")
     if kind == "maps" and maps is not None:
         return student.maps[maps[0]], teacher.maps[maps[1]]
     if kind == "logits":
-        return _there(student.logits), _there(teacher.logits)
+        return _scores(student), _scores(teacher)
     return student.features, teacher.features
 
 
-def _there(logits: Array | None) -> Array:
-    if logits is None:
-        raise RequestError("this loss is about class scores, and the model gives none")
-    return logits
+def _scores(output: Output) -> Any:
+    if output.logits is None:
+        raise RequestError("A loss compares class scores, and the model gives none.")
+    return output.logits
 
 
-def objective(
+def build_objective(
     losses: tuple[Loss, ...],
     student: Output,
     teacher: Output | None,
-    seed: int,
+    *,
+    seed: int | None = 0,
     axis_name: str | None = None,
-) -> tuple[Objective, Kept]:
-    """The objective for models of these outputs (only their shapes matter), with the first state of its heads."""
+) -> tuple[Objective, LossState]:
+    """Return the objective for models with these outputs' shapes, and its heads' weights.
+
+    Args:
+      losses: the losses of the config.
+      student: the shapes of the student's outputs for one example.
+      teacher: the shapes of the teacher's.
+      seed: of the heads' initial weights; None gives shapes in place of weights.
+      axis_name: the mapped axis of the train step.
+    """
     functions, parameters, statistics, maps = {}, {}, {}, {}
     for place, loss in enumerate(losses):
         key = str(place)
-        for who, output in (("student", student), ("teacher", teacher)):
+        for name, output in (("student", student), ("teacher", teacher)):
             if loss.kind == "logits" and (output is None or output.logits is None):
                 raise RequestError(
-                    f"the loss {loss.name} compares class scores, and the {who} gives none"
+                    f"The loss {loss.name} compares class scores, and the {name} gives none."
                 )
         if loss.kind == "maps" and teacher is not None:
-            maps[key] = _maps(loss, student, teacher)
+            maps[key] = _map_names(loss, student, teacher)
         if loss.head != "none":
-            shapes = _shapes(loss, student, teacher, maps.get(key))
-            build = _builder(HEADS[loss.head], *shapes, axis_name, seed * 1000 + place)
-            functions[key], parameters[key], statistics[key] = functional(build)
-    return Objective(losses, functions, maps, seed), Kept(parameters, statistics, {})
+            shapes = _compared_shapes(loss, student, teacher, maps.get(key))
+            build = _head_builder(loss.head, *shapes, axis_name)
+            built = (
+                functional_shapes(build) if seed is None else functional(build, seed * 1000 + place)
+            )
+            functions[key], parameters[key], statistics[key] = built
+    return Objective(losses, functions, maps), LossState(parameters, statistics, {})
+
+
+@functools.lru_cache(maxsize=64)
+def _head_builder(
+    name: str, student: Shape, teacher: Shape, axis_name: str | None
+) -> Callable[[Any], nnx.Module]:
+    return lambda seed: HEADS[name].build(
+        student, teacher, axis_name, nnx.Rngs(jax.random.key(seed))
+    )
 
 
 def with_memories(
-    kept: Kept,
-    what: Objective,
-    student: Output,
-    teacher: Output | None,
-    examples: int,
-    labels: np.ndarray | None,
-) -> Kept:
-    """The same with what the losses remember before the first step, of a training set of so many examples."""
+    state: LossState,
+    objective: Objective,
+    outputs: tuple[Output, Output | None],
+    seed: int,
+    examples: tuple[int, np.ndarray | None],
+) -> LossState:
+    """Return the state with what the losses remember before the first step.
+
+    Args:
+      state: the heads.
+      objective: the losses.
+      outputs: the shapes of the student's and the teacher's outputs.
+      seed: of what is random in a memory.
+      examples: the number of training examples, and their labels.
+    """
     memories = {}
-    for place, loss in enumerate(what.losses):
-        term, key = TERMS[loss.name], str(place)
-        if term.memory is None:
+    for place, loss in enumerate(objective.losses):
+        spec, key = LOSSES[loss.name], str(place)
+        if spec.memory is None:
             continue
-        own, theirs = (shape[-1] for shape in _shapes(loss, student, teacher, what.maps.get(key)))
-        # No step has this number: no other key is the same.
-        random = key_of(what.seed, place, 2**31 - 1)
-        start = Beginning(
-            loss.bank, (own if loss.head == "none" else theirs, theirs), random, examples, labels
-        )
-        memory = first_memory(term, start, loss.arguments)
+        shapes = _compared_shapes(loss, *outputs, objective.maps.get(key))
+        own, teacher = (shape[-1] for shape in shapes)
+        width = own if loss.head == "none" else teacher
+        last = 2**31 - 1  # no step has this number, so the key is used nowhere else
+        init = MemoryInit(loss.bank, (width, teacher), step_key(seed, place, last), *examples)
+        memory = init_memory(spec, init, loss.arguments)
         if memory is not None:
             memories[key] = memory
-    return kept._replace(memories=memories)
+    return state._replace(memories=memories)
 
 
-def _maps(loss: Loss, student: Output, teacher: Output) -> tuple[str, str]:
-    """The names of the maps that a loss compares."""
-    chosen = []
-    for who, output, name in zip(
-        ("student", "teacher"), (student, teacher), loss.maps or (None, None), strict=True
-    ):
-        require(bool(output.maps), f"the loss {loss.name} compares maps, and the {who} gives none")
+def _map_names(loss: Loss, student: Output, teacher: Output) -> tuple[str, str]:
+    names = []
+    models = (("student", student), ("teacher", teacher))
+    for (model, output), name in zip(models, loss.maps or (None, None), strict=True):
+        if not output.maps:
+            raise RequestError(f"The loss {loss.name} compares maps, and the {model} gives none.")
         if name is not None:
-            require_name(f"map of the {who}", name, sorted(output.maps))
-        chosen.append(max(output.maps) if name is None else name)
-    return chosen[0], chosen[1]
+            require_name(f"map of the {model}", name, sorted(output.maps))
+        names.append(max(output.maps) if name is None else name)
+    return names[0], names[1]
 
 
-def _shapes(
+def _compared_shapes(
     loss: Loss, student: Output, teacher: Output | None, maps: tuple[str, str] | None
 ) -> tuple[Shape, Shape]:
-    """Of one example's part of what a loss compares."""
-    nothing = jnp.zeros(())
-    both = compared(loss.kind, Moment(student, teacher, {}, {}, nothing, nothing, None), maps)
-    return both[0].shape[1:], both[1].shape[1:]
+    zero = jax.ShapeDtypeStruct((), jnp.float32)
+    context = LossContext(student, teacher, {}, {}, zero, zero)  # pyright: ignore
+    outputs = compared(loss.kind, context, maps)
+    return outputs[0].shape[1:], outputs[-1].shape[1:]
 
 
-def _builder(
-    head: Head, student: Shape, teacher: Shape, axis_name: str | None, seed: int
-) -> Callable[[], nnx.Module]:
-    return lambda: head.build(student, teacher, axis_name, nnx.Rngs(seed))
-
-
-def at(number: Any, progress: Float[Array, ""]) -> Any:
-    """A number as it is, a ramp as it stands when that share of the training is done."""
+def ramp_value(number: Any, progress: Float[Array, ""]) -> Any:
+    """Return a ramp's value when that share of the training is done; other numbers as they are."""
     if not isinstance(number, Ramp):
         return number
     way = jnp.clip(progress / number.until, 0, 1)

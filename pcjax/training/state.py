@@ -1,87 +1,81 @@
-"""What training changes, as one pytree."""
+"""The state that a training step changes, as one pytree, and the optimiser."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
 from pcjax.config import Training
 from pcjax.models.functional import Arrays
-from pcjax.training.objective import Kept
+from pcjax.training.objective import LossState
 
 
 class State(NamedTuple):
-    """Everything a step reads and writes; the teacher, which stays as it is, is not in it."""
+    """Everything that a step reads and writes; the teacher is not in it."""
 
     step: Int[Array, ""]
     student: Arrays
     statistics: Arrays  # of the student's batch normalisation
-    heads: dict[str, Arrays]  # learnt beside the student, by the place of the loss they belong to
-    head_statistics: dict[str, Arrays]  # of their batch normalisation
-    memories: dict[str, Any]  # what losses remember of past examples, by their places
+    heads: dict[str, Arrays]  # trained with the student, by the position of their loss
+    head_statistics: dict[str, Arrays]  # of the heads' batch normalisation
+    memories: dict[str, Any]  # of past examples, by the position of their loss
     optimiser: Any
-    sums: dict[
-        str, Array
-    ]  # of metrics, and the "count" of steps, since they were last written down
-    skipped: Int[Array, ""]  # steps that were not taken: not finite, a spike, or all examples alike
-    row: Int[Array, ""]  # of these, how many came one after the other up to now
-    gradients: Int[Array, ""]  # of steps that were taken and had one that is not 0
-    usual: Float[Array, ""]  # the logarithm of their usual norm: a running mean
-    most: Float[Array, ""]  # what that was at most
+    sums: dict[str, Float[Array, ""]]  # of metrics since they were last logged, and their "count"
+    skipped: Int[Array, ""]  # number of skipped steps
+    consecutive_skips: Int[Array, ""]
 
 
-def start(
+def initial_state(
     student: Arrays,
     statistics: Arrays,
-    kept: Kept,
-    optimiser: optax.GradientTransformation,
+    losses: LossState,
+    init_optimiser: Callable[[Any], Any],
     metrics: Iterable[str],
 ) -> State:
-    """The state before the first step."""
+    """Return the state before the first step."""
     return State(
-        jnp.zeros((), jnp.int32),
-        student,
-        statistics,
-        *kept,
-        optimiser.init((student, kept.heads)),
-        {name: jnp.zeros(()) for name in metrics},
-        skipped=jnp.zeros((), jnp.int32),
-        row=jnp.zeros((), jnp.int32),
-        gradients=jnp.zeros((), jnp.int32),
-        usual=jnp.zeros(()),
-        most=jnp.zeros(()),
+        step=np.zeros((), np.int32),  # pyright: ignore
+        student=student,
+        statistics=statistics,
+        heads=losses.heads,
+        head_statistics=losses.statistics,
+        memories=losses.memories,
+        optimiser=init_optimiser((student, losses.heads)),
+        sums={name: np.zeros((), np.float32) for name in metrics},  # pyright: ignore
+        skipped=np.zeros((), np.int32),  # pyright: ignore
+        consecutive_skips=np.zeros((), np.int32),  # pyright: ignore
     )
 
 
 def make_optimiser(training: Training, steps: int) -> optax.GradientTransformation:
-    """The optimiser that a config asks for, its learning rate scheduled over that many steps."""
+    """Build the optimiser, with its learning rate scheduled over `steps`."""
     warmup = round(training.warmup * steps)
     rate, rest = training.learning_rate, max(steps - warmup, 1)
-    after = {
+    drops = {round(rest * share): 0.1 for share in (0.625, 0.75, 0.875)}
+    decay = {
         "constant": optax.constant_schedule(rate),
         "cosine": optax.cosine_decay_schedule(rate, rest),
-        "steps": optax.piecewise_constant_schedule(
-            rate, {round(rest * s): 0.1 for s in (0.625, 0.75, 0.875)}
-        ),
+        "steps": optax.piecewise_constant_schedule(rate, drops),
     }[training.schedule]
-    schedule = optax.join_schedules(
-        [optax.linear_schedule(0.0, rate, max(warmup, 1)), after], [warmup]
-    )
+    rise = optax.linear_schedule(0.0, rate, max(warmup, 1))
+    schedule = optax.join_schedules([rise, decay], [warmup])
 
-    def only_matrices(tree: Any) -> Any:
+    def matrices(tree: Any) -> Any:
         # Biases, and the scales and shifts of normalisations, are not decayed.
         return jax.tree.map(lambda x: x.ndim > 1, tree)
 
     if training.optimiser == "adamw":
-        chain: list[optax.GradientTransformation] = [
-            optax.adamw(schedule, weight_decay=training.weight_decay, mask=only_matrices)
+        chain: list[Any] = [
+            optax.adamw(schedule, weight_decay=training.weight_decay, mask=matrices)
         ]
     else:
-        decay = optax.add_decayed_weights(training.weight_decay, mask=only_matrices)
-        chain = [decay, optax.sgd(schedule, momentum=training.momentum)]
+        chain = [
+            optax.add_decayed_weights(training.weight_decay, mask=matrices),
+            optax.sgd(schedule, momentum=training.momentum),
+        ]
     if training.clip is not None:
         chain.insert(0, optax.clip_by_global_norm(training.clip))
     return optax.chain(*chain)

@@ -1,6 +1,5 @@
 """One step of training, written for one device of a named axis."""
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
@@ -10,148 +9,119 @@ import optax
 from jax import lax
 from jaxtyping import Array
 
-from pcjax.data.batches import NEIGHBOUR
-from pcjax.loss_registry import key_of
+from pcjax.losses.registry import step_key
 from pcjax.models import Output
 from pcjax.models.functional import Functional
-from pcjax.training.neighbour_views import look
-from pcjax.training.objective import Kept, Moment, Objective
+from pcjax.training.neighbour_views import embed_views
+from pcjax.training.objective import LossContext, LossState, Objective, TeacherTargets
 from pcjax.training.state import State
 
 AXIS = "batch"
-LARGEST = 1e29  # of a metric; a hundred million of them stay finite
-KNOWN_AFTER, REMEMBERED = (
-    10,
-    100,
-)  # steps whose gradients say what is usual: at first, and in the long run
+MAX_METRIC = 1e29  # a hundred million of them add up to a finite float32
 Batch = Mapping[str, Array]
 Step = Callable[[Any, State, Batch], tuple[State, dict[str, Array]]]
 
 
-class Fixed(NamedTuple):
-    """What a step needs that no step changes: of the teacher, and its classifier for the losses that read with it."""
+class FrozenInputs(NamedTuple):
+    """The arrays that a step reads and never changes."""
 
-    teacher: Any = ()
-    classifier: Mapping[str, Any] = {}
+    teacher: Any = ()  # the arrays of a live teacher
+    classifier: Mapping[str, Array] = {}  # the teacher's last layer, for losses that use it
+    seed: Any = 0  # int32
 
 
 def make_step(
     student: Functional,
-    teacher: Callable[[Any, Batch], Output] | None,
+    targets: TeacherTargets,
     objective: Objective,
     optimiser: optax.GradientTransformation,
     steps: int,
-    size: float,
-    spike: float | None = None,
 ) -> Step:
-    """(fixed, state, batch) -> (state, metrics), the teacher being a function of what is fixed and the batch.
+    """Return the function (frozen inputs, state, batch) -> (state, metrics).
 
-    A step whose loss, gradient or outcome is not finite is not taken: the state stays as it is, and `skipped` counts.
-    Nor is one whose gradient is more than `spike` times as long as was ever usual, once that is known: where a model
-    has learnt nearly all, the few examples that it has not have gradients far beyond the others. Nor, from the first
-    step on, is one whose examples' root mean square is more than `spike` times `size`: where that is what it is over
-    all examples, at most one batch in `spike` squared can be such. Nor is one whose examples are all alike, which
-    would teach batch normalisations that nothing varies.
+    A step is skipped if its loss, its gradient or the new state is not finite: the state then
+    stays as it is but for the step's number and the counts of skips.
+
+    Args:
+      student: the model that is trained.
+      targets: the teacher; only how it is called matters here.
+      objective: the losses.
+      optimiser: applied to the student and the heads.
+      steps: the training's length, which ramps refer to.
     """
 
-    def step(fixed: Fixed, state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
-        seen = None if teacher is None else lax.stop_gradient(teacher(fixed.teacher, batch))
+    def step(frozen: FrozenInputs, state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
+        teacher = lax.stop_gradient(targets.look(frozen.teacher, batch))
 
         def loss_of(trained: tuple[Any, Any]) -> tuple[Array, Any]:
-            output, statistics = student.apply(
-                trained[0], state.statistics, batch["image"], train=True
-            )
-            moment = Moment(
-                output, seen, fixed.classifier, batch, state.step, state.step / steps, AXIS
-            )
+            def see(images: Array) -> tuple[Output, Any]:
+                return student.apply(trained[0], state.statistics, images, train=True)
+
+            output, statistics = see(batch["image"])
+            views = None
             if objective.neighbours and teacher is not None:
-
-                def sees(images: Array) -> Output:
-                    return student.apply(trained[0], state.statistics, images, train=True)[0]
-
-                key = key_of(objective.seed, len(objective.losses), state.step)
-                moment = moment._replace(
-                    beside=look(sees, functools.partial(teacher, fixed.teacher), batch, key)
+                key = step_key(frozen.seed, len(objective.losses), state.step)
+                views = embed_views(
+                    lambda images: see(images)[0],
+                    lambda rows: cast(Output, targets.look(frozen.teacher, rows)),
+                    batch,
+                    key,
                 )
-            total, parts, kept = objective(
-                moment, Kept(trained[1], state.head_statistics, state.memories)
+            context = LossContext(
+                student=output,
+                teacher=teacher,
+                classifier=frozen.classifier,
+                batch=batch,
+                step=state.step,
+                progress=state.step / steps,
+                seed=frozen.seed,
+                axis_name=AXIS,
+                views=views,
             )
-            return total, (parts, statistics, kept)
+            losses = LossState(trained[1], state.head_statistics, state.memories)
+            total, parts, losses = objective(context, losses)
+            return total, (parts, statistics, losses)
 
         trained = (state.student, state.heads)
         (loss, aside), gradients = jax.value_and_grad(loss_of, has_aux=True)(trained)
-        parts, statistics, kept = aside
+        parts, statistics, losses = aside
         gradients, loss, parts = lax.pmean((gradients, loss, parts), AXIS)
         norm = optax.tree.norm(gradients)
         updates, optimiser_state = optimiser.update(gradients, state.optimiser, trained)
         new_student, new_heads = cast(tuple[Any, Any], optax.apply_updates(trained, updates))
-        taken = state._replace(
+        new = state._replace(
             student=new_student,
             statistics=statistics,
             heads=new_heads,
-            head_statistics=kept.statistics,
-            memories=kept.memories,
+            head_statistics=losses.statistics,
+            memories=losses.memories,
             optimiser=optimiser_state,
         )
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm) & _all_finite(taken)
-        alike = _all_alike(batch["image"])
-        good, large = finite & ~alike, jnp.zeros((), bool)
-        if spike is not None:
-            images = [batch[name] for name in ("image", f"{NEIGHBOUR}image") if name in batch]
-            large = jnp.any(jnp.stack([_root_mean_square(x) for x in images]) > spike * size)
-            good &= ~large & (
-                (state.gradients < KNOWN_AFTER) | (jnp.log(norm) <= jnp.log(spike) + state.most)
-            )
-        # A mean of logarithms: one gradient adds little to it, however long it is. One of 0 says nothing.
-        counts = norm > 0
-        share = jnp.maximum(1 / (state.gradients + 1), 1 / REMEMBERED)
-        usual = state.usual + jnp.where(
-            counts, share * (jnp.log(jnp.where(counts, norm, 1)) - state.usual), 0
-        )
-        gradients = state.gradients + counts.astype(jnp.int32)
-        most = jnp.where(gradients <= KNOWN_AFTER, usual, jnp.maximum(state.most, usual))
-        taken = taken._replace(gradients=gradients, usual=usual, most=most)
-        taken = jax.tree.map(lambda new, old: jnp.where(good, new, old), taken, state)
-        metrics = {
-            "loss": loss,
-            **parts,
-            "gradient_norm": norm,
-            "count": jnp.ones(()),
-            "taken": good,
-        }
-        row = jnp.where(good, 0, state.row + 1)
-        metrics |= {"finite": finite, "alike": alike, "large": large, "row": row}
-        # Of what is finite the sum must be so too.
-        summed = {name: jnp.clip(metrics[name], -LARGEST, LARGEST) for name in state.sums}
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm) & _all_finite(new)
+        new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
+        metrics = {"loss": loss, **parts, "gradient_norm": norm, "count": jnp.ones(())}
         sums = {
-            name: total + jnp.where(good, summed[name], 0) for name, total in state.sums.items()
+            name: total + jnp.where(finite, jnp.clip(metrics[name], -MAX_METRIC, MAX_METRIC), 0)
+            for name, total in state.sums.items()
         }
-        skipped = state.skipped + jnp.where(good, 0, 1)
-        taken = taken._replace(step=state.step + 1, sums=sums, skipped=skipped, row=row)
-        return taken, metrics
+        skips = jnp.where(finite, 0, state.consecutive_skips + 1)
+        new = new._replace(
+            step=state.step + 1,
+            sums=sums,
+            skipped=state.skipped + jnp.where(finite, 0, 1),
+            consecutive_skips=skips,
+        )
+        return new, {**metrics, "finite": finite, "consecutive_skips": skips}
 
     return step
 
 
 def _all_finite(tree: Any) -> Array:
-    """A finite gradient can still carry a parameter beyond the largest float32."""
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    """Return whether all floats are finite: a finite gradient can still overflow a parameter."""
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
 
 
-def _all_alike(images: Array) -> Array:
-    """Whether all examples of all devices are the same."""
-    here, first = jnp.all(images == images[:1]), images[0].astype(jnp.float32)
-    return (lax.pmin(here.astype(jnp.int32), AXIS) == 1) & jnp.all(
-        lax.pmax(first, AXIS) == lax.pmin(first, AXIS)
-    )
-
-
-def _root_mean_square(images: Array) -> Array:
-    """Of all numbers of all devices."""
-    return jnp.sqrt(lax.pmean(jnp.mean(jnp.square(images.astype(jnp.float32))), AXIS))
-
-
 def metric_names(objective: Objective) -> list[str]:
-    """What a step reports."""
+    """Return the names of the metrics that a step reports."""
     return ["loss", *objective.names(), "gradient_norm", "count"]

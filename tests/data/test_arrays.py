@@ -1,4 +1,4 @@
-"""Files of NumPy's: what they may hold, and one clear line for every way in which they can be wrong."""
+"""NumPy files: every layout is read, and every kind of damage is refused in one line."""
 
 import io
 import re
@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from pcjax.data import arrays, load, statistics
+from pcjax.data import arrays, examples, load, statistics
 
 RANDOM = np.random.default_rng(2)
 IMAGES = RANDOM.integers(0, 255, size=(30, 4, 5, 3), dtype=np.uint8)
@@ -89,7 +89,7 @@ def test_a_mapped_member_is_as_long_as_its_header_says(tmp_path, monkeypatch):
         archive.writestr("x.npy", buffer.getvalue()[:-400])
         archive.writestr("y.npy", buffer.getvalue())
     with pytest.raises(
-        ValueError, match=r"cannot be read \(x.npy is not as long as its header says\)"
+        ValueError, match=r"'x': cannot be read \(its header claims 848 bytes, and it has 448\)"
     ):
         load(f"arrays:{tmp_path / 'data.npz'}")
     np.savez(tmp_path / "data.npz", x=np.full((30, 9), None))
@@ -125,12 +125,36 @@ def test_grey_images_get_a_channel(tmp_path):
     assert np.array_equal(everything(train)[..., 0], IMAGES[train.rows, ..., 0])
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.float64])
+@pytest.mark.parametrize("lazy", [False, True])
+def test_images_are_resized_and_their_middle_is_cut_out(dtype, lazy, tmp_path, monkeypatch):
+    # 8 x 12: four blocks of 4 x 4, and two columns on each side. Half the middle's size is 4 x 4.
+    blocks = np.kron([[10, 20], [30, 40]], np.ones((4, 4)))
+    image = np.pad(blocks, ((0, 0), (2, 2)), mode="edge")[..., None]
+    np.savez(tmp_path / "x.npz", x=np.tile(image, (9, 1, 1, 1)).astype(dtype), y=np.arange(9) % 2)
+    source = f"arrays:{tmp_path / 'x.npz'}"
+    if lazy:
+        monkeypatch.setattr(arrays, "IN_MEMORY", 0)
+    data = load(source, image_size=4, validation=0.0)
+    assert isinstance(data.train.store, examples.Arrays) != lazy
+    images = everything(data.train)
+    assert data.train.shape == images.shape[1:] == (4, 4, 1)
+    assert data.train.dtype == images.dtype == dtype
+    assert np.allclose(images[:, ::3, ::3, 0], [[10, 20], [30, 40]])
+    assert np.allclose(images[:, 1, 1, 0], 14 if dtype == np.uint8 else 13.75)
+    assert np.array_equal(data.train.labels, data.train.rows % 2)
+    assert load(source, image_size=2, validation=0.0).train.fingerprint != data.train.fingerprint
+    np.save(tmp_path / "x.npy", FEATURES)
+    with pytest.raises(ValueError, match=r"holds features \(6,\), no images: remove image_size=4"):
+        load(f"arrays:{tmp_path / 'x.npy'}", image_size=4)
+
+
 def test_a_label_may_be_unknown(tmp_path):
     np.savez(tmp_path / "data.npz", x=FEATURES, y=np.where(LABELS == 2, -1, LABELS))
     assert set(load(f"arrays:{tmp_path / 'data.npz'}").train.labels) == {-1, 0, 1}
 
 
-def test_not_a_number_is_looked_for_in_all_that_fits_into_memory(tmp_path, monkeypatch):
+def test_infinity_is_found_wherever_the_examples_fit_into_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(arrays, "IN_MEMORY", FEATURES.nbytes)
     features = FEATURES.copy()
     features[17, 2] = np.inf
@@ -139,7 +163,7 @@ def test_not_a_number_is_looked_for_in_all_that_fits_into_memory(tmp_path, monke
         load(f"arrays:{tmp_path / 'x.npy'}")
 
 
-# What goes wrong: (name of the file, how it is written, what is said)
+# Damage: (name of the file, function that writes it, part of the error)
 def npz(**members):
     return lambda path: np.savez(path, **members)
 
@@ -162,7 +186,7 @@ def cut(write, keep):
 
 
 def flipped(write, where):
-    """One bit of the file is another."""
+    """Flip one bit."""
 
     def flipped_write(path):
         write(path)
@@ -174,7 +198,7 @@ def flipped(write, where):
 
 
 def shortened(write):
-    """The header speaks of fewer examples than there are."""
+    """Let the header claim fewer examples than the file has."""
 
     def shortened_write(path):
         write(path)
@@ -232,7 +256,7 @@ BAD = {
     "truncated": (
         "x.npy",
         cut(npy(FEATURES), 0.6),
-        "cannot be read (mmap length is greater than file size)",
+        "cannot be read (its header claims 848 bytes, and it has 508)",
     ),
     "truncated header": ("x.npy", cut(npy(FEATURES), 0.05), "cannot be read (EOF"),
     "truncated archive": (
@@ -258,12 +282,12 @@ BAD = {
     "a shorter header": (
         "x.npy",
         shortened(npy(TALL)),
-        "cannot be read (it is longer than its header says)",
+        "cannot be read (its header claims 48128 bytes, and it has 72128)",
     ),
     "a shorter header within": (
         "x.npz",
         shortened(npz(x=TALL)),
-        "cannot be read (Bad CRC-32 for file 'x.npy')",
+        "cannot be read (its header claims 48128 bytes, and it has 72128)",
     ),
     "bad header": (
         "x.npz",
@@ -274,25 +298,25 @@ BAD = {
         "x.npz",
         raw_member(
             b"\x93NUMPY\x01\x00\x46\x00"
-            + b"{'descr': '<f4', 'fortran_order': False, 'shape': (9999999999999999,)}"
+            b"{'descr': '<f4', 'fortran_order': False, 'shape': (9999999999999999,)}"
         ),
         "cannot be read",
     ),
-    "no array": ("x.npz", npz(), "found the arrays none: expected one of"),
+    "no array": ("x.npz", npz(), "has the arrays none: expected one of"),
     "no examples": (
         "x.npz",
         npz(y=LABELS),
-        "found the arrays 'y': expected one of \"images\" (or features or x)",
+        "has the arrays 'y': expected one of 'images', 'features', 'x'",
     ),
     "no training examples": (
         "x.npz",
         npz(test_x=FEATURES),
-        "found the arrays 'test_x': expected one of",
+        "has the arrays 'test_x': expected one of",
     ),
     "two of them": (
         "x.npz",
         npz(x=FEATURES, images=IMAGES),
-        "found the arrays 'x', 'images': expected one of",
+        "has the arrays 'x', 'images': expected one of",
     ),
     "a misspelt name": (
         "x.npz",
@@ -329,8 +353,16 @@ BAD = {
         "'x' holds NaN, or infinity in float32, first in example 4: leave such",
     ),
     "too large": ("x.npy", npy(np.full((3, 2), 1e300)), "infinity in float32, first in example 0"),
-    "too few labels": ("x.npz", npz(x=FEATURES, y=LABELS[:9]), "'y' has shape (9,) and"),
-    "labels as columns": ("x.npz", npz(x=FEATURES, y=np.eye(30)), "'y' has shape (30, 30) and"),
+    "too few labels": (
+        "x.npz",
+        npz(x=FEATURES, y=LABELS[:9]),
+        "'y' has shape (9,): expected a label an example, (30,)",
+    ),
+    "labels as columns": (
+        "x.npz",
+        npz(x=FEATURES, y=np.eye(30)),
+        "'y' has shape (30, 30): expected a label",
+    ),
     "labels with fractions": (
         "x.npz",
         npz(x=FEATURES, y=LABELS / 2),
@@ -385,7 +417,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("wrong", BAD)
-def test_what_is_wrong_with_a_file_is_said_in_one_line_with_its_name(wrong, tmp_path):
+def test_a_damaged_file_is_refused_in_one_line_with_its_name(wrong, tmp_path):
     name, write, message = BAD[wrong]
     path = tmp_path / name
     write(path)
@@ -396,7 +428,7 @@ def test_what_is_wrong_with_a_file_is_said_in_one_line_with_its_name(wrong, tmp_
     assert len(str(caught.value)) < len(str(path)) * 2 + 250
 
 
-def test_what_is_wrong_with_a_folder(tmp_path):
+def test_a_damaged_folder_is_refused(tmp_path):
     with pytest.raises(
         ValueError, match=r"no train.npz in this folder: expected one, with \"images\""
     ):

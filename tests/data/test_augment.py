@@ -1,4 +1,4 @@
-"""Random changes against a loop over images, rows and columns; statistics against NumPy in float64."""
+"""Random changes against loops; statistics against NumPy in float64."""
 
 import numpy as np
 import pytest
@@ -24,22 +24,22 @@ def test_crops_are_those_of_a_loop(padding, channels, rng):
     images = rng.integers(1, 255, size=(9, 4, 3, channels), dtype=np.uint8)
     offsets = rng.integers(0, 2 * padding + 1, size=(9, 2))
     offsets[:3] = [(0, 0), (2 * padding, 2 * padding), (padding, padding)]
-    found = random_crop(images, offsets, padding=padding)
-    assert found.dtype == np.uint8
-    assert np.array_equal(found, looped_crop(images, offsets, padding))
-    assert np.array_equal(found[2], images[2])
+    crops = random_crop(images, offsets, padding=padding)
+    assert crops.dtype == np.uint8
+    assert np.array_equal(crops, looped_crop(images, offsets, padding))
+    assert np.array_equal(crops[2], images[2])
 
 
 def test_flips_are_those_of_a_loop(rng):
     images = rng.normal(size=(6, 2, 3, 2))
     before = images.copy()
     flipped = np.array([True, False, True, True, False, False])
-    found = horizontal_flip(images, flipped)
+    result = horizontal_flip(images, flipped)
     expected = [
         [row[::-1] for row in image] if turn else image
         for image, turn in zip(images, flipped, strict=True)
     ]
-    assert np.array_equal(found, expected)
+    assert np.array_equal(result, expected)
     assert np.array_equal(images, before)
 
 
@@ -49,7 +49,7 @@ def examples_of(images):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64, np.int16])
 def test_statistics_are_those_of_all_numbers_at_once(dtype, rng, monkeypatch):
-    monkeypatch.setattr(normalise, "AT_ONCE", 100)  # several turns, the last one short
+    monkeypatch.setattr(normalise, "BLOCK", 100)  # several turns, the last one short
     images = rng.integers(0, 255, size=(37, 3, 4, 2)).astype(dtype)
     mean, std = statistics(examples_of(images))
     x = images.astype(np.float64).reshape(-1, 2) / (255.0 if dtype == np.uint8 else 1.0)
@@ -58,7 +58,7 @@ def test_statistics_are_those_of_all_numbers_at_once(dtype, rng, monkeypatch):
 
 
 def test_statistics_where_the_mean_is_large_and_a_channel_constant(rng, monkeypatch):
-    monkeypatch.setattr(normalise, "AT_ONCE", 30)
+    monkeypatch.setattr(normalise, "BLOCK", 30)
     features = 1e9 + rng.normal(size=(50, 3))
     features[:, 1] = 7
     mean, std = statistics(examples_of(features))
@@ -82,7 +82,7 @@ def test_a_constant_whose_rounding_differs_from_its_mean_is_a_constant():
 
 
 def test_statistics_of_many_examples_are_those_of_an_even_sample(rng, monkeypatch):
-    monkeypatch.setattr(normalise, "SEEN", 5)
+    monkeypatch.setattr(normalise, "MAX_SAMPLE", 5)
     features = rng.normal(size=(9, 2))
     mean, _ = statistics(examples_of(features))
     assert np.allclose(mean, features[::2].mean(axis=0), rtol=1e-12)

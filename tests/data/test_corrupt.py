@@ -1,4 +1,4 @@
-"""Corruptions: none is none, the same seed gives the same, and stronger is farther from the image."""
+"""Laws of corruptions: severity 0 changes nothing, seeds repeat, more severity changes more."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ SEEDS = np.arange(6)
 
 @pytest.fixture
 def images(rng):
-    """Smooth, as images are: noise would be left by a blur as it would by anything."""
+    """Return smooth images, which a blur changes less the smoother they are."""
     waves = np.sin(np.arange(12) / 2 + rng.uniform(0, 6, size=(6, 1, 1))) * np.cos(
         np.arange(12)[:, None] / 3
     )

@@ -1,4 +1,4 @@
-"""Another data set's images in a model's shape: against JAX's resizing, and refused where nothing fits."""
+"""Images in a model's shape: against JAX's resizing, and refused where nothing fits."""
 
 import jax
 import numpy as np
@@ -21,7 +21,23 @@ def test_resizing_is_linear_interpolation_without_aliases(shape, rng):
     assert np.allclose(resized(images, *shape), expected, atol=1e-6)
 
 
-def test_what_fits_is_left_alone_and_what_does_not_is_changed(rng):
+@pytest.mark.parametrize("shape", [(3, 3), (9, 3), (14, 14), (7, 6)])
+def test_cutting_resizes_the_middle_with_the_new_proportions(shape, rng):
+    images = rng.random((3, 7, 6, 2), np.float32)
+    scale = max(shape[0] / 7, shape[1] / 6)
+    expected = jax.image.scale_and_translate(
+        images,
+        (3, *shape, 2),
+        (1, 2),
+        scale=np.float32([scale, scale]),
+        translation=np.float32([(shape[0] - 7 * scale) / 2, (shape[1] - 6 * scale) / 2]),
+        method="linear",
+        antialias=True,
+    )
+    assert np.allclose(resized(images, *shape, cut=True), expected, atol=1e-5)
+
+
+def test_only_other_shapes_are_changed(rng):
     grey = rng.integers(0, 256, (4, 6, 6, 1)).astype(np.uint8)
     data = dataset(grey, np.arange(4, dtype=np.int32))
     assert fitted(data, (6, 6, 1)) is data
@@ -43,12 +59,12 @@ def test_what_fits_is_left_alone_and_what_does_not_is_changed(rng):
 
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
-    ("there", "wanted", "message"),
+    ("stored", "shape", "message"),
     [
         (
             (2, 5),
             (4, 4, 1),
-            "for a model of examples of shape (4, 4, 1): expected them alike, only images can be",
+            "for a model of shape (4, 4, 1): expected them alike, only images can be",
         ),
         ((2, 4, 4, 1), (16,), "expected them alike, only images can be resized"),
         (
@@ -58,7 +74,7 @@ def test_what_fits_is_left_alone_and_what_does_not_is_changed(rng):
         ),
     ],
 )
-def test_what_cannot_be_matched_is_refused(there, wanted, message):
+def test_other_shapes_and_channels_are_refused(stored, shape, message):
     with pytest.raises(ValueError) as caught:  # noqa: PT011
-        fitted(dataset(np.zeros(there, np.float32)), wanted)
+        fitted(dataset(np.zeros(stored, np.float32)), shape)
     assert message in str(caught.value)

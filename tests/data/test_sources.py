@@ -1,9 +1,11 @@
-"""Sources: the splits have nothing in common, are the same every time, and are recognised."""
+"""Sources: the splits are disjoint, the same every time, and have fingerprints."""
+
+import types
 
 import numpy as np
 import pytest
 
-from pcjax.data import Dataset, examples, load
+from pcjax.data import Dataset, examples, load, sources
 from pcjax.data.examples import Arrays, Examples, hold_out, whole
 
 
@@ -88,7 +90,7 @@ def test_the_fingerprint_is_of_data_order_labels_and_split(whole_bytes, rng, mon
     assert given[0].fingerprint == whole(Arrays(images.copy(), labels), ("a",)).fingerprint
 
 
-def test_of_what_is_large_samples_are_hashed(monkeypatch):
+def test_samples_of_large_arrays_are_hashed(monkeypatch):
     monkeypatch.setattr(examples, "SAMPLES", 3)
     read = np.zeros(10, bool)
 
@@ -134,6 +136,30 @@ def test_a_part_is_a_share(part):
         load("digits", part=part)
 
 
+@pytest.mark.bad_input
+def test_sources_of_other_packages(monkeypatch):
+    def read(name, *, image_size=2):
+        store = Arrays(np.ones((10, image_size, image_size, 1), np.float32), None)
+        return examples.Splits(store, None, None, (name,))
+
+    entry = types.SimpleNamespace(name="own", load=lambda: sources.Source(read, "own:NAME"))
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [entry])
+    monkeypatch.setattr(sources, "SOURCES", dict(sources.SOURCES))
+    data = load("own:any", image_size=3)
+    assert data.train.shape == (3, 3, 1)
+    assert data.train.classes == ("any",)
+    for source, options, message in (
+        ("own:any", {"data_dir": "here"}, "'own:any' takes no data_dir; remove data_dir='here'"),
+        (
+            "own",
+            {},
+            "unknown data source 'own': expected digits or tfds:NAME or arrays:PATH or own",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load(source, **options)
+
+
 def save(path, labels, **more):
     np.savez(
         path,
@@ -163,7 +189,7 @@ def test_unseen_classes_need_others_and_labels(tmp_path):
             load(save(tmp_path / f"{name}.npz", given), unseen=2)
     np.save(tmp_path / "plain.npy", np.zeros((40, 3)))
     with pytest.raises(
-        ValueError, match="training examples without a label: expected the class of each"
+        ValueError, match="train examples without a label: expected the class of each"
     ):
         load(f"arrays:{tmp_path / 'plain.npy'}", unseen=2)
 
@@ -174,18 +200,18 @@ def test_unseen_classes_need_others_and_labels(tmp_path):
     [
         (
             {"source": "mnist"},
-            'unknown data source \'mnist\': expected "digits", "tfds:NAME" or "arrays:PATH"',
+            "unknown data source 'mnist': did you mean 'tfds:mnist'?",
         ),
         ({"source": "tfds:"}, "unknown data source 'tfds:'"),
         ({"source": "digits:8"}, "unknown data source 'digits:8'"),
         ({"source": None}, "unknown data source None"),
-        ({"validation": 1.0}, "got validation 1.0: expected a share, from 0 to below 1"),
-        ({"validation": -0.1}, "got validation -0.1: expected a share"),
-        ({"validation": float("nan")}, "got validation nan: expected a share"),
-        ({"validation": "0.1"}, "got validation '0.1': expected a share"),
+        ({"validation": 1.0}, "got validation 1: expected a share below 1"),
+        ({"validation": -0.1}, "got validation -0.1: expected a number from 0 to 1"),
+        ({"validation": float("nan")}, "got validation nan: expected a number from 0 to 1"),
+        ({"validation": "0.1"}, "got validation '0.1': expected a number from 0 to 1"),
         ({"validation": 0.9999}, "nothing is left of 'digits' to train on"),
-        ({"data_dir": "here"}, "got data_dir 'here' for 'digits': only \"tfds:NAME\" has one"),
-        ({"image_size": 8}, "got image_size 8 for 'digits': only \"tfds:NAME\" has one"),
+        ({"data_dir": "here"}, "'digits' takes no data_dir; remove data_dir='here'"),
+        ({"image_size": 8}, "'digits' takes no image_size; remove image_size=8"),
         (
             {"source": "tfds:mnist", "image_size": 0},
             "got image_size 0: expected an integer of at least 1",

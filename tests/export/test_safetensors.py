@@ -1,4 +1,4 @@
-"""Models as files: what was written is what is read, and nothing else is."""
+"""Exports: they are loaded as written, and all other files are refused."""
 
 import json
 import pathlib
@@ -9,15 +9,15 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from architectures import CLASSES, SMALL, few_blocks
 from flax import nnx
-from test_model_laws import CLASSES, SMALL, few_blocks
 
 from pcjax._checks import RequestError
 from pcjax.export import safetensors as exported
 from pcjax.export.safetensors import load
 from pcjax.models import build
 from pcjax.models.functional import functional_shapes
-from pcjax.training.embedding import outputs
+from pcjax.training.embedding import jitted_outputs
 
 ABOUT = {"version": "0.0.1", "features": 4, "config": "of a run"}
 small = pytest.mark.parametrize("name", SMALL)
@@ -31,42 +31,43 @@ def fewer_blocks():
 
 
 def written(path, name, dtype="float32"):
-    """A small model of any weights, and its file."""
+    """Export a small model of random weights; return its function and arrays."""
     known, shape, options, _ = SMALL[name]
     build_options = {"shape": shape, "classes": CLASSES, "dtype": np.dtype(dtype), **options}
     function, *parts = functional_shapes(
-        lambda: build(known, rngs=nnx.Rngs(0), axis_name="batch", **build_options)
+        lambda seed: build(known, rngs=nnx.Rngs(seed), axis_name="batch", **build_options)
     )
     random = np.random.default_rng(0)
     arrays = [
         {key: random.uniform(0.1, 1, leaf.shape).astype(np.float32) for key, leaf in of.items()}
         for of in parts
     ]
+    options = {n: tuple(x) if isinstance(x, list) else x for n, x in options.items()}
     model = exported.Architecture(known, CLASSES, dtype, options)
-    wanted = exported.Wanted(shape, "uint8", (100.5,) * shape[-1], (0.25,) * shape[-1])
-    size = exported.export(path, model, wanted, arrays[0] | arrays[1], ABOUT)
+    inputs = exported.Inputs(shape, "uint8", (100.5,) * shape[-1], (0.25,) * shape[-1])
+    size = exported.export(path, model, inputs, arrays[0] | arrays[1], ABOUT)
     assert path.stat().st_size == size
     return function, *arrays
 
 
 @small
-def test_what_is_loaded_is_what_was_written(name, tmp_path, fewer_blocks):
+def test_exports_are_loaded_as_written(name, tmp_path, fewer_blocks):
     path = tmp_path / "a.safetensors"
     _, parameters, statistics = written(path, name)
-    found = load(path)
+    exported_model = load(path)
     known, shape, options, _ = SMALL[name]
     like = nnx.eval_shape(
         lambda: build(known, shape=shape, classes=CLASSES, rngs=nnx.Rngs(0), **options)
     )
     like.eval()
     # An equal graph and equal arrays compute the same.
-    assert nnx.graphdef(found.module) == nnx.graphdef(like)
-    leaves = nnx.to_flat_state(nnx.state(found.module))
-    there = {"/".join(map(str, place)): np.asarray(leaf.get_value()) for place, leaf in leaves}
-    assert there.keys() == parameters.keys() | statistics.keys()
+    assert nnx.graphdef(exported_model.module) == nnx.graphdef(like)
+    leaves = nnx.to_flat_state(nnx.state(exported_model.module))
+    loaded = {"/".join(map(str, place)): np.asarray(leaf.get_value()) for place, leaf in leaves}
+    assert loaded.keys() == parameters.keys() | statistics.keys()
     for key, array in (parameters | statistics).items():
-        np.testing.assert_array_equal(there[key], array)
-    assert found.about == ABOUT
+        np.testing.assert_array_equal(loaded[key], array)
+    assert exported_model.about == ABOUT
     again = path.read_bytes()
     written(path, name)
     assert path.read_bytes() == again
@@ -80,11 +81,11 @@ def test_features_are_those_of_the_model_bit_for_bit(name, dtype, tmp_path):
     function, parameters, statistics = written(path, name, dtype)
     images = np.random.default_rng(1).integers(0, 256, (6, *SMALL[name][1]), np.uint8)
     normalised = (images.astype(np.float32) - np.float32(100.5)) * np.float32(0.25)
-    expected = outputs(function, parameters, statistics, normalised)
-    found = load(path)(images)
-    for own, their in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    expected = jitted_outputs(function, parameters, statistics, normalised)
+    output = load(path)(images)
+    for own, their in zip(jax.tree.leaves(output), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(own, their)
-    assert found.features.std() > 0
+    assert output.features.std() > 0
 
 
 @pytest.fixture(scope="module")
@@ -104,17 +105,17 @@ def refused(path, content):
 
 
 def parts(content):
-    """What the file tells of the model, and its arrays."""
+    """Return a file's metadata and its arrays."""
     length = int.from_bytes(content[:8], "little")
-    told = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["pcjax"])
-    return told, safetensors.numpy.load(content)
+    metadata = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["pcjax"])
+    return metadata, safetensors.numpy.load(content)
 
 
-def forged(told, arrays):
-    """A file whose digest is right."""
+def forged(metadata, arrays):
+    """Return the content of a file with a valid digest."""
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    told = told | {"digest": exported._digest(told, arrays)}
-    return safetensors.numpy.save(arrays, {"pcjax": json.dumps(told)})
+    metadata = metadata | {"digest": exported._digest(metadata, arrays)}
+    return safetensors.numpy.save(arrays, {"pcjax": json.dumps(metadata)})
 
 
 def test_one_flipped_bit_anywhere_is_found(sound, tmp_path):
@@ -130,14 +131,14 @@ def test_one_flipped_bit_anywhere_is_found(sound, tmp_path):
         except RequestError:
             continue
         else:  # a space more or less where there may be any
-            told, arrays = parts(bytes(content))
-            assert told == expected[0]
+            metadata, arrays = parts(bytes(content))
+            assert metadata == expected[0]
             assert {name: array.tobytes() for name, array in arrays.items()} == {
                 name: array.tobytes() for name, array in expected[1].items()
             }
 
 
-def test_what_is_cut_short_or_claims_too_much_is_refused(sound, tmp_path):
+def test_files_cut_short_or_with_large_claims_are_refused(sound, tmp_path):
     path = tmp_path / "a.safetensors"
     for length in (0, 1, 7, 8, 9, 100, len(sound) // 2, len(sound) - 1):
         refused(path, sound[:length])
@@ -145,7 +146,7 @@ def test_what_is_cut_short_or_claims_too_much_is_refused(sound, tmp_path):
     for claimed in (0, 1, 2**20 + 1, 2**40, 2**63, 2**64 - 1):
         refused(path, claimed.to_bytes(8, "little") + sound[8:])
     large = (2**20 + 8).to_bytes(8, "little") + b"{" + b" " * (2**20 + 8)
-    assert "larger than any of ours" in refused(path, large)
+    assert "more than 1048576" in refused(path, large)
     for other in (b"", b"PK\x03\x04" * 99, pickle.dumps(print), b"\x93NUMPY" + bytes(200)):
         refused(path, other)
     with pytest.raises(RequestError, match="pcjax export RUN"):
@@ -156,23 +157,23 @@ def test_what_is_cut_short_or_claims_too_much_is_refused(sound, tmp_path):
 
 def test_arrays_that_do_not_belong_together_are_refused(sound, tmp_path):
     path = tmp_path / "a.safetensors"
-    told, arrays = parts(sound)
-    path.write_bytes(forged(told, arrays))
+    metadata, arrays = parts(sound)
+    path.write_bytes(forged(metadata, arrays))
     load(path)
     kernel = arrays["embed.kernel"]
-    for change, said in (
-        ({"../../etc/passwd": kernel}, "for ../../etc/passwd, expected nothing"),
+    for change, message in (
+        ({"../../etc/passwd": kernel}, "for ../../etc/passwd, expected None"),
         ({"embed.kernel": kernel[:, :2]}, "for embed.kernel, expected (6, 4)"),
         ({"embed.kernel": kernel.T}, "for embed.kernel, expected (6, 4)"),
         ({"embed.kernel": kernel[None]}, "for embed.kernel, expected (6, 4)"),
-        ({"embed.kernel": kernel.astype(np.float64)}, "of dtype F64: expected F32"),
-        ({"embed.kernel": kernel.astype(np.float16)}, "of dtype F16: expected F32"),
-        ({"embed.kernel": kernel.astype(np.int32)}, "of dtype I32: expected F32"),
+        ({"embed.kernel": kernel.astype(np.float64)}, "of dtype F64, expected F32"),
+        ({"embed.kernel": kernel.astype(np.float16)}, "of dtype F16, expected F32"),
+        ({"embed.kernel": kernel.astype(np.int32)}, "of dtype I32, expected F32"),
     ):
-        assert said in refused(path, forged(told, arrays | change))
+        assert message in refused(path, forged(metadata, arrays | change))
     arrays.pop("norms.0.mean")
-    assert "it has nothing for norms.0.mean" in refused(path, forged(told, arrays))
-    assert "it has nothing for" in refused(path, forged(told, {}))
+    assert "it has nothing for norms.0.mean" in refused(path, forged(metadata, arrays))
+    assert "it has nothing for" in refused(path, forged(metadata, {}))
 
 
 MODELS = [
@@ -190,9 +191,7 @@ MODELS = [
     {"options": {"width": "wide"}},
     {"options": {"width": [1.0]}},
     {"options": {"widths": [2**20] * 4, "features": 2**20}},
-    {"options": {"widths": [1] * 100_000, "features": 4}},
     {"options": {"widths": [7, 6], "features": 4.0}},
-    {"options": {"widths": 7}},
     {"extra": 1},
 ]
 INPUTS = [
@@ -207,7 +206,6 @@ INPUTS = [
     {"subtract": [0.0]},
     {"subtract": [float("nan")] * 5},
     {"multiply": [1e300] * 5},
-    {"multiply": [1] * 5},
     {"multiply": "11111"},
     {"more": 1},
 ]
@@ -218,32 +216,35 @@ INPUTS = [
     [*(("model", one) for one in MODELS), *(("input", one) for one in INPUTS)],
     ids=lambda one: str(one)[:40],
 )
-def test_what_no_model_can_be_built_of_is_refused(part, change, sound, tmp_path):
-    told, arrays = parts(sound)
-    refused(tmp_path / "a.safetensors", forged(told | {part: told[part] | change}, arrays))
+def test_impossible_models_and_inputs_are_refused(part, change, sound, tmp_path):
+    metadata, arrays = parts(sound)
+    refused(tmp_path / "a.safetensors", forged(metadata | {part: metadata[part] | change}, arrays))
 
 
-def test_metadata_that_are_not_ours_are_refused(sound, tmp_path):
+def test_foreign_metadata_is_refused(sound, tmp_path):
     path = tmp_path / "a.safetensors"
-    told, arrays = parts(sound)
-    for version in (0, 2, "1", None, [1]):
-        assert "this pcjax reads 1" in refused(path, forged(told | {"format": version}, arrays))
-    for wrong in ({name: told[name] for name in told if name != "features"}, told | {"heads": {}}):
-        assert "its metadata are not" in refused(path, forged(wrong, arrays))
+    metadata, arrays = parts(sound)
+    for version in (0, 1, "2", None, [2]):
+        assert "it is not of format 2" in refused(
+            path, forged(metadata | {"format": version}, arrays)
+        )
+    for wrong in (
+        {name: metadata[name] for name in metadata if name != "features"},
+        metadata | {"heads": {}},
+    ):
+        assert "its metadata are incomplete" in refused(path, forged(wrong, arrays))
     for text in ("", "1", "null", "{", "[" * 100_000, "\ud83d", '{"format": ' + "9" * 5000 + "}"):
         refused(
             path,
             safetensors.numpy.save(arrays, {"pcjax": text.encode("utf-8", "replace").decode()}),
         )
-    assert "not of `pcjax export`" in refused(path, safetensors.numpy.save(arrays))
-    assert "not as it was written" in refused(
-        path, safetensors.numpy.save(arrays, {"pcjax": json.dumps(told | {"features": 5})})
+    assert "`pcjax export` did not write it" in refused(path, safetensors.numpy.save(arrays))
+    assert "it differs from what was written" in refused(
+        path, safetensors.numpy.save(arrays, {"pcjax": json.dumps(metadata | {"features": 5})})
     )
 
 
-def test_examples_of_another_kind_are_refused_and_nothing_is_written_where_it_cannot_be(
-    sound, tmp_path, monkeypatch
-):
+def test_other_examples_paths_and_a_missing_package_are_refused(sound, tmp_path, monkeypatch):
     path = tmp_path / "a.safetensors"
     path.write_bytes(sound)
     model = load(path)
@@ -256,9 +257,6 @@ def test_examples_of_another_kind_are_refused_and_nothing_is_written_where_it_ca
     ):
         with pytest.raises(RequestError, match="got examples of"):
             model.prepare(wrong)
-    deep = exported.Architecture("mlp", None, "float32", {"widths": (1,) * 101})
-    with pytest.raises(RequestError, match="at most 100 layers"):
-        exported.export(path, deep, model.wanted, {}, ABOUT)
     with pytest.raises(OSError, match="No such file"):
         written(pathlib.Path(tmp_path / "nowhere" / "a.safetensors"), "mlp")
     for name in ("safetensors", "safetensors.numpy"):

@@ -1,15 +1,13 @@
-"""What is tried is counted, and the counts are printed at the end of the run (tests/conftest.py)."""
-
-import time
+"""How often each fault was tried is counted, and printed at the end of the tests."""
 
 import pytest
 
-collect_ignore = ["killed", "restored.py"]  # for child processes
+collect_ignore = ["injection.py"]
 
 
 @pytest.fixture
 def tried(request):
-    """Counts tries by the fault and what came of it."""
+    """Count tries by the fault and its outcome."""
 
     def count(fault, outcome, number=1):
         request.node.user_properties.append(("tried", (fault, outcome, number)))
@@ -19,10 +17,11 @@ def tried(request):
 
 @pytest.fixture(scope="session")
 def unstopped(tmp_path_factory):
-    """A SMALL run that was never stopped, and the seconds it took."""
-    # Imported here: what is imported before the tests are collected cannot be checked for its annotations.
-    from children import SMALL, pcjax
+    """Return the folder of a SMALL run that was never stopped."""
+    # Imported here: what is imported before the tests are collected escapes the shape checks.
+    from children import pcjax
+    from small import SMALL
 
-    folder, began = tmp_path_factory.mktemp("unstopped") / "run", time.monotonic()
+    folder = tmp_path_factory.mktemp("unstopped") / "run"
     pcjax("distill", *SMALL, "--workdir", folder)
-    return folder, time.monotonic() - began
+    return folder

@@ -1,135 +1,132 @@
-"""kill -9 in every phase of a save: the file system's calls are counted, and the command ends before a chosen one."""
+"""A save that is killed or fails: the run resumes from what was saved and ends bit-identical."""
 
 import contextlib
-import os
 import random
 import subprocess
 
 import pytest
-from children import (
-    SMALL,
-    STEPS,
-    environment,
-    fault,
-    finish,
-    outcome_of,
-    start,
-    steps_saved,
-    wait_until,
-)
-from counts import tries
+from children import at_step, finish, outcome_of, start, steps_saved, wait_until
+from small import SMALL
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.gate
 
-TRIES = tries(50, otherwise=0)
-# Calls 0 to 18 make a checkpoint's folders and files, the last is its mark; the next ones remove an older checkpoint.
-# With a number of files: while arrays are written, which is not seen as calls.
+# The name at which calls of the file system are counted from, the call that is killed, and the
+# number of files below the name that are waited for: arrays are written without such calls.
 PHASES = {
-    "before anything is written": (0, 0),
-    "while arrays are written": (4, 4),
-    "after the arrays, before the manifest": (7, 0),
-    "between the manifest and the mark": (18, 0),
-    "after the mark": (19, 0),
-    "while an older one is removed": (30, 0),
+    "before anything is written": ("{step}", 0, 0),
+    "while arrays are written": ("{step}/state", 0, 4),
+    "after the arrays, before their metadata": ("{step}/state/_METADATA", 0, 0),
+    "before the mark": ("{step}/commit_success.txt", 0, 0),
+    "after the mark": ("{step}/commit_success.txt", 2, 0),
+    "while an older one is removed": ("{step}/commit_success.txt", 14, 0),
 }
-EVERY = [*((call, 0) for call in range(42)), *((4, files) for files in range(2, 8))]
-
-
-def killed(run, name, call, files=0, inside="checkpoints", errors=0, more=()):
-    given = fault(
-        **{"in": run / inside, "from": name, "at": call, "files": files, "errors": errors}
-    )
-    return finish(start("distill", *SMALL, *more, "--workdir", run, env=environment(**given)))
+ALL = [*(("{step}", call, 0) for call in range(42)), *(("{step}", 4, n) for n in range(2, 8))]
+NIGHTLY = 50
 
 
 @pytest.fixture(scope="module")
 def whole(unstopped):
-    return outcome_of(unstopped[0])
+    return outcome_of(unstopped)
+
+
+def start_with_fault(run, first, at, inside="checkpoints", **fault):
+    fault = {"inside": run / inside, "first": first, "at": at, **fault}
+    return start("distill", *SMALL, "--workdir", run, fault=fault)
+
+
+def resumes_to_the_end(run, whole):
+    status, _, complaint = finish(start("distill", *SMALL, "--workdir", run))
+    assert (status, complaint) == (0, "")
+    assert outcome_of(run) == whole
+
+
+def kill_in_saves(moments, whole, tmp_path, tried):
+    """Kill one training in one save after another, and resume it every time."""
+    number, step = 0, 12
+    for name, call, files in moments:
+        run = tmp_path / f"run{number}"
+        name = name.format(step=step)
+        status, output, complaint = finish(start_with_fault(run, name, call, files=files))
+        assert status == -9, (name, call, files, complaint)
+        assert "is corrupt" not in output
+        assert steps_saved(run)[-1] in (step - 3, step), (name, call, files)
+        tried("kill -9 in a phase of a save", "resumed from the last checkpoint")
+        step += 6  # the save that was killed is done again, and the next but one is killed
+        if step >= 57:
+            resumes_to_the_end(run, whole)
+            tried("kill -9 in phases of a save, to the end", "bit-identical")
+            number, step = number + 1, 12
+    if step > 12:
+        resumes_to_the_end(run, whole)
+        tried("kill -9 in phases of a save, to the end", "bit-identical")
 
 
 def test_killed_in_each_phase_of_a_save(whole, tmp_path, tried):
-    """One training is killed in one save after another, goes on every time, and ends as if nothing had been."""
-    moments = list(PHASES.values())
-    if TRIES:
-        moments = random.Random(0).sample(EVERY * (TRIES // len(EVERY) + 1), TRIES)  # noqa: S311
-    place, step = 0, 12
-    for call, files in moments:
-        run = tmp_path / f"run{place}"
-        status, said, complaint = killed(run, str(step), call, files)
-        assert status == -9, (call, files, status, complaint)
-        # A checkpoint that was half removed is no loss where a newer one is there.
-        assert said.count("is unsound") == said.count("; a newer one is there")
-        assert steps_saved(run)[-1] in (step - 3, step), (call, files)
-        tried("kill -9 in a phase of a save", "gone on from the last checkpoint")
-        # The save that was killed is done again, and the next but one that is new is killed.
-        step += 6
-        if step >= 57 or (call, files) == moments[-1]:
-            assert finish(start("distill", *SMALL, "--workdir", run))[0] == 0
-            assert outcome_of(run) == whole
-            tried("kill -9 in phases of a save, to the end", "bit-identical")
-            place, step = place + 1, 12
+    kill_in_saves([*PHASES.values()], whole, tmp_path, tried)
 
 
-@pytest.mark.parametrize("call", [0, 1, 2] if TRIES else [1])
-def test_killed_while_an_unsound_one_is_put_aside(call, whole, tmp_path, tried):
+@pytest.mark.nightly
+def test_killed_before_any_call_of_a_save(whole, tmp_path, tried):
+    moments = random.Random(0).sample(ALL * 2, NIGHTLY)  # noqa: S311
+    kill_in_saves(moments, whole, tmp_path, tried)
+
+
+def test_one_flipped_bit_and_a_kill_while_the_checkpoint_is_renamed(whole, tmp_path, tried):
     run = tmp_path / "run"
-    assert killed(run, "12", 19)[0] == -9
-    array = max(
-        (run / "checkpoints" / "12" / "state").rglob("d/*"), key=lambda path: path.stat().st_size
-    )
-    os.truncate(array, array.stat().st_size // 2)
-    status, said, complaint = killed(run, "unsound", call, inside="")
-    assert status == -9, (said, complaint)
-    status, said, complaint = finish(start("distill", *SMALL, "--workdir", run))
+    assert finish(start_with_fault(run, "12/commit_success.txt", 2))[0] == -9
+    arrays = (run / "checkpoints" / "12" / "state").rglob("d/*")
+    largest = max(arrays, key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    assert finish(start_with_fault(run, "corrupt-12", 0))[0] == -9
+    assert steps_saved(run)[-1] == 12
+    status, output, complaint = finish(start("distill", *SMALL, "--workdir", run))
     assert (status, complaint) == (0, "")
-    assert ("checkpoint 12 is unsound" in said) == (call < 2)
+    assert "checkpoint 12 is corrupt (" in output
+    assert "renamed corrupt-12; resuming from 9" in output
+    assert "student: resuming after step 9 of 60" in output
     assert outcome_of(run) == whole
-    tried("kill -9 while an unsound checkpoint is put aside", "resumed bit-identical")
+    tried("a flipped bit, and kill -9 while it is renamed", "named, then bit-identical")
 
 
 def test_a_disk_that_fails_for_a_while(whole, tmp_path, tried):
-    """Every call that writes fails with EIO in some saves; the command says so and ends as if nothing had been."""
-    status, said, complaint = killed(run := tmp_path / "run", "12", 0, errors=8)
+    """Every call that writes fails in some saves; the command reports it and continues."""
+    run = tmp_path / "run"
+    status, output, complaint = finish(start_with_fault(run, 12, 0, errors=8))
     assert (status, complaint) == (0, "")
-    assert "could not be saved" in said
+    assert "a checkpoint could not be saved" in output
     assert outcome_of(run) == whole
-    tried("a disk with EIO for a while, under the command", "said, saved later, bit-identical")
+    tried("a disk that fails for a while", "reported, saved later, bit-identical")
 
 
-def test_a_disk_that_fails_for_a_while_at_the_end(whole, tmp_path, tried):
-    """The last save is tried again for longer than a step may take."""
-    more = ["--training.watchdog-seconds", "4"]
-    status, said, complaint = killed(run := tmp_path / "run", str(STEPS), 0, errors=8, more=more)
-    assert (status, complaint) == (0, "")
-    assert said.count(f"checkpoint {STEPS} could not be saved") >= 3  # one second, then four
-    assert outcome_of(run) == whole
-    tried("a disk with EIO for a while at the end, under the command", "said, saved later")
-
-
-def test_a_disk_that_stays_full(whole, tmp_path, tried):
-    """The last save fails: status 1 and one line; with room the same command goes on from what was saved before."""
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8m", "none", tmp_path],
-        capture_output=True,
-        check=False,
-    )
-    if made.returncode:
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mount a disk of 8 MB."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "none", tmp_path]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("only root may mount a small disk")
-    run, filling = tmp_path / "run", tmp_path / "filling"
-    try:
-        process = start("distill", *SMALL, "--workdir", run)
-        assert wait_until(lambda: steps_saved(run), process, every=0.01)
-        with filling.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-            while True:
-                file.write(bytes(4096))
-        status, _, complaint = finish(process)
-        assert (status, complaint.count("\n")) == (1, 1), complaint
-        assert "No space left on device" in complaint
-        assert "see to the disk" in complaint
-        assert steps_saved(run)[-1] >= 3
-        filling.unlink()
-        assert finish(start("distill", *SMALL, "--workdir", run))[0] == 0
-        assert outcome_of(run) == whole
-    finally:
-        subprocess.run(["umount", "-l", tmp_path], check=True)
-    tried("a disk that stays full, under the command", "status 1, one line, resumed bit-identical")
+    yield tmp_path
+    subprocess.run(["umount", "-l", tmp_path], check=True)
+
+
+def test_a_disk_that_stays_full(whole, small_disk, tried):
+    """The last save fails: status 1 and a line; with room the same command resumes."""
+    run, filling = small_disk / "run", small_disk / "filling"
+    go = small_disk / "go"
+    waits = at_step(4 + 20, f"wait_for({str(go)!r})")
+    child = start("distill", *SMALL, "--workdir", run, before=waits)
+    assert wait_until(lambda: steps_saved(run), child)
+    with filling.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    go.symlink_to(filling)
+    status, _, complaint = finish(child)
+    last = complaint.splitlines()[-1]  # after what Orbax prints
+    assert status == 1
+    assert last.startswith("pcjax: a checkpoint could not be saved (")
+    assert "Free the disk, then repeat the command to resume: pcjax distill" in last
+    assert steps_saved(run)[-1] >= 3
+    filling.unlink()
+    resumes_to_the_end(run, whole)
+    tried("a disk that stays full", "status 1, reported, resumed bit-identical")

@@ -1,7 +1,4 @@
-"""A long training that is killed again and again: its memory and files stay as they are, and nothing is compiled anew.
-
-It is not run unless PCJAX_FAULTS=full.
-"""
+"""A long training that is killed again and again: nothing grows, and nothing is compiled anew."""
 
 import json
 import os
@@ -13,17 +10,16 @@ from typing import NamedTuple
 
 import pytest
 from children import environment, start
-from counts import FULL
 
-STEPS = 20_000
-SAVE_EVERY = 100
+pytestmark = pytest.mark.nightly
+
+STEPS, SAVE_EVERY = 20_000, 100
 SITTINGS = 4
-MOST_GROWTH = 0.02
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not FULL, reason="PCJAX_FAULTS=full runs it")]
+MAX_GROWTH = 0.02
 
 
 class Sample(NamedTuple):
-    """A look at a process while it trains the student."""
+    """The state of a process while it trains the student."""
 
     step: int
     memory: int  # bytes that are resident
@@ -31,95 +27,69 @@ class Sample(NamedTuple):
     compiled: int  # programs so far
 
 
-def look(process, run, complaint):
-    """Nothing before the student is trained, or once the process has ended."""
+def sample(child, run):
+    """Return the state of a process; None before it trains the student and after its end."""
     try:
-        own = pathlib.Path("/proc") / str(process.pid)
+        own = pathlib.Path("/proc") / str(child.pid)
         pages, files = int((own / "statm").read_text().split()[1]), len([*(own / "fd").iterdir()])
     except OSError:
         return None
-    saved = [int(path.name) for path in (run / "checkpoints").glob("*") if path.name.isdecimal()]
-    compiled = complaint.read_text().count("Compiling ")
+    saved = [int(path.name) for path in (run / "checkpoints").glob("[0-9]*")]
+    compiled = child.complaint().count("Compiling ")
     return (
-        Sample(max(saved, default=0), pages * os.sysconf("SC_PAGE_SIZE"), files, compiled)
-        if saved
-        else None
+        Sample(max(saved), pages * os.sysconf("SC_PAGE_SIZE"), files, compiled) if saved else None
     )
 
 
-def sitting(run, place, kill_after):
-    """One start of the command, looked at until it ends or is killed; the samples of its student's training."""
-    complaint, said = (run.with_name(f"{name}{place}") for name in ("complaint", "said"))
-    samples, began = [], None
-    with said.open("w") as out, complaint.open("w") as error:
-        process = start(
-            *(
-                "distill",
-                "--training.steps",
-                STEPS,
-                "--training.save-every",
-                SAVE_EVERY,
-                "--workdir",
-                run,
-            ),
-            env=environment(JAX_LOG_COMPILES=1, XLA_FLAGS=""),
-            stdout=out,
-            stderr=error,
-        )
-        first = None
-        while process.poll() is None:
-            time.sleep(0.2)
-            sample = look(process, run, complaint)
-            if sample is None:
-                continue
-            # What an earlier sitting has saved says nothing of this one.
-            first = sample.step if first is None else first
-            if sample.step > first:
-                began = began or time.monotonic()
-                samples.append(sample)
-            if began and kill_after is not None and time.monotonic() - began > kill_after:
-                process.kill()
-                process.wait()
-                return process.returncode, samples
-    return process.returncode, samples
+def sit(run, kill_after):
+    """Start the command and kill it after so many seconds of the student's training.
+
+    Return its exit status and the samples of that time.
+    """
+    words = ["--training.steps", STEPS, "--training.save-every", SAVE_EVERY, "--workdir", run]
+    child = start("distill", *words, env=environment(JAX_LOG_COMPILES=1, XLA_FLAGS=""))
+    samples, first, began = [], None, None
+    while child.poll() is None:
+        time.sleep(0.2)
+        now = sample(child, run)
+        if now is None:
+            continue
+        first = now.step if first is None else first
+        if now.step > first:  # an earlier sitting's checkpoints show nothing of this one
+            began = began or time.monotonic()
+            samples.append(now)
+        if began and kill_after is not None and time.monotonic() - began > kill_after:
+            child.kill()
+    return child.wait(), samples
 
 
 def growth(values):
-    """Of the last quarter over the first one."""
+    """Return by how much the last quarter exceeds the first."""
     part = max(len(values) // 4, 1)
     return statistics.median(values[-part:]) / statistics.median(values[:part]) - 1
 
 
-def test_memory_files_and_compiled_programs_stay_as_they_are(tmp_path, tried, record_property):
+def test_memory_files_and_compiled_programs_stay(tmp_path, tried):
     random_ = random.Random(0)  # noqa: S311
-    run, all_growths = tmp_path / "run", []
-    for place in range(100):
+    run, sittings = tmp_path / "run", []
+    for place in range(SITTINGS):
         kill_after = 15 + 15 * random_.random() if place < SITTINGS - 1 else None
-        status, samples = sitting(run, place, kill_after)
-        # A few saves and validations warm it up; what is judged at the end compiles programs of its own.
-        warm = [one for one in samples if samples[0].step + 5 * SAVE_EVERY <= one.step < STEPS]
+        status, samples = sit(run, kill_after)
+        # The first saves warm it up, and the evaluation at the end compiles its own programs.
+        warm = [s for s in samples if samples[0].step + 5 * SAVE_EVERY <= s.step < STEPS]
         if len(warm) >= 20:
-            memory, files = (
-                growth([one.memory for one in warm]),
-                growth([one.files for one in warm]),
-            )
             compiled = warm[-1].compiled - warm[0].compiled
-            all_growths.append((memory, files, compiled))
-            print(
-                f"sitting {place}: steps {warm[0].step} to {warm[-1].step}, memory {warm[0].memory / 2**20:.1f} to "
-                f"{warm[-1].memory / 2**20:.1f} MiB ({memory:+.2%}), files {warm[0].files} to {warm[-1].files} "
-                f"({files:+.2%}), {compiled} programs compiled",
-                flush=True,
-            )
+            grown = growth([s.memory for s in warm]), growth([s.files for s in warm])
+            sittings.append((*grown, compiled))
+            print(f"sitting {place}: memory {grown[0]:+.2%}, files {grown[1]:+.2%}", flush=True)
         if status == 0:
             break
-        assert status == -9, (run.with_name(f"complaint{place}")).read_text()[-2000:]
-        tried("soak: kill -9", "gone on")
-    result = json.loads((run / "result.json").read_text())
-    assert result["steps"] == STEPS
-    assert all_growths
-    for memory, files, compiled in all_growths:
-        assert memory < MOST_GROWTH
-        assert files < MOST_GROWTH
+        assert status == -9
+        tried("soak: kill -9", "resumed")
+    assert json.loads((run / "result.json").read_text())["steps"] == STEPS
+    assert sittings
+    for memory, files, compiled in sittings:
+        assert memory < MAX_GROWTH
+        assert files < MAX_GROWTH
         assert compiled == 0
     tried("soak: steps", "memory and files flat, nothing compiled", STEPS)

@@ -8,14 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
+from jax import jit
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from pcjax import losses
 from pcjax.losses import empty_queue, enqueue, noise_contrastive
 
-# Everything here is small: compiling takes longer than running.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 N, D = 6, 3
 
 

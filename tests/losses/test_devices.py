@@ -10,7 +10,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from pcjax.losses import perception, perception_coherence
+from pcjax.losses import _inputs, perception, perception_coherence
 from pcjax.ranking import METHODS, soft_rank
 
 DEVICES = 8
@@ -79,7 +79,7 @@ def by_pmap(x, weights, teacher, where, more, reduction=lax.pmean, **kwargs):
 def by_shard_map(x, weights, teacher, where, more, reduction=lax.pmean, check=True, **kwargs):
     def step(weights, x, teacher, where, more):
         if check:
-            # Parameters that differ by device in name: their gradients are each device's own, as under pmap.
+            # Varying by device in name: each device's gradients are its own, as under pmap.
             weights = lax.pcast(weights, "batch", to="varying")
         loss = functools.partial(loss_of, axis_name="batch", **kwargs)
         return reduction(jax.value_and_grad(loss)(weights, x, teacher, where, more), "batch")
@@ -93,7 +93,7 @@ def by_shard_map(x, weights, teacher, where, more, reduction=lax.pmean, check=Tr
 
 
 def by_shard_map_of_the_mean(x, weights, teacher, where, more, **kwargs):
-    """The other idiom, where shard_map itself adds up the gradients of what all devices share."""
+    """Let shard_map add up the gradients of what all devices share."""
 
     def step(weights, x, teacher, where, more):
         def mean(weights):
@@ -148,7 +148,7 @@ QUICK = ("chunks, batch scale", "teacher's frame")
     ("name", "way"),
     [(name, "pmap") for name in QUICK]
     + [
-        pytest.param(name, way, marks=pytest.mark.slow)
+        pytest.param(name, way, marks=pytest.mark.nightly)
         for name, way in [(name, "pmap") for name in VARIANTS if name not in ("default", *QUICK)]
         + [
             (name, "shard_map")
@@ -170,7 +170,7 @@ def test_a_sum_in_place_of_the_mean_is_caught(way, rng, x64):
         assert_same(WAYS[way](*given, reduction=lax.psum), one_device(*given), np.float64)
 
 
-@pytest.mark.parametrize("way", ["pmap", pytest.param("shard_map", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("way", ["pmap", pytest.param("shard_map", marks=pytest.mark.nightly)])
 def test_a_stopped_gradient_on_the_gathered_features_is_caught(way, rng, x64, monkeypatch):
     given = problem(rng, np.float64, masked=False, references=False)
     expected = one_device(*given)
@@ -235,19 +235,17 @@ def test_one_example_a_device(rng, x64):
 
 
 def test_what_is_masked_lies_amid_the_others_on_every_device(rng):
-    # Elsewhere it would move the centre that distances are computed from, and cost them their digits.
+    # Elsewhere it would move the centre of the distances, and cost them their digits.
     features = 300 + rng.normal(size=(DEVICES, 3, 4)).astype(np.float32)
     where = rng.random((DEVICES, 3)) < 0.6
     where[0] = False
-    fill = jax.pmap(
-        functools.partial(perception._without_masked, axis_name="batch"), axis_name="batch"
-    )
+    fill = jax.pmap(functools.partial(_inputs.without_masked, axis_name="batch"), axis_name="batch")
     filled = np.asarray(fill(features, where))
     assert np.array_equal(filled[where], features[where])
     assert np.allclose(filled[~where], features[where].mean(axis=0), rtol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_only_some_arguments_vary_over(rng):
     # Under shard_map's checks a custom gradient wants all that it meets to vary over the same axes.
     mesh = Mesh(np.array(jax.devices()), ("batch",))

@@ -1,7 +1,8 @@
-"""What holds for every loss of the package, run over all of them at once."""
+"""Laws that hold for every loss, run over the registry."""
 
 import dataclasses
 import functools
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,20 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from jax import lax
+from jax import jit, lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from pcjax import losses
 from pcjax.losses._batch import Batch
+from pcjax.losses.registry import LOSSES, RECIPES, loss
 
 DEVICES, N, WIDTH = 8, 16, 4
-# Everything here is small and run a few times: compiling takes longer than running.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @dataclasses.dataclass(frozen=True)
-class Loss:
+class Case:
     """How to call a loss, and what is stated of it."""
 
     function: Callable[..., Any]
@@ -33,11 +33,13 @@ class Loss:
         default_factory=dict
     )
     same_width: bool = False  # whether student and teacher must have as many features
-    best: Callable[..., Any] | None = (
-        None  # what pays the least, 0; None: a student equal to the teacher
-    )
+    best: Callable[..., Any] | None = None  # who pays the least; None: one equal to the teacher
     per_example: bool = True  # whether it is a mean over examples
-    taught: bool = True  # whether it looks at the teacher at all
+    taught: bool = True  # whether it uses the teacher at all
+
+    @property
+    def documented(self):
+        return inspect.unwrap(self.function)
 
 
 KERNEL = np.random.default_rng(7).normal(size=(WIDTH, 5)).astype(np.float32)
@@ -61,7 +63,7 @@ def queue_of(*widths):
 
 
 def crd_memory():
-    """With its normalisers fixed: at the first batch they move with the student, but get no gradient."""
+    """Fix the normalisers: at the first batch they move with the student, without gradient."""
     memory = losses.crd_memory(jax.random.key(0), 40, WIDTH, labels=np.arange(40) % 7)
     return memory._replace(started=jnp.ones((), bool), log_normalisers=jnp.array([5.0, 6.0]))
 
@@ -69,6 +71,7 @@ def crd_memory():
 def on_maps(loss):
     """Rows of four numbers as maps of two positions and two channels."""
 
+    @functools.wraps(loss)
     def mapped(student, teacher, **given):
         return loss(*(x.reshape(-1, 1, 2, 2) for x in (student, teacher)), **given)
 
@@ -76,12 +79,12 @@ def on_maps(loss):
 
 
 def untaught(loss):
-    """A loss without a teacher, called as the others are."""
-    return lambda student, teacher, **given: loss(student, **given)
+    """Call a loss without a teacher as the others are."""
+    return functools.wraps(loss)(lambda student, teacher, **given: loss(student, **given))
 
 
 def equal_with(**arguments):
-    """A student equal to the teacher, with other arguments."""
+    """Return a student equal to the teacher, with other arguments."""
     return lambda student, teacher, rows: (student, teacher, rows | arguments)
 
 
@@ -94,7 +97,7 @@ def all_alike(student, teacher, rows):
 
 
 def well_remembered(student, teacher, rows):
-    """All examples of the batch have one direction in the memory, all of the other class the opposite one."""
+    """Remember the batch in one direction, and the other class in the opposite one."""
     one = np.ones((len(student), WIDTH))
     memory = losses.crd_memory(jax.random.key(0), 40, WIDTH, labels=np.arange(40) // 20)
     points = jnp.where(np.arange(40)[:, None] < 20, 0.5, -0.5) * jnp.ones((40, WIDTH))
@@ -113,95 +116,66 @@ def collapsed(student, teacher, rows):
     return np.ones_like(student), teacher, rows
 
 
-LOSSES = {
-    "perception_coherence": Loss(
-        losses.perception_coherence, {"temperature": 0.2, "teacher_temperature": 0.2}
-    ),
-    "rkd_distance": Loss(losses.rkd_distance),
-    "rkd_angle": Loss(losses.rkd_angle),
-    "similarity_preserving": Loss(losses.similarity_preserving),
-    "pkt": Loss(losses.pkt),
-    "correlation_congruence": Loss(losses.correlation_congruence),
-    "cka": Loss(losses.cka, per_example=False),
-    "darkrank_hard": Loss(losses.darkrank_hard, best=equal_with(alpha=1e6)),
-    "darkrank_soft": Loss(losses.darkrank_soft, {"list_length": 3}),
-    "pairwise_ranking": Loss(
-        losses.pairwise_ranking, {"penalty": "exponential", "margin": "difference"}
-    ),
-    "spearman": Loss(losses.spearman, {"temperature": 0.2}, best=equal_with(temperature=1e-7)),
-    "kd": Loss(losses.kd, same_width=True),
-    "cross_entropy": Loss(
-        untaught(losses.cross_entropy),
-        rows=LABELS,
-        same_width=True,
-        best=beyond_doubt,
-        taught=False,
-    ),
-    "dkd": Loss(losses.dkd, rows=LABELS, same_width=True),
-    "dist": Loss(losses.dist, same_width=True, per_example=False),
-    "shared_classifier": Loss(losses.shared_classifier, {"kernel": KERNEL}, same_width=True),
-    "simkd": Loss(losses.simkd, same_width=True),
-    "info_nce": Loss(
-        losses.info_nce, {"temperature": 0.3}, same_width=True, best=equal_with(temperature=1e-6)
-    ),
-    "info_nce with a queue": Loss(
-        losses.info_nce,
-        {"temperature": 0.3, **queue_of(WIDTH)},
-        same_width=True,
-        best=equal_with(temperature=1e-6),
-    ),
-    "relational_representation": Loss(
-        losses.relational_representation,
-        queue_of(WIDTH),
-        same_width=True,
-        best=equal_with(temperature=1e-6, teacher_temperature=1e-6),
-    ),
-    "similarity_kl": Loss(
-        losses.similarity_kl, {"temperature": 0.3, **queue_of(WIDTH)}, same_width=True
-    ),
-    "bingo": Loss(
-        losses.bingo,
-        {"share": 0.3, **queue_of(WIDTH)},
-        rows_of("student_neighbours", "teacher_neighbours", "student_mixtures"),
-        same_width=True,
-        best=all_alike,
-    ),
-    "crd": Loss(
-        losses.crd,
-        {"memory": crd_memory(), "key": jax.random.key(1), "negatives": 6, "temperature": 0.3},
-        DRAWN,
-        same_width=True,
-        best=well_remembered,
-    ),
-    "hint": Loss(losses.hint, same_width=True),
-    "variational_information": Loss(
-        losses.variational_information, {"variance": 1.0}, same_width=True
-    ),
-    "embed_distill": Loss(losses.embed_distill, same_width=True),
-    "orthogonal_projection": Loss(losses.orthogonal_projection, same_width=True, best=standardised),
-    "procrustes": Loss(losses.procrustes),
-    "locality_preserving": Loss(losses.locality_preserving, {"neighbours": 3}, best=collapsed),
-    "attention_transfer": Loss(on_maps(losses.attention_transfer), same_width=True),
-    "neuron_selectivity": Loss(on_maps(losses.neuron_selectivity), same_width=True),
-    "proto2proto": Loss(
-        on_maps(losses.proto2proto),
-        {"student_prototypes": PROTOTYPES, "teacher_prototypes": PROTOTYPES},
-        same_width=True,
-    ),
+def case_of(name, **more):
+    """Build the case of a registered loss from its law; what needs arrays is given here."""
+    spec = LOSSES[name]
+    law = spec.law
+    function = on_maps(spec.function) if spec.kinds == ("maps",) else spec.function
+    more["given"] = {**law.arguments, **more.get("given", {})}
+    assert law.least_at_teacher == ("best" not in more), name
+    return Case(
+        **(
+            {"function": function, "same_width": law.same_width, "per_example": law.per_example}
+            | more
+        )
+    )
+
+
+NEIGHBOURS = rows_of("student_neighbours", "teacher_neighbours", "student_mixtures")
+CRD = {"memory": crd_memory(), "key": jax.random.key(1)}
+# Facts that no `Law` holds: arrays, and the best student if it is not equal to the teacher.
+SPECIAL = {
+    "perception_coherence": {"given": {"temperature": 0.2, "teacher_temperature": 0.2}},
+    "darkrank_hard": {"best": equal_with(alpha=1e6)},
+    "spearman": {"best": equal_with(temperature=1e-7)},
+    "cross_entropy": {
+        "function": untaught(losses.cross_entropy),
+        "rows": LABELS,
+        "best": beyond_doubt,
+        "taught": False,
+    },
+    "dkd": {"rows": LABELS},
+    "shared_classifier": {"given": {"kernel": KERNEL}},
+    "info_nce": {"best": equal_with(temperature=1e-6)},
+    "relational_representation": {
+        "given": queue_of(WIDTH),
+        "best": equal_with(temperature=1e-6, teacher_temperature=1e-6),
+    },
+    "similarity_kl": {"given": queue_of(WIDTH)},
+    "bingo": {"given": queue_of(WIDTH), "rows": NEIGHBOURS, "best": all_alike},
+    "crd": {"given": CRD, "rows": DRAWN, "best": well_remembered},
+    "orthogonal_projection": {"best": standardised},
+    "locality_preserving": {"best": collapsed},
 }
-every_loss = pytest.mark.parametrize("name", LOSSES)
+CASES = {name: case_of(name, **SPECIAL.get(name, {})) for name in LOSSES}
+CASES["info_nce with a queue"] = case_of(
+    "info_nce", given=queue_of(WIDTH), best=equal_with(temperature=1e-6)
+)
+PROTOTYPE_PAIR = {"student_prototypes": PROTOTYPES, "teacher_prototypes": PROTOTYPES}
+CASES["proto2proto"] = Case(on_maps(losses.proto2proto), PROTOTYPE_PAIR, same_width=True)
+every_loss = pytest.mark.parametrize("name", CASES)
 
 
 def problem(name, rng, n=N):
-    """A student that knows something of the teacher, and what else the loss wants of each example."""
-    width = WIDTH if LOSSES[name].same_width else WIDTH - 1
+    """Draw a student that resembles the teacher, and the other arguments by example."""
+    width = WIDTH if CASES[name].same_width else WIDTH - 1
     teacher = rng.normal(size=(n, WIDTH))
     student = teacher[:, :width] + 0.5 * rng.normal(size=(n, width))
-    return student, teacher, {key: draw(rng, n) for key, draw in LOSSES[name].rows.items()}
+    return student, teacher, {key: draw(rng, n) for key, draw in CASES[name].rows.items()}
 
 
 def call(name, student, teacher, rows, **given):
-    return LOSSES[name].function(student, teacher, **{**LOSSES[name].given, **rows, **given})
+    return CASES[name].function(student, teacher, **{**CASES[name].given, **rows, **given})
 
 
 @functools.cache
@@ -213,7 +187,7 @@ def compiled(name):
         loss = functools.partial(call, name, rows=rows, where=where)
         mean, gradients = jax.value_and_grad(loss, argnums=(0, 1))(student, teacher)
         found = {"mean": mean, "gradient": gradients[0], "teacher": gradients[1]}
-        if LOSSES[name].per_example:
+        if CASES[name].per_example:
             found["values"] = loss(student, teacher, reduce_fn=None)
             found["sum"] = loss(student, teacher, reduce_fn=jnp.sum)
         return found
@@ -230,9 +204,12 @@ def assert_close(found, expected, tolerance=1e-9):
 
 
 def stated(name):
-    """The sentence of a docstring that says when a loss is least, and what of the student it does not see."""
-    text = " ".join(getattr(losses, name.split()[0]).__doc__.split())
-    form = r"Least (.+?), (for|in) (.+?)\. The student's ([a-z, ]+?) (do not|does not|) ?matter( to Euclidean|\.)"
+    """Match the sentence that states where a loss is least, and what does not matter to it."""
+    text = " ".join(CASES[name].documented.__doc__.split())
+    form = (
+        r"Least (.+?), (for|in) (.+?)\. "
+        r"The student's ([a-z, ]+?) (do not|does not|) ?matter( to cosines|\.)"
+    )
     found = re.search(form, text)
     assert found, name
     return found
@@ -240,7 +217,7 @@ def stated(name):
 
 @every_loss
 def test_no_student_pays_less_than_is_stated(name, rng, x64):
-    best = LOSSES[name].best
+    best = CASES[name].best
     student, other, rows = problem(name, rng)
     teacher = np.pad(student, ((0, 0), (0, WIDTH - student.shape[1])))  # the same geometry
     assert (best is None) == stated(name)[3].startswith("a student equal to the teacher")
@@ -275,7 +252,7 @@ def test_the_gradient_is_the_differences(name, rng, x64):
 
 @every_loss
 def test_mean_sum_and_values_agree(name, rng, x64):
-    if not LOSSES[name].per_example:
+    if not CASES[name].per_example:
         pytest.skip("no mean over examples")
     where = np.arange(N) % 3 != 1
     found = compiled(name)(*problem(name, rng), where)
@@ -330,7 +307,7 @@ def test_what_is_stated_not_to_matter_does_not_and_the_rest_does(name, rng, x64)
 
 
 def unseen_by(loss, student, rng):
-    """What of the student may change without the loss."""
+    """Return the changes of the student that do not change the loss."""
     moved = {
         "scale": 3 * student,
         "rotation": student @ np.linalg.qr(rng.normal(size=(student.shape[1],) * 2))[0],
@@ -344,22 +321,21 @@ def unseen_by(loss, student, rng):
 
 @pytest.mark.parametrize("name", ["perception_coherence", "spearman"])
 def test_what_does_not_matter_follows_from_the_dissimilarity(name, rng, x64):
-    assert "not to cosines" in " ".join(getattr(losses, name).__doc__.split())
+    text = " ".join(CASES[name].documented.__doc__.split())
+    assert "its scale, rotation and translation not to Euclidean dissimilarities" in text
     student, teacher, rows = problem(name, rng)
     for dissimilarity, unseen in (
-        ("cosine", {"scale", "rotation"}),
+        ("euclidean", {"scale", "rotation", "translation"}),
         ("manhattan", {"scale", "translation"}),
     ):
         loss = jit(functools.partial(call, name, dissimilarity=dissimilarity))
-        assert (
-            unseen_by(lambda student, loss=loss: float(loss(student, teacher, rows)), student, rng)
-            == unseen
-        )
+        function = lambda student, loss=loss: float(loss(student, teacher, rows))
+        assert unseen_by(function, student, rng) == unseen
 
 
 @every_loss
 def test_what_is_not_a_number_shows(name, rng, x64):
-    for broken in (0, 1) if LOSSES[name].taught else (0,):
+    for broken in (0, 1) if CASES[name].taught else (0,):
         *features, rows = problem(name, rng)
         features[broken][2, 1] = np.nan
         assert np.isnan(compiled(name)(*features, rows)["mean"])
@@ -424,17 +400,23 @@ def split_over_devices(name, way, student, teacher, rows, where):
             function, mesh=mesh, in_specs=split, out_specs=split, check_vma=check
         )
         values, gradients = jit(mapped)(*given)
-    # A device's rows collect what every device's loss asks of them, which is the whole batch's as many times over.
+    # A device's rows collect the gradients of all devices' losses: DEVICES times the batch's.
     return np.mean(values), np.reshape(gradients, student.shape) / DEVICES
 
 
 OTHER_WAYS = ("shard_map", "shard_map without checks", "shard_map of the mean")
+FEW = ("perception_coherence", "pkt", "cka")
 
 
 @pytest.mark.parametrize(
     ("name", "way"),
-    [(name, "pmap") for name in LOSSES]
-    + [pytest.param(name, way, marks=pytest.mark.slow) for name in LOSSES for way in OTHER_WAYS],
+    [(name, "pmap") for name in CASES]
+    + [(name, way) for name in FEW for way in OTHER_WAYS]
+    + [
+        pytest.param(name, OTHER_WAYS[-1], marks=pytest.mark.nightly)
+        for name in CASES
+        if name not in FEW
+    ],
 )
 def test_eight_devices_equal_one(name, way, rng, x64):
     student, teacher, rows = problem(name, rng)
@@ -444,6 +426,51 @@ def test_eight_devices_equal_one(name, way, rng, x64):
     mean, gradient = split_over_devices(name, way, student, teacher, rows, where)
     assert_close(mean, expected["mean"])
     assert_close(gradient, expected["gradient"])
+
+
+def test_a_loss_registered_elsewhere_gets_the_laws(rng, x64, registry):
+    spec = registry["toy"]
+    assert spec.function.__module__ == __name__
+    assert "toy" in RECIPES
+    CASES["toy"] = case_of("toy")
+    try:
+        for law in (
+            test_no_student_pays_less_than_is_stated,
+            test_the_gradient_is_the_differences,
+            test_mean_sum_and_values_agree,
+            test_masked_equals_subset,
+            test_what_is_stated_not_to_matter_does_not_and_the_rest_does,
+        ):
+            law("toy", rng, None)
+    finally:
+        del CASES["toy"]
+        compiled.cache_clear()
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """Install a package with a loss."""
+
+    def toy(student, teacher, *, where=None, axis_name=None, reduce_fn=jnp.mean):
+        """Compare the features.
+
+        Least 0, for a student equal to the teacher. The student's rotation does not matter.
+        """
+        options = {"where": where, "axis_name": axis_name, "reduce_fn": reduce_fn}
+        batch = Batch.of(student, teacher, **options)
+        lengths = [jnp.sum(x**2, axis=1) for x in (batch.student, batch.teacher)]
+        return batch.reduced((lengths[0] - lengths[1]) ** 2)
+
+    class EntryPoint:
+        def load(self):
+            return loss()(toy)
+
+    entry_points = {"pcjax.losses": [EntryPoint()]}
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: entry_points[group])
+    for names in (LOSSES, RECIPES):
+        monkeypatch.setattr(names, "own", dict(names.own))
+        monkeypatch.setattr(names, "_complete", False)
+    return LOSSES
 
 
 def test_a_stopped_gradient_on_the_gathered_features_is_caught(rng, x64, monkeypatch):

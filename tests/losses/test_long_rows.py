@@ -1,4 +1,4 @@
-"""The loss at size: the memory it takes, and its rows where the packed network sorts them (more than 64, on a CPU)."""
+"""The loss at size: its memory, and rows that the packed network sorts (over 64, on a CPU)."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from pcjax.losses import perception_coherence
 N, TEMPERATURE = 70, 0.2
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_it_equals_brute_force_alone_and_mapped(rng, x64):
     teacher = rng.normal(size=(N, 6))
     student = teacher[:, :3] + 0.5 * rng.normal(size=(N, 3))
@@ -52,7 +52,7 @@ def test_memory_of_the_chunked_sweep():
     assert compiled.memory_analysis().temp_size_in_bytes <= 64e6
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_all_of_a_large_request_stays_small():
     # With every part at once and the pairwise rank: still blocks of anchors, never pairs of pairs.
     features = jax.ShapeDtypeStruct((2048, 16), jnp.float32)

@@ -1,25 +1,23 @@
 """A queue is a queue: the latest points, in order, bit for bit, on one device or several."""
 
 import collections
-import functools
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import jit
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from pcjax.losses import Queue, empty_queue, enqueue, perception_coherence, valid
 
-# Everything here is small: compiling takes longer than running.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 put = jit(enqueue)
 
 
 def in_order(queue):
-    """What a queue holds, the oldest first."""
+    """Return the points of a queue, the oldest first."""
     points = np.asarray(queue.points)
     rolled = np.roll(points, -int(queue.position), axis=0)
     return rolled[len(points) - int(queue.filled) :]

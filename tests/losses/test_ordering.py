@@ -9,11 +9,10 @@ import numpy as np
 import oracles
 import pytest
 import scipy.stats
+from jax import jit
 
 from pcjax import losses
 from pcjax.losses import ordering
-
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def evaluate(loss, student, teacher, **given):
@@ -73,8 +72,9 @@ def test_darkrank_equals_a_loop(soft, rng, x64):
 
 
 def test_darkrank_by_hand():
-    # Angles 0, a, 3a on the circle with chords c1 (of a), c2 (of 2a), c3 (of 3a): the first has the second at c1, the
-    # third at c3; the second c1 and c2; the third c2 and c3. A list of two is as likely as a coin of that bias.
+    # Angles 0, a, 3a on the circle with chords c1 (of a), c2 (of 2a), c3 (of 3a). The first point
+    # has the others at c1 and c3, the second at c1 and c2, the third at c2 and c3. A list of two is
+    # as likely as a coin of that bias.
     angle = np.array([0.0, 0.5, 1.5])
     points = np.stack([np.cos(angle), np.sin(angle)], axis=1)
     c1, c2, c3 = (3 * (2 * math.sin(k / 4)) ** 3 for k in (1, 2, 3))
@@ -131,15 +131,15 @@ def test_pairs_of_pairs_equal_a_loop(penalty, margin, rng, x64):
 
 
 def test_pairs_of_pairs_by_hand():
-    # The teacher has 02 > 01 > 12, the student 02 > 12 > 01: one of three orders is wrong, by the difference of the
-    # chords of 3-4-5 triangles, sqrt 0.8 - sqrt 0.4.
+    # The teacher has 02 > 01 > 12, the student 02 > 12 > 01: one of three orders is wrong, by the
+    # difference of the chords of 3-4-5 triangles, sqrt 0.8 - sqrt 0.4.
     student, teacher = [[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]], [[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]
     expected = (math.sqrt(0.8) - math.sqrt(0.4)) / 3
     assert np.allclose(evaluate(losses.pairwise_ranking, student, teacher), expected, atol=1e-6)
 
 
 def test_what_is_equal_is_not_ordered_by_rounding(rng):
-    # Points of a regular polygon: every distance is there many times over, and none is to be told from its equals.
+    # Points of a regular polygon: every distance occurs many times.
     angle = 2 * np.pi * np.arange(4) / 4
     square = np.stack([np.cos(angle), np.sin(angle)], axis=1).round().astype(np.float32)
     # Four sides and two diagonals: 8 pairs of pairs, all with the same cost.
@@ -182,10 +182,12 @@ def test_rank_correlation_is_scipys_as_the_temperature_goes_to_0(rng, x64):
 
 
 def test_rank_correlation_by_hand():
-    # Seen from the first two, 0 < 1 < 3 < 3.5 is ordered as 0 < 1 < 3 < -9 is. Seen from the third, the others are
-    # third, second, first against second, first, third: correlation -1/2. Seen from the last, the order is reversed.
+    # From the first two, 0 < 1 < 3 < 3.5 is ordered as 0 < 1 < 3 < -9. From the third, the others
+    # are third, second, first against second, first, third: correlation -1/2. From the last, the
+    # order is reversed.
     student, teacher = [[0.0], [1.0], [3.0], [3.5]], [[0.0], [1.0], [3.0], [-9.0]]
-    found = evaluate(losses.spearman, student, teacher, temperature=1e-6, reduce_fn=None)
+    given = {"temperature": 1e-6, "dissimilarity": "euclidean", "reduce_fn": None}
+    found = evaluate(losses.spearman, student, teacher, **given)
     assert np.allclose(found, [0, 0, 1.5, 2], atol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""Losses on pairs and triplets against loops over NumPy numbers, and against values computed by hand."""
+"""Losses on pairs and triplets against loops over NumPy numbers, and values by hand."""
 
 import functools
 import math
@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from jax import jit
 
 from pcjax import losses
-
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def evaluate(loss, student, teacher, **given):
@@ -35,7 +34,7 @@ def lengths(x):
 
 
 def by_pairs(relation):
-    """The mean over j of a function of what the two models make of a pair (i, j)."""
+    """Average over j a comparison of both models' relations of i and j."""
 
     def values(student, teacher, compare):
         s, t = relation(student), relation(teacher)
@@ -110,19 +109,20 @@ def test_equals_a_loop(name, rng, x64):
 
 
 def test_distances_by_hand():
-    # Distances 1, 3, 2 with mean 2, against 1.5, 3, 1.5 with mean 2: relative ones differ by -1/4, 0, 1/4, which cost
-    # 1/32, 0, 1/32. Each is there in both directions, among nine pairs.
+    # Distances 1, 3, 2 with mean 2, against 1.5, 3, 1.5 with mean 2: relative ones differ by -1/4,
+    # 0, 1/4, which cost 1/32, 0, 1/32. Each counts in both directions, among nine pairs.
     loss = evaluate(losses.rkd_distance, [[0.0], [1.0], [3.0]], [[0.0], [1.5], [3.0]])
     assert np.allclose(loss, 4 / 32 / 9)
-    # Distances of 0 are not in the mean: 1 for both models here, where the last seven differ by 1 from the teacher's.
+    # Distances of 0 are not in the mean: 1 for both models here, where the last seven differ by 1
+    # from the teacher's.
     student = np.eye(8)[:, :1]
     found = evaluate(losses.rkd_distance, student, np.eye(8), reduce_fn=None)
     assert np.allclose(found, [0] + [6 * 0.5 / 8] * 7)
 
 
 def test_distances_that_differ_much_by_hand(x64):
-    # Five points that are nearly one and a sixth far away: 5 of 15 distances are 3 times the mean, the others 0, and
-    # the teacher has all at 1. Differences of 2 cost 3/2, those of 1 cost 1/2.
+    # Five nearly equal points and a sixth far away: 5 of 15 distances are 3 times the mean, the
+    # others 0, and the teacher has all at 1. Differences of 2 cost 3/2, those of 1 cost 1/2.
     student = 1e-6 * np.arange(6.0)[:, None]
     student[5] = 1
     found = evaluate(losses.rkd_distance, student, np.eye(6), reduce_fn=None)
@@ -130,8 +130,9 @@ def test_distances_that_differ_much_by_hand(x64):
 
 
 def test_angles_by_hand():
-    # A right angle between equal sides against three points on a line, the corner at its end: cosines 0, 1/sqrt 2 and
-    # 1/sqrt 2 against 1, -1 and 1. The differences 1, 1.71 and 0.29 cost 1/2, 1.21 and 0.043, each twice of 27.
+    # A right angle between equal sides against three points on a line, the corner at its end:
+    # cosines 0, 1/sqrt 2 and 1/sqrt 2 against 1, -1 and 1. The differences 1, 1.71 and 0.29 cost
+    # 1/2, 1.21 and 0.043, each twice of 27.
     corner = math.sqrt(0.5)
     costs = 0.5 + (1 + corner - 0.5) + (1 - corner) ** 2 / 2
     loss = evaluate(losses.rkd_angle, [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]], [[0.0], [1.0], [2.0]])
@@ -151,13 +152,15 @@ def test_similarities_by_hand():
 
 
 def test_probabilities_by_hand():
-    # Perpendicular examples choose each other with 1/3, themselves with 2/3; opposite ones only themselves.
+    # Perpendicular examples choose each other with 1/3, themselves with 2/3; opposite ones only
+    # themselves.
     loss = evaluate(losses.pkt, [[1.0, 0.0], [0.0, 3.0]], [[1.0, 0.0], [-2.0, 0.0]])
     assert np.allclose(loss, math.log(3 / 2) / 2, atol=1e-6)
 
 
 def test_congruence_by_hand():
-    # Perpendicular against parallel: e^-1 times 1 against 1 + 1 + 1/2 + 1/6, with gamma 1/2 and order 3.
+    # Perpendicular against parallel: e^-1 times 1 against 1 + 1 + 1/2 + 1/6, with gamma 1/2 and
+    # order 3.
     loss = evaluate(
         losses.correlation_congruence,
         [[1.0, 0.0], [0.0, 1.0]],
@@ -191,8 +194,8 @@ def test_alignment_of_kernels_is_that_of_features(n, rng, x64):
 
 
 def test_alignment_by_hand():
-    # S has its centred points at (2, -1), (-1, 2), (-1, -1), a third of each; S^T t = (1, -1), |t t^T| = 2, and
-    # S^T S = (2 -1; -1 2) / 3 has the eigenvalues 1 and 1/3.
+    # S has its centred points at (2, -1), (-1, 2), (-1, -1), a third of each. S^T t = (1, -1),
+    # |t t^T| = 2, and S^T S = (2 -1; -1 2) / 3 has the eigenvalues 1 and 1/3.
     loss = evaluate(losses.cka, [[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]], [[1.0], [-1.0], [0.0]])
     assert np.allclose(loss, 1 - 2 / (2 * math.sqrt(10) / 3))
 
@@ -271,7 +274,11 @@ REFUSED = [
         {"student": X[:2], "teacher": X[:2]},
         "got 2 examples: expected at least 3, give a larger",
     ),
-    (losses.pkt, {"where": np.ones(3, bool)}, "got where of shape (3,): expected (4,)"),
+    (
+        losses.pkt,
+        {"where": np.ones(3, bool)},
+        "got where of shape (3,) for 4 examples: expected (4,)",
+    ),
     (losses.pkt, {"where": np.arange(4)}, "got where of dtype int64: expected booleans"),
     (losses.pkt, {"reduce_fn": "mean"}, "got reduce_fn 'mean': expected a function"),
     (losses.pkt, {"axis_name": "batch"}, "got axis_name 'batch', which is not bound here"),

@@ -149,7 +149,7 @@ def test_says_so_when_it_did_not_converge(monkeypatch):
     assert found.iterations == 2
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(("n", "seconds"), [(1_400, 3), (54_000, 40)])
 def test_quick_on_two_cores(n, seconds):
     train, test = examples(n, 0, 64, 10, noise=4.0), examples(2000, 1, 64, 10, noise=4.0)

@@ -1,20 +1,24 @@
-"""Every model has its published size and shapes, and refuses what it was not made for."""
+"""Every model has its published size and shapes, and refuses other options and inputs."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from architectures import few_blocks
 from flax import nnx
 
 from pcjax._checks import RequestError
-from pcjax.models import MODELS, OPTIONS, build, parameter_count
+from pcjax.models import MODELS, PARAMETERS, build, describe, options_of, parameter_count
+from pcjax.models.cnn import CNN
 
-# As printed, in millions or exact. torchvision's figures are "num_params" in its documentation of the weights; those of
-# CIFAR-100's ResNet-20, 32 and 56 the README of heisenbug237/pytorch-cifar100, of its ResNet-18, 34 and 50
-# model_information/classic-network.md of rentainhe/pytorch-models. Where nothing is said they are what distillation
-# papers print for RepDistiller's networks.
+# As printed: exact, or in millions. torchvision's figures are "num_params" in its documentation of
+# the weights. Those of CIFAR-100's ResNet-20, 32 and 56 are in the README of
+# heisenbug237/pytorch-cifar100, of its ResNet-18, 34 and 50 in model_information/classic-network.md
+# of rentainhe/pytorch-models. All others are those that distillation papers print for
+# RepDistiller's networks.
 PUBLISHED: dict[str, str | int] = {
     "resnet20": "0.278",
     "resnet32": "0.473",
@@ -37,33 +41,38 @@ PUBLISHED: dict[str, str | int] = {
     "mobilenetv2_imagenet": 3_504_872,
     "shufflenetv2_imagenet": 2_278_604,
 }
-BY_HAND = {"resnet8": 1, "resnet14": 2, "resnet20": 3, "resnet44": 7}
-IMAGENET = ("resnet18", "resnet34", "resnet50", "mobilenetv2_imagenet", "shufflenetv2_imagenet")
+BY_HAND = {"resnet8": 1, "resnet14": 2, "resnet20": 3, "resnet44": 7}  # blocks a stage
 
 
 @functools.cache
 def abstract(name, **options):
-    size, classes = (224, 1000) if name in IMAGENET else (32, 100)
-    shape = (size, size, 3)
-    return nnx.eval_shape(
-        lambda: build(name, shape=shape, classes=classes, rngs=nnx.Rngs(0), **options)
-    ), shape
+    """Return a model without weights, and its shape."""
+    imagenet = MODELS[name].keywords["imagenet"] if "wrn" not in name else False
+    shape, classes = ((224, 224, 3), 1000) if imagenet else ((32, 32, 3), 100)
+    options = {"shape": shape, "classes": classes, **options}
+    return nnx.eval_shape(lambda: build(name, rngs=nnx.Rngs(0), **options)), shape
 
 
-def as_printed(count, published):
-    return (
-        count if isinstance(published, int) else f"{count / 1e6:.{len(published.split('.')[1])}f}"
-    )
+def same_as_printed(count, published):
+    if isinstance(published, int):
+        return count == published
+    return f"{count / 1e6:.{len(published.split('.')[1])}f}" == published
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_parameters_are_as_many_as_published(name):
-    assert as_printed(parameter_count(abstract(name)[0]), PUBLISHED[name]) == PUBLISHED[name]
+def test_parameter_counts_are_as_published(name):
+    count = parameter_count(abstract(name)[0])
+    assert same_as_printed(count, PUBLISHED[name])
+    assert count == PARAMETERS[name]
 
 
-def test_every_model_is_covered():
+def test_every_model_is_covered_and_described():
     assert set(PUBLISHED) | set(BY_HAND) == set(MODELS) - {"mlp", "cnn"}
-    assert set(OPTIONS) <= set(MODELS)
+    assert set(PARAMETERS) == set(MODELS) - {"mlp", "cnn"}
+    rows = {name: (count, options) for name, count, options in describe()[2]}
+    assert set(MODELS) <= set(rows)
+    assert rows["resnet8"] == ("83,892", "features [None]")
+    assert rows["cnn"] == ("by its options", "widths [(32, 64, 128)], features [64]")
 
 
 @pytest.mark.parametrize(
@@ -71,53 +80,41 @@ def test_every_model_is_covered():
     [
         ("shufflenetv2_imagenet", 0.5, 1_366_792),  # torchvision's num_params
         ("shufflenetv2_imagenet", 2.0, 7_393_996),
-        (
-            "mobilenetv2_imagenet",
-            1.4,
-            6.06,
-        ),  # tensorflow/models' table; its 3.47 for width 1 are 3.50 in torchvision's count
+        # The table of tensorflow/models has 6.06, and 3.47 for width 1 where torchvision has 3.50.
+        ("mobilenetv2_imagenet", 1.4, "6.1"),
     ],
 )
-def test_parameters_of_other_widths(name, width, published):
-    count = parameter_count(abstract(name, width=width)[0])
-    assert count == published if isinstance(published, int) else abs(count / 1e6 - published) < 0.06
+def test_parameter_counts_of_other_widths(name, width, published):
+    assert same_as_printed(parameter_count(abstract(name, width=width)[0]), published)
 
 
-def test_parameters_by_hand():
-    # 3x3 convolutions without bias, two numbers for each normalised channel. The stem: 3 9 16 + 32. A block of w
-    # channels: 2 (9 w w + 2 w). One that doubles them: 9 w 2w + 4w, 9 2w 2w + 4w and, in the shortcut, w 2w + 4w.
-    stem, classes = 3 * 9 * 16 + 32, 64 * 100 + 100
-
-    def same(w):
+def test_parameter_counts_by_hand():
+    # 3x3 convolutions without bias, two numbers for each normalised channel. The stem has
+    # 3 9 16 + 32, a block of w channels 2 (9 w w + 2 w). One that doubles them has 9 w 2w + 4w,
+    # 9 2w 2w + 4w and, in the shortcut, w 2w + 4w.
+    def block(w):
         return 2 * (9 * w * w + 2 * w)
 
     def doubling(w):
         return 9 * 2 * w * w + 9 * 4 * w * w + 2 * w * w + 3 * 4 * w
 
+    ends = 3 * 9 * 16 + 32 + 64 * 100 + 100
     for name, n in BY_HAND.items():
-        expected = (
-            stem
-            + n * same(16)
-            + doubling(16)
-            + (n - 1) * same(32)
-            + doubling(32)
-            + (n - 1) * same(64)
-            + classes
-        )
-        assert parameter_count(abstract(name)[0]) == expected
+        first, rest = n * block(16), (n - 1) * (block(32) + block(64))
+        expected = ends + first + doubling(16) + doubling(32) + rest
+        assert parameter_count(abstract(name)[0]) == PARAMETERS[name] == expected
 
 
 def multiply_adds(jaxpr):
-    """Of all convolutions and matrix products of a traced function."""
+    """Count those of all convolutions and matrix products of a traced function."""
     total = 0
     for equation in jaxpr.eqns:
         for value in equation.params.values():
             if hasattr(value, "jaxpr"):
                 total += multiply_adds(value.jaxpr)
         if equation.primitive.name == "conv_general_dilated":
-            *window, inputs, _ = equation.invars[
-                1
-            ].aval.shape  # (height, width, inputs of a group, outputs)
+            # (height, width, inputs of a group, outputs)
+            *window, inputs, _ = equation.invars[1].aval.shape
             total += int(np.prod(window)) * inputs * int(np.prod(equation.outvars[0].aval.shape))
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
@@ -126,9 +123,9 @@ def multiply_adds(jaxpr):
     return total
 
 
-# What a count of parameters does not see: strides and stems. In thousand millions; torchvision's "GFLOPS" in its
-# documentation of the weights, multiply-adds of one 224 x 224 image; of one 32 x 32 image for the two others, from the
-# table of D-X-Y/ResNeXt-DenseNet.
+# They depend on strides and stems, which parameter counts do not. In thousand millions, for one
+# image: torchvision's "GFLOPS" in its documentation of the weights; for the two others, the table
+# of D-X-Y/ResNeXt-DenseNet.
 MULTIPLY_ADDS = {
     "resnet18": 1.814,
     "resnet34": 3.664,
@@ -141,7 +138,7 @@ MULTIPLY_ADDS = {
 
 
 @pytest.mark.parametrize("name", MULTIPLY_ADDS)
-def test_multiply_adds_are_as_many_as_published(name):
+def test_multiply_adds_are_as_published(name):
     module, shape = abstract(name)
     graph, state = nnx.split(module)
     image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
@@ -149,7 +146,14 @@ def test_multiply_adds_are_as_many_as_published(name):
     assert abs(multiply_adds(traced.jaxpr) / 1e9 / MULTIPLY_ADDS[name] - 1) < 0.01
 
 
-# Of a 32 x 32 image, as RepDistiller's comments and paper have them: (height = width, channels) of the stages.
+def outputs(module, shape):
+    """Return the shapes of a model's outputs for images."""
+    graph, state = nnx.split(module)
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return jax.eval_shape(lambda state, x: nnx.merge(graph, state)(x), state, images)
+
+
+# Of 32 x 32 images, as in RepDistiller's comments and paper: (height = width, channels) by stage.
 MAPS = {
     "resnet8x4": [(32, 64), (16, 128), (8, 256)],
     "wrn40_2": [(32, 32), (16, 64), (8, 128)],
@@ -159,93 +163,108 @@ MAPS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", MAPS)
-def test_shapes_and_dtypes_of_what_large_models_return(name):
+def test_shapes_and_dtypes_of_large_models(name):
     module, shape = abstract(name, dtype=jnp.bfloat16)
-    graph, state = nnx.split(module)
-    image = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
-    output = jax.eval_shape(lambda state, x: nnx.merge(graph, state)(x), state, image)
-    expected = {
+    output = outputs(module, (2, *shape))
+    assert {key: value.shape for key, value in output.maps.items()} == {
         f"stage{i}": (2, size, size, width) for i, (size, width) in enumerate(MAPS[name], 1)
     }
-    assert {key: value.shape for key, value in output.maps.items()} == expected
     assert {value.dtype for value in output.maps.values()} == {jnp.dtype(jnp.bfloat16)}
     assert output.features.dtype == output.logits.dtype == jnp.float32
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(nnx.state(module)))
 
 
-def test_without_a_classifier():
-    module = nnx.eval_shape(
-        lambda: build("cnn", shape=(8, 8, 3), classes=None, features=7, rngs=nnx.Rngs(0))
-    )
-    graph, state = nnx.split(module)
-    output = jax.eval_shape(
-        lambda state, x: nnx.merge(graph, state)(x), state, jnp.ones((2, 9, 12, 3))
-    )
+def test_without_a_classifier_and_of_another_size():
+    def new():
+        return build("cnn", shape=(8, 8, 3), classes=None, features=7, rngs=nnx.Rngs(0))
+
+    output = outputs(nnx.eval_shape(new), (2, 9, 12, 3))
     assert output.logits is None
     assert output.features.shape == (2, 7)
     assert output.maps["stage2"].shape == (2, 5, 6, 64)
 
 
+@pytest.mark.parametrize(
+    "name", ["mlp", "cnn", "resnet8", "wrn16_1", "mobilenetv2", "shufflenetv2"]
+)
+def test_a_last_layer_gives_any_number_of_features(name):
+    assert "features" in options_of(name)
+    widths = {"mlp": 256, "cnn": 128, "mobilenetv2": 1280, "shufflenetv2": 1024}
+    patch = few_blocks()
+    for features in (5, None):
+        options = {"shape": (32, 32, 3), "classes": 10, "features": features}
+        module = nnx.eval_shape(lambda: build(name, rngs=nnx.Rngs(0), **options))
+        output = outputs(module, (2, 32, 32, 3))
+        assert output.features.shape == (2, features or widths.get(name, 64))
+        assert output.logits.shape == (2, 10)
+    patch.undo()
+
+
+@pytest.mark.bad_input
+def test_models_of_other_packages_take_options(monkeypatch):
+    class Own(CNN):
+        def __init__(self, shape, classes, *, rngs, dtype, axis_name, size: int = 3):
+            options = {"rngs": rngs, "dtype": dtype, "axis_name": axis_name}
+            super().__init__(shape, classes, widths=(2,), features=size, **options)
+
+    entry = types.SimpleNamespace(name="own", load=lambda: Own)
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [entry])
+    assert [*options_of("own")] == ["size"]
+    assert ["own", "by its options", "size [3]"] in describe()[2]
+    module = build("own", shape=(4, 4, 1), classes=2, rngs=nnx.Rngs(0), size=5)
+    assert module(jnp.ones((2, 4, 4, 1))).features.shape == (2, 5)
+    with pytest.raises(RequestError, match=r"unknown option of the model 'own' 'sizes'.*'size'"):
+        build("own", shape=(4, 4, 1), classes=2, rngs=nnx.Rngs(0), sizes=5)
+
+
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
-    ("name", "given", "message"),
+    ("name", "options", "message"),
     [
-        ("resnet21", {}, "unknown model 'resnet21': expected one of 'mlp', 'cnn', 'resnet8'"),
-        ("resnet20", {"width": 2}, "unknown option 'width' of the model 'resnet20': expected none"),
-        (
-            "cnn",
-            {"width": 2},
-            "unknown option 'width' of the model 'cnn': expected one of 'widths', 'features'",
-        ),
-        ("cnn", {"shape": (64,)}, r"got shape \(64,\): cnn takes images.* choose 'mlp'"),
-        ("wrn16_1", {"shape": (32, 32)}, r"got shape \(32, 32\): a wide ResNet takes images"),
+        ("resnet21", {}, r"unknown model 'resnet21' \(did you mean 'resnet32'\?\): .*'mlp', 'cnn'"),
+        ("resnet20", {"width": 2}, "option of the model 'resnet20' 'width'.*one of 'features'"),
+        ("cnn", {"width": 2}, "option of the model 'cnn' 'width' .*one of 'widths', 'features'"),
+        ("cnn", {"shape": (64,)}, r"model 'cnn': got shape \(64,\): expected images.*'mlp'"),
+        ("wrn16_1", {"shape": (32, 32)}, r"got shape \(32, 32\): expected images"),
         (
             "resnet8",
             {"shape": (32, 0, 3)},
-            r"got size 0 in shape \(32, 0, 3\): expected an integer of at least 1",
+            r"got size 0 in shape \(32, 0, 3\): expected an integer",
         ),
-        ("mlp", {"shape": ()}, r"got shape \(\): expected that of one example"),
-        ("mlp", {"widths": (3, 0)}, r"got width 0 in widths \(3, 0\)"),
+        ("mlp", {"shape": ()}, r"got shape \(\): expected the shape of one example"),
+        ("mlp", {"widths": (3, 0)}, r"model 'mlp': got width 0 in widths \(3, 0\)"),
         ("cnn", {"widths": ()}, r"got widths \(\)"),
         ("cnn", {"features": 0}, "got features 0: expected an integer of at least 1"),
+        ("resnet8", {"features": 0}, "model 'resnet8': got features 0: expected an integer of at"),
         ("resnet8", {"classes": 0}, r"got classes 0 \(None builds no classifier\)"),
-        ("resnet8", {"dtype": jnp.int32}, "got dtype .*int32.*: expected a floating-point one"),
+        ("resnet8", {"dtype": jnp.int32}, "int32.*is not a floating-point type"),
         ("mobilenetv2", {"width": -1.0}, "got width -1.0: expected a positive, finite number"),
         ("mobilenetv2", {"width": 0.05}, "got width 0.05: expected at least 1/16"),
-        ("shufflenetv2", {"width": 0.7}, "got width 0.7: expected one of 0.5, 1.0, 1.5, 2.0"),
+        ("shufflenetv2", {"width": 0.7}, "'shufflenetv2': got width 0.7: expected 0.5, 1.0, 1.5"),
     ],
 )
-def test_what_cannot_be_built_is_refused(name, given, message):
+def test_impossible_options_are_refused(name, options, message):
+    options = {"shape": (32, 32, 3), "classes": 10, **options}
     with pytest.raises(RequestError, match=message):
-        nnx.eval_shape(
-            lambda: build(
-                name, **{"shape": (32, 32, 3), "classes": 10, "rngs": nnx.Rngs(0), **given}
-            )
-        )
+        nnx.eval_shape(lambda: build(name, rngs=nnx.Rngs(0), **options))
 
 
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("name", "shape", "dtype", "message"),
     [
-        (
-            "cnn",
-            (2, 8, 8, 1),
-            jnp.float32,
-            r"batch of shape \(2, 8, 8, 1\).* of shape \(any, any, 3\)",
-        ),
+        ("cnn", (2, 8, 8, 1), jnp.float32, r"shape \(2, 8, 8, 1\).* shape \(any, any, 3\)"),
         ("resnet8", (8, 8, 3), jnp.float32, r"batch of shape \(8, 8, 3\)"),
-        ("mlp", (2, 8, 8, 1), jnp.float32, r"batch of shape \(2, 8, 8, 1\).* of shape \(8, 8, 3\)"),
+        ("mlp", (2, 8, 8, 1), jnp.float32, r"shape \(2, 8, 8, 1\).* of shape \(8, 8, 3\)"),
         ("shufflenetv2", (2, 8, 8, 3), jnp.uint8, "batch of dtype uint8: expected floating-point"),
     ],
 )
-def test_what_a_model_was_not_built_for_is_refused(name, shape, dtype, message):
-    def called():
-        return build(name, shape=(8, 8, 3), classes=2, rngs=nnx.Rngs(0))(
-            jnp.ones(shape, dtype)
-        ).features
+def test_other_inputs_are_refused(name, shape, dtype, message):
+    def features():
+        module = build(name, shape=(8, 8, 3), classes=2, rngs=nnx.Rngs(0))
+        return module(jnp.ones(shape, dtype)).features
 
     with pytest.raises(RequestError, match=message):
-        jax.eval_shape(called)
+        jax.eval_shape(features)

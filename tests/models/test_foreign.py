@@ -12,7 +12,7 @@ from pcjax.models import Output, from_function, from_linen
 
 
 class Net(nn.Module):
-    """A linear layer, batch normalisation and a classifier, in which training is named by an argument."""
+    """A linear layer, batch normalisation and a classifier, with the argument `train`."""
 
     @nn.compact
     def __call__(self, x, train):
@@ -24,7 +24,7 @@ class Net(nn.Module):
         return 2 * self(x, train).features
 
 
-TOLD = {"training": {"train": True}, "evaluation": {"train": False}}
+MODES = {"training": {"train": True}, "evaluation": {"train": False}}
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def variables(x):
 
 
 def test_a_linen_module_evaluates_and_trains_as_in_linen(x, variables):
-    model = from_linen(Net(), variables, **TOLD)
+    model = from_linen(Net(), variables, **MODES)
     model.eval()
     output, expected = nnx.jit(model)(x), Net().apply(variables, x, train=False)
     assert np.allclose(output.features, expected.features.astype(jnp.float32))
@@ -65,7 +65,7 @@ def pure(model, kind):
 
 
 def test_gradients_are_those_of_linen(x, variables):
-    graph, params, rest = nnx.split(from_linen(Net(), variables, **TOLD), nnx.Param, ...)
+    graph, params, rest = nnx.split(from_linen(Net(), variables, **MODES), nnx.Param, ...)
 
     def loss(params):
         module = nnx.merge(graph, params, rest, copy=True)
@@ -78,9 +78,9 @@ def test_gradients_are_those_of_linen(x, variables):
         return jnp.sum(output.logits**2)
 
     gradients, moved = jax.jit(jax.grad(loss, has_aux=True))(params)
-    (found,) = nnx.to_pure_dict(gradients).values()
+    (computed,) = nnx.to_pure_dict(gradients).values()
     close = jax.tree.map(
-        lambda a, b: np.allclose(a, b, atol=1e-4), found, jax.grad(expected)(variables["params"])
+        lambda a, b: np.allclose(a, b, atol=1e-4), computed, jax.grad(expected)(variables["params"])
     )
     assert jax.tree.all(close)
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(moved))
@@ -89,7 +89,7 @@ def test_gradients_are_those_of_linen(x, variables):
 def test_another_method_of_a_linen_module(x, variables):
     expected = 2 * Net().apply(variables, x, train=False).features
     for method in ("doubled", lambda module, x, train: 2 * module(x, train).features):
-        model = from_linen(Net(), variables, method=method, **TOLD)
+        model = from_linen(Net(), variables, method=method, **MODES)
         model.eval()
         assert np.allclose(model(x).features, expected.astype(jnp.float32))
 
@@ -118,11 +118,11 @@ def test_a_function_and_its_parameters(x):
 
 
 @pytest.mark.bad_input
-def test_what_cannot_be_served_is_refused(x, variables):
+def test_unsupported_models_are_refused(x, variables):
     with pytest.raises(
         RequestError, match="collections 'cache', 'params': expected 'params' and perhaps 'batch_s"
     ):
-        from_linen(Net(), {"params": variables["params"], "cache": {}}, **TOLD)
+        from_linen(Net(), {"params": variables["params"], "cache": {}}, **MODES)
     with pytest.raises(
         RequestError, match=r"parameter \['n'\] of dtype int32: expected floating-point"
     ):

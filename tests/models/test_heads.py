@@ -1,4 +1,4 @@
-"""Heads are the maps they say they are."""
+"""The heads compute the maps of their docstrings."""
 
 import jax
 import jax.numpy as jnp
@@ -38,9 +38,10 @@ def test_a_head_returns_float32_and_learns_all_it_has(head):
 
 
 @pytest.mark.bad_input
-def test_what_a_head_cannot_take_is_refused():
+def test_other_dimensions_are_refused():
     with pytest.raises(
-        RequestError, match="got dimension 0 of what goes out: expected an integer of at least 1"
+        RequestError,
+        match="got dimension 0 of the outgoing features: expected an integer of at least 1",
     ):
         heads.Linear(3, 0, rngs=nnx.Rngs(0))
     with pytest.raises(

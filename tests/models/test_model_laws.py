@@ -7,33 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from architectures import CLASSES, SMALL, few_blocks
 from flax import nnx
 from jax import lax
 
-from pcjax.models import build, mobilenetv2, shufflenetv2
+from pcjax.models import build
 
-N, CLASSES = 8, 3
-# Small ones of every architecture: (name, shape, options, dimension of the features)
-SMALL = {
-    "mlp": ("mlp", (5,), {"widths": (7, 6), "features": 4}, 4),
-    "mlp of images": ("mlp", (3, 2, 1), {"widths": [7], "features": 4}, 4),
-    "cnn": ("cnn", (6, 5, 1), {"widths": (4, 6), "features": 5}, 5),
-    "resnet8": ("resnet8", (8, 8, 3), {}, 64),
-    "wrn16_1": ("wrn16_1", (8, 8, 3), {}, 64),
-    "mobilenetv2": ("mobilenetv2", (16, 16, 3), {"width": 0.25}, 1280),
-    "shufflenetv2": ("shufflenetv2", (8, 8, 1), {"width": 0.5}, 1024),
-}
+N = 8
 small = pytest.mark.parametrize("name", SMALL)
-
-
-def few_blocks():
-    """The same blocks, but no more of each than it takes to meet all kinds: what is deep takes long to compile."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr(
-        mobilenetv2, "STAGES", [(t, c, 2 if c == 24 else 1, s) for t, c, _, s in mobilenetv2.STAGES]
-    )
-    patch.setattr(shufflenetv2, "DEPTHS", (2, 1, 1))
-    return patch
 
 
 def batches(name):
@@ -43,14 +24,13 @@ def batches(name):
 
 @functools.cache
 def observed(name):
-    """Everything the laws are about, in one compilation a model."""
-    known, shape, options, _ = SMALL[name]
-    given = {"shape": shape, "classes": CLASSES, **options}
+    """Compute everything that the laws need, in one compilation a model."""
+    model, shape, options, _ = SMALL[name]
+    options = {"shape": shape, "classes": CLASSES, **options}
     patch = few_blocks()
-    graph, params, statistics = nnx.split(
-        build(known, rngs=nnx.Rngs(0), **given), nnx.Param, nnx.BatchStat
-    )
-    half = nnx.eval_shape(lambda: build(known, rngs=nnx.Rngs(0), dtype=jnp.bfloat16, **given))
+    module = build(model, rngs=nnx.Rngs(0), **options)
+    graph, params, statistics = nnx.split(module, nnx.Param, nnx.BatchStat)
+    half = nnx.eval_shape(lambda: build(model, rngs=nnx.Rngs(0), dtype=jnp.bfloat16, **options))
     patch.undo()
 
     def loss(params, statistics, x):
@@ -67,7 +47,7 @@ def observed(name):
         )
         module.eval()
         rounded.eval()
-        # Half of another batch beside the same first half, of the same shape so that the arithmetic is the same.
+        # Another second half beside the same first one, in the same shape for the same arithmetic.
         mixed = jnp.concatenate((x[: N // 2], y[N // 2 :]))
         outputs = lax.map(module, jnp.stack((x, x, mixed)))
         return outputs, rounded(x), gradients, (statistics, moved, nnx.state(module, nnx.BatchStat))
@@ -77,7 +57,7 @@ def observed(name):
 
 
 @small
-def test_what_a_model_returns(name):
+def test_shapes_of_the_outputs(name):
     (features, logits, maps), _, _, _ = observed(name)
     assert features.shape == (3, N, SMALL[name][3])
     assert logits.shape == (3, N, CLASSES)
@@ -87,7 +67,7 @@ def test_what_a_model_returns(name):
 
 
 @small
-def test_evaluation_repeats_itself_and_sees_one_example_at_a_time(name):
+def test_evaluation_is_repeatable_and_independent_of_other_examples(name):
     outputs, _, _, (_, moved, after) = observed(name)
     for leaf in jax.tree.leaves(outputs):
         first, again, mixed = np.asarray(leaf)
@@ -119,17 +99,17 @@ def test_bfloat16_is_near_float32(name):
     outputs, half, _, _ = observed(name)
     for exact, rounded in ((outputs.features[0], half.features), (outputs.logits[0], half.logits)):
         assert rounded.dtype == jnp.float32
-        # Half a unit of 2^-7 an operation, independent, over up to a hundred of them.
+        # Independent errors of half of 2^-7 an operation, over up to a hundred operations.
         assert 0 < np.linalg.norm(exact - rounded) <= 0.06 * np.linalg.norm(exact)
     assert all(leaf.dtype == jnp.bfloat16 for leaf in half.maps.values())
 
 
 def test_statistics_over_eight_devices_are_those_of_the_whole_batch():
-    given = {"shape": (4, 4, 1), "classes": None}
+    options = {"shape": (4, 4, 1), "classes": None}
     x = jnp.asarray(np.random.default_rng(0).normal(size=(16, 4, 4, 1)), jnp.float32)
 
     def training(axis_name):
-        module = build("resnet8", rngs=nnx.Rngs(0), axis_name=axis_name, **given)
+        module = build("resnet8", rngs=nnx.Rngs(0), axis_name=axis_name, **options)
         graph, params, statistics = nnx.split(module, nnx.Param, nnx.BatchStat)
 
         def step(x):
@@ -141,15 +121,15 @@ def test_statistics_over_eight_devices_are_those_of_the_whole_batch():
     module, whole = training(None)
     features, statistics = jax.jit(whole)(x)
     synchronised, part = training("batch")
-    found, moved = jax.pmap(part, axis_name="batch")(x.reshape(8, 2, 4, 4, 1))
-    assert np.allclose(found.reshape(features.shape), features, atol=1e-4)
-    for one, all_of_them in zip(jax.tree.leaves(statistics), jax.tree.leaves(moved), strict=True):
-        assert np.allclose(all_of_them, one, rtol=1e-4, atol=1e-5)
+    mapped, moved = jax.pmap(part, axis_name="batch")(x.reshape(8, 2, 4, 4, 1))
+    assert np.allclose(mapped.reshape(features.shape), features, atol=1e-4)
+    for one, eight in zip(jax.tree.leaves(statistics), jax.tree.leaves(moved), strict=True):
+        assert np.allclose(eight, one, rtol=1e-4, atol=1e-5)
     _, apart = training(None)
     features_apart, _ = jax.pmap(apart, axis_name="batch")(x.reshape(8, 2, 4, 4, 1))
     assert not np.allclose(features_apart.reshape(features.shape), features, atol=1e-2)
 
-    # Evaluation asks for no axis.
+    # Evaluation needs no axis.
     synchronised.eval()
     module.eval()
     assert np.array_equal(nnx.jit(synchronised)(x).features, nnx.jit(module)(x).features)
@@ -168,7 +148,7 @@ def test_initial_weights_are_of_unit_gain_and_the_same_under_jit():
         if "kernel" in jax.tree_util.keystr(path)
     ]
     assert sum(another) == len(another) - len(kernels)
-    # In units of the standard deviation that keeps the mean square of what passes a ReLU, or of what passes none.
+    # In units of the standard deviation that keeps the mean square, with and without a ReLU.
     units = [
         np.ravel(kernel) * np.sqrt(np.prod(kernel.shape[:-1]) / (kernel.ndim // 2))
         for kernel in kernels

@@ -1,4 +1,4 @@
-"""The heads that single losses ask for: their shapes, what they promise, and gradients to all their parameters."""
+"""Heads of single losses: shapes, promised properties, gradients to all parameters."""
 
 import re
 
@@ -19,7 +19,7 @@ from pcjax.models.regressors import (
 
 
 def built(head, *args, **kwargs):
-    """In one compilation, as a module's first construction should be."""
+    """Build a module in one compilation."""
     graph, state = jax.jit(lambda: nnx.split(head(*args, **kwargs, rngs=nnx.Rngs(0))))()
     return nnx.merge(graph, state)
 
@@ -85,7 +85,7 @@ def test_the_projection_stays_orthogonal(inputs, outputs, rng):
 
 
 def test_the_sign_of_the_projection_does_not_jump(rng):
-    # QR's own first factor changes sign with the last bits of the parameters, on one machine and not on another.
+    # The sign of QR's own first factor depends on the last bits of the parameters.
     head = built(OrthogonalProjection, 3, 5)
     q, r = np.linalg.qr(np.asarray(head.parameters[...]))
     assert np.allclose(head(jnp.eye(3)), (q * np.sign(np.diag(r))).T, atol=1e-6)
@@ -94,8 +94,8 @@ def test_the_sign_of_the_projection_does_not_jump(rng):
     assert np.allclose(scaled(jnp.eye(3)), head(jnp.eye(3)), atol=1e-6)
 
 
-def test_a_variance_is_learnt(rng):
-    # The features' own variance is what the loss leads to where the mean cannot be predicted.
+def test_the_variance_is_learnt(rng):
+    # Where the mean cannot be predicted, the loss is least at the features' own variance.
     head = built(VariationalRegressor, 1, 2)
     teacher = (rng.normal(size=(400, 2)) * [0.5, 3.0]).astype(np.float32)
     optimiser = nnx.Optimizer(head, optax.adam(0.1), wrt=nnx.Param)
@@ -151,7 +151,7 @@ RNGS = {"rngs": nnx.Rngs(0)}
             lambda: VariationalRegressor(2, 0, **RNGS),
             "got channels 0: expected an integer of at least 1",
         ),
-        (lambda: OrthogonalProjection(0, 2, **RNGS), "got dimension 0 of what comes in"),
+        (lambda: OrthogonalProjection(0, 2, **RNGS), "got dimension 0 of the incoming features"),
         (lambda: Prototypes(2.5, 2, **RNGS), "got count 2.5: expected an integer"),
         (
             lambda: OrthogonalProjection(3, 5, **RNGS)(jnp.ones((2, 4))),

@@ -10,7 +10,7 @@ from test_report_run import SMALL
 from pcjax import cli
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.nightly,
     pytest.mark.skipif(
         bool(missing()), reason=f"needs {' and '.join(missing())} on the PATH (Debian's packages)"
     ),

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 from children import everything_in
+from pcjax.jobs.prepare import load
 from reading import check
 from scipy import stats
 from sklearn.datasets import load_digits
@@ -16,7 +17,6 @@ from synthetic import compared_from
 from pcjax import cli, data
 from pcjax.jobs.distill import find_teacher
 from pcjax.jobs.evaluate import model_of
-from pcjax.jobs.prepare import load
 from pcjax.report import formatting as words
 from pcjax.run import config_of
 from pcjax.training.embedding import represent

@@ -3,13 +3,13 @@
 import jax
 import numpy as np
 
-from pcjax.training.neighbour_views import mixed, nearest
+from pcjax.training.neighbour_views import cutmix, nearest_neighbours
 
 
 def test_nearest_by_brute_force(rng):
     # More than are compared at a time.
     features = rng.normal(size=(1100, 6))
-    found = nearest(features, k=3)
+    found = nearest_neighbours(features, k=3)
     directions = features / np.linalg.norm(features, axis=1, keepdims=True)
     similarity = directions @ directions.T
     np.fill_diagonal(similarity, -np.inf)
@@ -18,7 +18,7 @@ def test_nearest_by_brute_force(rng):
 
 
 def test_an_example_is_never_its_own_neighbour():
-    found = nearest(np.zeros((4, 2)))
+    found = nearest_neighbours(np.zeros((4, 2)))
     assert found.shape == (4, 3)
     assert not np.any(found == np.arange(4)[:, None])
 
@@ -26,7 +26,7 @@ def test_an_example_is_never_its_own_neighbour():
 def test_a_mixture_is_a_box_of_the_other_image(rng):
     images, others = np.zeros((64, 7, 9, 2), np.float32), np.ones((64, 7, 9, 2), np.float32)
     index = rng.permutation(1000)[:64]
-    mixtures, share = jax.jit(mixed)(jax.random.key(0), images, others, index)
+    mixtures, share = jax.jit(cutmix)(jax.random.key(0), images, others, index)
     mixtures = np.asarray(mixtures)
     assert np.allclose(1 - mixtures.mean(axis=(1, 2, 3)), share)
     assert np.array_equal(mixtures[..., 0], mixtures[..., 1])
@@ -45,8 +45,8 @@ def test_a_mixture_is_a_box_of_the_other_image(rng):
 def test_what_is_no_image_is_averaged_and_the_rest_of_the_batch_does_not_matter(rng):
     key, index = jax.random.key(1), np.arange(6)
     first, second = rng.normal(size=(2, 6, 5)).astype(np.float32)
-    mixtures, share = mixed(key, first, second, index)
+    mixtures, share = cutmix(key, first, second, index)
     assert np.allclose(mixtures, share[:, None] * first + (1 - share[:, None]) * second, atol=1e-6)
-    part, part_share = mixed(key, first[3:], second[3:], index[3:])
+    part, part_share = cutmix(key, first[3:], second[3:], index[3:])
     assert np.array_equal(part, mixtures[3:])
     assert np.array_equal(part_share, share[3:])

@@ -1,31 +1,32 @@
-"""A training is the same over however many devices, and wherever it was stopped and gone on with."""
+"""A training is the same over any number of devices, and wherever it is stopped and resumed."""
 
 import dataclasses
 import json
 import signal
-from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
-from children import change_manifest
 from flax import nnx
 
 from pcjax import data, models
-from pcjax.config import Loss, Ramp, Training
+from pcjax.config import Config, Loss, Ramp, Training
+from pcjax.display import Display
 from pcjax.models.functional import functional
-from pcjax.training import loop, parallel
-from pcjax.training.arrays import named
-from pcjax.training.checkpoint import Checkpoints
-from pcjax.training.display import Display
-from pcjax.training.guard import BadStepsError
-from pcjax.training.objective import objective, with_memories
-from pcjax.training.state import make_optimiser, start
-from pcjax.training.step import AXIS, Fixed, make_step, metric_names
-from pcjax.training.stopping import StopSignals
+from pcjax.run import Run
+from pcjax.training import loop
+from pcjax.training.checkpoint import Checkpoints, named_leaves
+from pcjax.training.embedding import FrozenModel, output_shapes
+from pcjax.training.loop import BadStepsError, Lesson, prepare
+from pcjax.training.metrics_log import MetricsLog, read_metrics
+from pcjax.training.objective import TeacherTargets
+from pcjax.training.parallel import choose_devices
+from pcjax.training.step import AXIS
+from pcjax.training.stopping import StoppedError, StopSignals
 
 STEPS, BATCH, BANK = 20, 32, 12
 TRAINING = Training(
+    steps=STEPS,
     optimiser="sgd",
     learning_rate=0.05,
     clip=1.0,
@@ -33,6 +34,7 @@ TRAINING = Training(
     log_every=3,
     save_every=7,
     warmup=0.1,
+    devices=1,
 )
 LOSSES = (
     Loss(
@@ -40,361 +42,304 @@ LOSSES = (
         weight=Ramp(1.0, 2.0),
         head="linear",
         bank=BANK,
-        arguments={
-            "temperature": Ramp(0.5, 0.1, until=0.5, shape="geometric"),
-            "dissimilarity": "cosine",
-        },
+        arguments={"temperature": Ramp(0.5, 0.1, until=0.5, shape="geometric")},
     ),
     Loss("cross_entropy", weight=0.1),
 )
 
 
-class Problem(NamedTuple):
-    """A convolutional student with batch normalisation, a head and a bank, and a teacher's features."""
+@pytest.fixture(scope="module")
+def dataset():
+    return data.load("digits")
 
-    step: object
-    state: object
-    frozen: object
+
+def build_student(seed):
+    rngs = nnx.Rngs(jax.random.key(seed))
+    given = {"shape": (8, 8, 1), "classes": 10, "features": 6, "axis_name": AXIS}
+    return models.build("cnn", rngs=rngs, widths=(4, 6), **given)
+
+
+def build_teacher(seed):
+    rngs = nnx.Rngs(jax.random.key(seed))
+    return models.build("cnn", rngs=rngs, shape=(8, 8, 1), classes=10, features=6, widths=(5,))
 
 
 @pytest.fixture(scope="module")
-def examples():
-    return data.load("digits").train
-
-
-@pytest.fixture(scope="module")
-def problem():
-    def build(seed, widths, axis_name):
-        given = {
-            "shape": (8, 8, 1),
-            "classes": 10,
-            "features": 6,
-            "widths": widths,
-            "axis_name": axis_name,
-        }
-        return lambda: models.build("cnn", rngs=nnx.Rngs(seed), **given)
-
-    student, parameters, statistics = functional(build(0, (4, 6), AXIS))
-    teacher, *frozen = functional(build(1, (5,), None))
-
-    def looks(frozen, batch):
-        return teacher.apply(*frozen, batch["image"], train=False)[0]
-
-    shapes = jax.eval_shape(
-        looks, frozen, {"image": jax.ShapeDtypeStruct((1, 8, 8, 1), np.float32)}
-    )
-    what, kept = objective(LOSSES, shapes, shapes, 0, AXIS)
-    kept = with_memories(kept, what, shapes, shapes, examples=0, labels=None)
-    optimiser = make_optimiser(TRAINING, STEPS)
-    state = start(parameters, statistics, kept, optimiser, metric_names(what))
-    return Problem(
-        make_step(student, looks, what, optimiser, STEPS, size=1.0), state, Fixed(tuple(frozen))
+def lesson(dataset):
+    """Return a student with batch normalisation, a head and a bank, and its live teacher."""
+    teacher = FrozenModel(*functional(build_teacher, 1))
+    targets = TeacherTargets(
+        digest="teacher",
+        arrays=(teacher.parameters, teacher.statistics),
+        function=teacher.function,
+        shapes=output_shapes(teacher, dataset),
     )
 
+    def evaluate(model, heartbeat):
+        heartbeat()
+        bias = float(model.parameters["classify/bias"][0])
+        return {"score": -abs(bias), "coherence": bias}
 
-def batches_of(examples):
-    return data.training_batches(
-        examples, batch=BATCH, seed=0, crop=1, normalise=data.statistics(examples)
-    )
-
-
-@pytest.fixture(scope="module")
-def one_device(problem):
-    return parallel.Mapped(problem.step, jax.devices()[:1], "pmap")
+    student = FrozenModel(*functional(build_student, 0))
+    return Lesson("student", "training", student, LOSSES, targets, TRAINING, 1, False, evaluate)
 
 
-def run(mapped, problem, examples, steps=STEPS):
-    state, frozen = mapped.place(problem.state), mapped.place(problem.frozen)
-    batches, losses = batches_of(examples), []
-    for _ in range(steps):
-        state, metrics = mapped(frozen, state, mapped.split(next(batches)))
-        losses.append(metrics["loss"])
-    batches.close()
-    return jax.device_get((state, losses))
-
-
-@pytest.fixture(scope="module")
-def whole(one_device, problem, examples):
-    return run(one_device, problem, examples)
-
-
-@pytest.mark.parametrize("how", ["pmap", "shard_map"])
-def test_eight_devices_train_as_one(how, whole, problem, examples):
-    mapped = parallel.Mapped(problem.step, jax.devices(), how)
-    state, losses = run(mapped, problem, examples)
-    assert np.allclose(losses, whole[1], rtol=1e-5, atol=0)
-    for name, expected in named(whole[0]).items():
-        found = named(state)[name]
-        assert np.abs(found - expected).max() <= 1e-5 * max(np.abs(expected).max(), 1), name
-
-
-def test_the_training_trains(whole, problem):
-    state, _ = whole
-    assert int(state.step) == STEPS
-    assert int(state.skipped) == 0
-    for name, before in named(problem.state).items():
-        if name.startswith(("student/", "statistics/", "heads/", "memories/")):
-            assert not np.array_equal(before, named(state)[name]), name
-
-
-def test_a_step_that_is_not_finite_is_not_taken(one_device, problem, examples):
-    batch = next(batches_of(examples))
-    batch["image"][3, 0, 0, 0] = np.nan
-    state = one_device.place(problem.state)
-    after, metrics = one_device(one_device.place(problem.frozen), state, one_device.split(batch))
-    assert np.isnan(metrics["loss"])
-    assert (int(after.step), int(after.skipped)) == (1, 1)
-    for part in ("student", "statistics", "heads", "memories", "optimiser", "sums"):
-        for one, other in zip(
-            jax.tree.leaves(getattr(after, part)),
-            jax.tree.leaves(getattr(problem.state, part)),
-            strict=True,
-        ):
-            assert np.array_equal(one, other)
+def changed(lesson, **fields):
+    return dataclasses.replace(lesson, training=dataclasses.replace(lesson.training, **fields))
 
 
 class Recorded:
-    """Batches that remember what they gave, and raise a signal while a step is under way."""
+    """Batches that record their examples, and raise a signal while a step is under way."""
 
-    def __init__(self, batches, stop_in):
-        self.batches, self.stop_in, self.seen = batches, stop_in, []
+    def __init__(self, batches, stop_in, bad_from):
+        self.batches, self.stop_in, self.bad_from = batches, stop_in, bad_from
+        self.seen = []
 
     def __next__(self):
         batch = next(self.batches)
         self.seen.append(batch["index"].tolist())
         if len(self.seen) == self.stop_in:
             signal.raise_signal(signal.SIGTERM)
+        if self.bad_from is not None and self.batches.get_state()["step"] >= self.bad_from:
+            batch["image"] = batch["image"].copy()
+            batch["image"][3, 0, 0, 0] = np.nan
         return batch
 
     def __getattr__(self, name):
         return getattr(self.batches, name)
 
 
-def train(folder, mapped, problem, examples, stop_in=None, judging=None):
-    """Trains until it is stopped, in a step or while one is judged, or done; what was seen, and what was saved last."""
-    folder.mkdir(exist_ok=True)
-    checkpoints = Checkpoints(folder / "checkpoints", {"role": "student"}, say=pytest.fail)
-    batches, stop = Recorded(batches_of(examples), stop_in), judging or stop_in
+@pytest.fixture
+def train(monkeypatch, dataset):
+    """Train until the end or a stop; the order of the data, and what was saved last."""
 
-    def judge(state, between):
-        if judging == int(state.step):
-            signal.raise_signal(signal.SIGTERM)
-            between()
-            pytest.fail("it was judged to the end")
-        return {
-            "score": -float(state.step),
-            "coherence": float(jax.device_get(state.student["classify/bias"][0])),
-        }
+    def run_training(folder, lesson, stop_in=None, bad_from=None):
+        folder.mkdir(exist_ok=True)
+        made = []
+        training_batches = data.training_batches
 
-    frozen = mapped.place(problem.frozen)
-    plan = loop.Plan(
-        "student",
-        folder,
-        TRAINING,
-        STEPS,
-        mapped,
-        frozen,
-        problem.state,
-        batches,
-        checkpoints,
-        judge,
-    )
-    if stop is None:
-        loop.train(plan, Display(quiet=True))
-        assert (
-            checkpoints.best == TRAINING.save_every
-        )  # the first that is judged, stopped there or not
-    else:
-        with pytest.raises(loop.StoppedError, match=f"SIGTERM after step {stop}"):
-            loop.train(plan, Display(quiet=True))
-    batches.close()
-    found = checkpoints.restore(problem.state)
-    checkpoints.close()
-    return batches.seen, found
+        def recorded(*args, **given):
+            made.append(Recorded(training_batches(*args, **given), stop_in, bad_from))
+            return made[-1]
 
-
-class BadFrom(Recorded):
-    """Batches of which those of the last steps have a NaN."""
-
-    def __next__(self):
-        batch = super().__next__()
-        if self.batches.get_state()["step"] > STEPS - 4:
-            batch["image"] = batch["image"].copy()
-            batch["image"][3, 0, 0, 0] = np.nan
-        return batch
-
-
-def test_a_training_that_ended_in_bad_steps_stays_so(tmp_path, one_device, problem, examples):
-    training = dataclasses.replace(TRAINING, bad_steps=3)
-    for _ in range(3):
-        checkpoints = Checkpoints(tmp_path / "checkpoints", {"role": "student"}, say=pytest.fail)
-        batches = BadFrom(batches_of(examples), None)
-        plan = loop.Plan(
-            *(
-                "student",
-                tmp_path,
-                training,
-                STEPS,
-                one_device,
-                one_device.place(problem.frozen),
-                problem.state,
-            ),
-            *(batches, checkpoints, lambda state, between: {"score": 0.0}),
-        )
-        with pytest.raises(BadStepsError, match=r"3 steps in a row .* were not taken, and step"):
-            loop.train(plan, Display(quiet=True))
-        batches.close()
-        assert int(checkpoints.restore(problem.state)[0].skipped) in (3, 4)
+        run = Run(folder, Config(), "distill", Display(quiet=True))
+        with monkeypatch.context() as patched:
+            patched.setattr(loop, "training_batches", recorded)
+            try:
+                loop.train(lesson, dataset, run)
+            except StoppedError:
+                assert stop_in is not None
+        _, state, _ = prepare(lesson, dataset)
+        checkpoints = Checkpoints(folder / "checkpoints", {"role": "student"}, say=pytest.fail)
+        restored = checkpoints.restore(state)
         checkpoints.close()
+        return made[0].seen, restored
+
+    return run_training
 
 
-def metrics_of(folder):
-    lines = [json.loads(line) for line in (folder / loop.METRICS).read_text().splitlines()]
-    return [
-        {name: value for name, value in line.items() if name != "steps_per_second"}
-        for line in lines
-    ]
+def take_steps(lesson, dataset, steps=STEPS):
+    parallel, state, frozen = prepare(lesson, dataset)
+    batches = data.training_batches(
+        dataset.train, batch=BATCH, seed=0, crop=1, normalise=dataset.normalise
+    )
+    state, losses = parallel.place(state), []
+    for _ in range(steps):
+        state, metrics = parallel(frozen, state, parallel.split(next(batches)))
+        losses.append(metrics["loss"])
+    batches.close()
+    return jax.device_get((state, losses))
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory, one_device, problem, examples):
+def whole(lesson, dataset):
+    return take_steps(lesson, dataset)
+
+
+@pytest.mark.parametrize("how", ["pmap", "shard_map"])
+def test_eight_devices_train_as_one(how, whole, lesson, dataset):
+    state, losses = take_steps(changed(lesson, devices=8, parallel=how), dataset)
+    assert np.allclose(losses, whole[1], rtol=1e-5, atol=0)
+    for name, expected in named_leaves(whole[0]).items():
+        error = np.abs(named_leaves(state)[name] - expected).max()
+        tolerance = 1e-4 if name.startswith("optimiser") else 1e-5  # momenta add up gradients
+        assert error <= tolerance * max(np.abs(expected).max(), 1), name
+
+
+def test_the_training_trains(whole, lesson, dataset):
+    state, _ = whole
+    assert int(state.step) == STEPS
+    assert int(state.skipped) == 0
+    for name, before in named_leaves(prepare(lesson, dataset)[1]).items():
+        if name.startswith(("student/", "statistics/", "heads/", "memories/")):
+            assert not np.array_equal(before, named_leaves(state)[name]), name
+
+
+def test_a_step_that_is_not_finite_is_skipped(lesson, dataset):
+    parallel, before, frozen = prepare(lesson, dataset)
+    batches = data.training_batches(dataset.train, batch=BATCH, seed=0)
+    batch = next(batches)
+    batches.close()
+    batch["image"][3, 0, 0, 0] = np.nan
+    after, metrics = parallel(frozen, parallel.place(before), parallel.split(batch))
+    assert np.isnan(metrics["loss"])
+    assert (int(after.step), int(after.skipped), int(after.consecutive_skips)) == (1, 1, 1)
+    for part in ("student", "statistics", "heads", "memories", "optimiser", "sums"):
+        leaves = [jax.tree.leaves(getattr(state, part)) for state in (after, before)]
+        for one, other in zip(*leaves, strict=True):
+            assert np.array_equal(one, other)
+
+
+def test_a_training_that_ended_in_bad_steps_stays_so(tmp_path, lesson, train):
+    bad = changed(lesson, bad_steps=3)
+    for _ in range(3):
+        with pytest.raises(BadStepsError, match=r"3 consecutive steps \(training\.bad_steps\)"):
+            train(tmp_path, bad, bad_from=STEPS - 4)
+    skipped = [r["skipped_examples"] for r in read_metrics(tmp_path) if "skipped_examples" in r]
+    assert all(len(examples) == BATCH for examples in skipped)
+    assert len(skipped) >= 3
+
+
+def test_a_training_with_few_useful_steps_is_an_error(tmp_path, lesson, train):
+    with pytest.raises(BadStepsError, match="of 20 steps were skipped"):
+        train(tmp_path, changed(lesson, bad_steps=STEPS), bad_from=4)
+
+
+@pytest.fixture
+def uninterrupted(tmp_path_factory, lesson, train):
     folder = tmp_path_factory.mktemp("uninterrupted")
-    return folder, *train(folder, one_device, problem, examples)
+    return folder, *train(folder, lesson)
 
 
-def test_the_training_ends_within_an_epoch(examples):
-    """So that all stops of the next test are in mid-epoch."""
-    short = data.training_batches(examples, batch=BATCH, seed=0)
-    assert short.steps_per_epoch > STEPS
-    short.close()
+def metrics_of(folder):
+    return [
+        {name: value for name, value in record.items() if name != "steps_per_second"}
+        for record in read_metrics(folder)
+    ]
 
 
-@pytest.mark.parametrize("stop_in", range(1, STEPS))
-def test_stopped_after_any_step_and_gone_on_with_is_never_stopped(
-    stop_in, tmp_path, uninterrupted, one_device, problem, examples
-):
-    folder, order, (state, place, step) = uninterrupted
-    first, stopped = train(tmp_path, one_device, problem, examples, stop_in)
-    assert stopped[2] == stop_in
-    second, (found, found_place, found_step) = train(tmp_path, one_device, problem, examples)
+def test_resumed_after_any_step_it_is_bit_identical(tmp_path, uninterrupted, lesson, train):
+    folder, order, (state, position, step) = uninterrupted
+    assert step == STEPS
+    assert position["step"] == STEPS
+    for stop_in in range(1, STEPS):
+        own = tmp_path / f"{stop_in}"
+        first, stopped = train(own, lesson, stop_in)
+        assert stopped[2] == stop_in
+        second, (restored, own_position, own_step) = train(own, lesson)
+        assert first + second == order
+        assert (own_position, own_step) == (position, step)
+        for name, expected in named_leaves(state).items():
+            assert np.array_equal(named_leaves(restored)[name], expected), (stop_in, name)
+        assert metrics_of(own) == metrics_of(folder)
+
+
+def test_a_stop_while_it_is_evaluated_saves_at_once(tmp_path, uninterrupted, lesson, train):
+    folder, order, (state, *_) = uninterrupted
+    stops = iter([True, False])
+
+    def evaluate(model, heartbeat):
+        if next(stops, False):
+            signal.raise_signal(signal.SIGTERM)
+        return lesson.evaluate(model, heartbeat)
+
+    first, stopped = train(tmp_path, dataclasses.replace(lesson, evaluate=evaluate), stop_in=99)
+    assert stopped[2] == TRAINING.save_every
+    second, (restored, *_) = train(tmp_path, lesson)
     assert first + second == order
-    assert (found_place, found_step) == (place, step) == ({**place, "step": STEPS}, STEPS)
-    for name, expected in named(state).items():
-        assert np.array_equal(named(found)[name], expected), name
+    for name, expected in named_leaves(state).items():
+        assert np.array_equal(named_leaves(restored)[name], expected), name
     assert metrics_of(tmp_path) == metrics_of(folder)
-
-
-@pytest.mark.parametrize("judging", [7, 14, STEPS])
-def test_stopped_while_it_is_judged_it_saves_at_once_and_judges_later(
-    judging, tmp_path, uninterrupted, one_device, problem, examples
-):
-    folder, order, (state, *place) = uninterrupted
-    first, stopped = train(tmp_path, one_device, problem, examples, judging=judging)
-    assert stopped[2] == judging
-    again, stopped = train(tmp_path, one_device, problem, examples, judging=judging)
-    assert (again, stopped[2]) == ([], judging)
-    second, (found, *found_place) = train(tmp_path, one_device, problem, examples)
-    assert first + second == order
-    assert found_place == place
-    for name, expected in named(state).items():
-        assert np.array_equal(named(found)[name], expected), name
-    assert metrics_of(tmp_path) == metrics_of(folder)
-    # As if it had been killed between the line and the score: it is judged again, and has the line once.
-    if judging == STEPS:
-        change_manifest(tmp_path, STEPS, score=None, judged=False)
-        assert train(tmp_path, one_device, problem, examples)[0] == []
-        assert metrics_of(tmp_path) == metrics_of(folder)
 
 
 @pytest.mark.parametrize(("how", "count"), [("shard_map", 1), ("pmap", 8), ("shard_map", 8)])
-def test_the_same_holds_however_the_step_is_mapped(how, count, tmp_path, problem, examples):
-    mapped = parallel.Mapped(problem.step, jax.devices()[:count], how)
-    order, (state, *place) = train(tmp_path / "whole", mapped, problem, examples)
-    # Before the first checkpoint but that of the stop, between two, and after one.
-    for stop_in in (2, 11, 14):
+def test_the_same_holds_however_the_step_is_mapped(how, count, tmp_path, lesson, train):
+    lesson = changed(lesson, parallel=how, devices=count)
+    order, (state, *position) = train(tmp_path / "whole", lesson)
+    for stop_in in (2, 14):  # before the first checkpoint, and at one
         folder = tmp_path / f"{stop_in}"
-        first, _ = train(folder, mapped, problem, examples, stop_in)
-        second, (found, *found_place) = train(folder, mapped, problem, examples)
+        first, _ = train(folder, lesson, stop_in)
+        second, (restored, *own_position) = train(folder, lesson)
         assert first + second == order
-        assert found_place == place
-        for name, expected in named(state).items():
-            assert np.array_equal(named(found)[name], expected), name
+        assert own_position == position
+        for name, expected in named_leaves(state).items():
+            assert np.array_equal(named_leaves(restored)[name], expected), name
         assert metrics_of(folder) == metrics_of(tmp_path / "whole")
 
 
-def test_nothing_is_compiled_after_the_first_step(
-    one_device, whole, problem, examples, tmp_path, caplog
-):
+def compilations(caplog):
+    return [r.getMessage() for r in caplog.records if "Finished XLA compilation" in r.getMessage()]
+
+
+@pytest.mark.parametrize("how", ["pmap", "shard_map"])
+def test_the_step_is_compiled_once_for_all_seeds_and_resumes(how, tmp_path, lesson, train, caplog):
+    loop._shared_step.cache_clear()
+    lesson = changed(lesson, parallel=how, log_every=2)
     with jax.log_compiles():
-        train(tmp_path, one_device, problem, examples)
-    assert [
-        record.getMessage() for record in caplog.records if "compilation" in record.getMessage()
-    ] == []
+        train(tmp_path / "one", lesson, 1)
+        assert compilations(caplog)
+        train(tmp_path / "one", lesson, 2)  # the first reset of the sums
+        caplog.clear()
+        train(tmp_path / "one", lesson)
+        train(tmp_path / "other", changed(lesson, seed=1))
+    assert compilations(caplog) == []
+    assert loop._shared_step.cache_info().misses == 1
 
 
-def test_metrics_beyond_the_checkpoint_and_broken_lines_are_cut_off(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text(
-        '{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 0.5}\n{"step": 3}\n{"step": 2, "lo'
-    )
-    loop._Metrics(path, at=2).write(3, {"loss": float("nan")})
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [(line["step"], line.get("loss")) for line in lines] == [(1, 1.0), (2, 0.5), (3, None)]
+def test_seeds_change_the_training(lesson, dataset, whole):
+    other = take_steps(changed(lesson, seed=1), dataset, steps=3)
+    assert not np.allclose(other[1], whole[1][:3])
 
 
-def test_metrics_that_someone_removes_begin_anew(tmp_path):
-    path, said = tmp_path / "metrics.jsonl", []
-    metrics = loop._Metrics(path, at=0, say=said.append)
-    metrics.write(1, {"loss": 1.0})
-    path.unlink()
-    metrics.write(2, {"loss": 0.5})
-    metrics.write(3, {"loss": 0.25})
-    metrics.close()
-    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [2, 3]
-    assert said == [f"{path} is gone: it begins anew"]
+def test_metrics_that_a_resume_repeats_are_dropped(tmp_path):
+    say = pytest.fail
+    log = MetricsLog(tmp_path, 0, say)
+    for step in (1, 2, 3):
+        log.write(step, {"loss": float(step)})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')  # a kill cut it short
+    MetricsLog(tmp_path, 2, say).write(3, {"loss": float("nan")})
+    records = [(record["step"], record["loss"]) for record in read_metrics(tmp_path)]
+    assert records == [(1, 1.0), (2, 2.0), (3, None)]
 
 
-def test_tensorboard_is_told_the_same(tmp_path):
-    """Each record of an event file: its length, 8 bytes; 4 of a checksum; itself; 4 of another."""
+def test_tensorboard_gets_the_same_metrics(tmp_path):
+    """An event file has records: 8 bytes of length, 4 of a checksum, the event, 4 of another."""
     events = pytest.importorskip("tensorboardX.proto.event_pb2")
-    metrics = loop._Metrics(tmp_path / "metrics.jsonl", at=0, tensorboard=True)
-    metrics.write(1, {"loss": 0.5})
-    metrics.write(2, {"loss": 0.25, "validation_score": float("nan")})
-    metrics.close()
-    found = {}
+    log = MetricsLog(tmp_path, 0, pytest.fail, tensorboard=True)
+    log.write(1, {"loss": 0.5})
+    log.write(2, {"loss": 0.25, "validation_score": float("nan")})
+    log.close()
+    values = {}
     for path in (tmp_path / "tensorboard").iterdir():
         rest = path.read_bytes()
         while rest:
             length = int.from_bytes(rest[:8], "little")
             event = events.Event.FromString(rest[12 : 12 + length])
-            found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+            values |= {(v.tag, event.step): v.simple_value for v in event.summary.value}
             rest = rest[16 + length :]
-    written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert {key: value for key, value in found.items() if key[0] == "loss"} == {
-        ("loss", 1): 0.5,
-        ("loss", 2): 0.25,
-    }
-    assert "validation_score" not in {name for name, _ in found}
-    assert written[1]["validation_score"] is None
+    losses = {key: value for key, value in values.items() if key[0] == "loss"}
+    assert losses == {("loss", 1): 0.5, ("loss", 2): 0.25}
+    assert "validation_score" not in {name for name, _ in values}
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines[1]["validation_score"] is None
 
 
 @pytest.mark.parametrize(
     ("count", "batch", "message"),
     [
-        (9, 18, "got training.devices 9: expected at most 8"),
-        (8, 30, "got training.batch 30 for 8 devices: expected a multiple, as 24"),
+        (9, 18, "training.devices=9, but only 8 devices are available"),
+        (8, 30, "training.batch=30 cannot be split evenly over 8 devices; use 24"),
     ],
 )
 def test_devices_that_cannot_be_used_are_refused(count, batch, message):
     with pytest.raises(ValueError, match=message):
-        parallel.choose_devices(count, batch)
+        choose_devices(count, batch)
 
 
-@pytest.mark.parametrize(
-    ("error", "obeyed"), [(None, True), (BadStepsError, True), (OSError, False)]
-)
-def test_a_signal_after_the_last_look_is_obeyed_unless_there_is_more_to_say(error, obeyed):
-    def ends():
+@pytest.mark.parametrize(("error", "obeyed"), [(None, True), (OSError, False)])
+def test_a_signal_after_the_last_step_is_obeyed_unless_there_is_an_error(error, obeyed):
+    def end():
         with StopSignals() as signals:
             signal.raise_signal(signal.SIGINT)
             assert signals.number == signal.SIGINT
@@ -402,4 +347,4 @@ def test_a_signal_after_the_last_look_is_obeyed_unless_there_is_more_to_say(erro
                 raise error
 
     with pytest.raises(KeyboardInterrupt if obeyed else error):
-        ends()
+        end()

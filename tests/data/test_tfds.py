@@ -1,4 +1,4 @@
-"""Data sets prepared by TFDS: small ones made here, and two real ones where they are at hand."""
+"""Data sets prepared by TFDS: small ones made here, and two real ones where they exist."""
 
 import io
 import json
@@ -11,14 +11,15 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from pcjax.data import evaluation_batches, load, records, statistics, training_batches
+from pcjax.data import evaluation_batches, load, statistics, training_batches
+from pcjax.data import tfds as module
 
 REAL = pathlib.Path(__file__).parents[3] / "shared" / "tfds"
 SIZES = [(20, 30), (12, 12), (31, 17), (24, 24)]
 
 
 def picture(i, size, kind="PNG"):
-    """A smooth picture and its encoding."""
+    """Return a smooth picture and its encoding."""
     height, width = size
     rows, columns = np.mgrid[:height, :width] / [[[height]], [[width]]]
     image = np.stack([rows, columns, np.full(size, i / 40)], axis=-1) * 255
@@ -32,7 +33,7 @@ def picture(i, size, kind="PNG"):
 def prepared(
     folder, splits, *, shape=(8, 6, 3), labels=True, make=None, file_format="array_record"
 ):
-    """Has TFDS prepare a data set named tiny: {split: labels}."""
+    """Prepare a data set named tiny by TFDS, from {split: labels}."""
     kinds = {"image": tfds.features.Image(shape=shape)}
     if labels:
         kinds["label"] = tfds.features.ClassLabel(names=["cat", "dog", "owl"])
@@ -60,7 +61,7 @@ def everything(part):
     return part.take(np.arange(len(part)))
 
 
-def test_what_was_prepared_is_what_is_read(tmp_path):
+def test_prepared_examples_are_read_back(tmp_path):
     labels = [0, 1, 2, 2, 1, 0, 0, 1, 2, 1]
     given = prepared(tmp_path, {"train": labels, "test": labels[:4]})
     for name in ("tiny", "tiny:1.0.0", "tiny:1.*.*"):
@@ -78,15 +79,15 @@ def test_on_disk_and_in_memory_are_the_same_examples(tmp_path, monkeypatch):
     labels = (np.arange(40) % 3).tolist()
     given = prepared(tmp_path, {"train": labels, "validation": labels[:9], "test": labels[:4]})
     memory = load("tfds:tiny", data_dir=given)
-    monkeypatch.setattr(records, "IN_MEMORY", 0)
+    monkeypatch.setattr(module, "IN_MEMORY", 0)
     disk = load("tfds:tiny", data_dir=given)
     for one, two in (
         (memory.train, disk.train),
         (memory.validation, disk.validation),
         (memory.test, disk.test),
     ):
-        assert isinstance(two.store, records.Records)
-        assert not isinstance(one.store, records.Records)
+        assert isinstance(two.store, module.Records)
+        assert not isinstance(one.store, module.Records)
         order = np.array([3, 0, 2, 3])
         assert np.array_equal(one.take(order), two.take(order))
         assert np.array_equal(one.labels, two.labels)
@@ -115,17 +116,14 @@ def test_images_of_differing_sizes_are_brought_to_one(kind, size, tmp_path):
     data = load("tfds:tiny", data_dir=given, image_size=size, validation=0.0)
     assert data.train.shape == (size, size, 3)
     for i, image in enumerate(everything(data.train).astype(np.float64)):
-        # The pictures are ramps from 0 to 255; of the longer side's, the middle is what a square leaves.
+        # The pictures are ramps from 0 to 255; a square keeps the middle of the longer side's.
         height, width = SIZES[i]
         kept = [min(height, width) / height, min(height, width) / width]
         for axis in (0, 1):
-            ramp = (
-                255 * (0.5 + kept[axis] * ((np.arange(size) + 0.5) / size - 0.5))
-                - 255 / SIZES[i][axis] / 2
-            )
-            assert (
-                np.abs(image[..., axis].mean(axis=1 - axis) - ramp).max() < 10
-            )  # a step between two rows is 6 at least, 32 at most
+            positions = 0.5 + kept[axis] * ((np.arange(size) + 0.5) / size - 0.5)
+            ramp = 255 * positions - 255 / SIZES[i][axis] / 2
+            # two neighbouring rows differ by 6 to 32
+            assert np.abs(image[..., axis].mean(axis=1 - axis) - ramp).max() < 10
         assert np.abs(image[..., 2] - 255 * i / 40).max() < 8
     with pytest.raises(ValueError, match="differ in size: give image_size, such as 224"):
         load("tfds:tiny", data_dir=given)
@@ -152,7 +150,7 @@ def test_grey_colour_and_transparency(tmp_path):
         assert np.array_equal(images[:, 0, 0, 0], [40, 41, 42, 43])
 
 
-def test_which_splits_serve_for_what(tmp_path):
+def test_the_roles_of_splits(tmp_path):
     lengths = {
         "own": ({"train": [0] * 20, "validation": [1] * 5, "test": [2] * 7}, (20, 5, 7)),
         "unlabelled test": (
@@ -184,13 +182,11 @@ def refused(*args, **kwargs):
     return str(caught.value)
 
 
-def test_what_is_not_there_is_said_with_how_to_get_it(tmp_path):
-    said = refused("tfds:cifar100", data_dir=str(tmp_path))
-    assert (
-        f"no data set 'cifar100' prepared by TFDS in {tmp_path}: give its data_dir, or prepare it once"
-        in said
-    )
-    assert f"`tfds build cifar100 --data_dir {tmp_path} --file_format array_record`" in said
+def test_a_missing_data_set_is_refused_with_the_command_that_prepares_it(tmp_path):
+    message = refused("tfds:cifar100", data_dir=str(tmp_path))
+    cause = f"{tmp_path} holds no data set 'cifar100' prepared by TFDS: give its data_dir"
+    assert f"{cause}, or prepare it once" in message
+    assert f"`tfds build cifar100 --data_dir {tmp_path} --file_format array_record`" in message
     assert "no data set 'cifar101'" in refused("tfds:cifar101", data_dir=str(tmp_path / "nowhere"))
     assert "no data set '../tiny'" in refused("tfds:../tiny", data_dir=str(tmp_path))
     given = prepared(tmp_path, {"train": [0, 1]})
@@ -200,16 +196,16 @@ def test_what_is_not_there_is_said_with_how_to_get_it(tmp_path):
     assert "no data set 'tiny'" in refused("tfds:tiny", data_dir=given)
 
 
-def test_what_is_damaged_is_said(tmp_path):
+def test_damaged_images_and_records_are_refused(tmp_path):
     given = prepared(
         tmp_path / "a",
         {"train": [0, 1, 2]},
         make=lambda i: b"no image" if i == 1 else picture(i, (8, 6))[1],
     )
-    said = refused("tfds:tiny", data_dir=given)
+    message = refused("tfds:tiny", data_dir=given)
     assert (
         "tiny/1.0.0 train: the image of record 1 cannot be decoded (cannot identify image file"
-        in said
+        in message
     )
     given = prepared(
         tmp_path / "b", {"train": [0, 1, 2]}, make=lambda i: picture(i, (8, 6))[1][:-30]
@@ -254,9 +250,9 @@ def test_no_code_that_a_data_set_names_is_imported(name, legacy, tmp_path, monke
     (tmp_path / "evil.py").write_text(EVIL.format(canary=str(canary)))
     monkeypatch.syspath_prepend(tmp_path)
     path = pathlib.Path(folder) / "tiny" / "1.0.0" / "features.json"
-    found = json.loads(path.read_text())
-    found["featuresDict"]["features"]["image"]["pythonClassName"] = name
-    path.write_text(json.dumps({"type": name, "content": {}} if legacy else found))
+    features = json.loads(path.read_text())
+    features["featuresDict"]["features"]["image"]["pythonClassName"] = name
+    path.write_text(json.dumps({"type": name, "content": {}} if legacy else features))
     before = set(sys.modules)
     assert f"names {name}" in refused("tfds:tiny", data_dir=folder)
     new = set(sys.modules) - before
@@ -272,27 +268,29 @@ def test_a_flipped_bit_is_never_read_as_data(tmp_path):
     expected = load("tfds:tiny", data_dir=given, validation=0.0).train
     (file,) = pathlib.Path(given).rglob("*train.array_record-*")
     content = file.read_bytes()
-    said = []
+    errors = []
     for where in np.flatnonzero(np.frombuffer(content, np.uint8))[::20].tolist():  # much is padding
         file.write_bytes(content[:where] + bytes([content[where] ^ 16]) + content[where + 1 :])
         try:
-            found = load("tfds:tiny", data_dir=given, validation=0.0).train
+            train = load("tfds:tiny", data_dir=given, validation=0.0).train
         except ValueError as error:
-            said.append(str(error))
+            errors.append(str(error))
         else:
-            assert np.array_equal(everything(found), everything(expected))
-            assert np.array_equal(found.labels, expected.labels)
-    assert len(said) > 10
-    assert all("records cannot be read" in each for each in said)
+            assert np.array_equal(everything(train), everything(expected))
+            assert np.array_equal(train.labels, expected.labels)
+    assert len(errors) > 10
+    assert all("records cannot be read" in each for each in errors)
 
 
-def test_what_cannot_be_used_is_said(tmp_path):
+def test_unsupported_splits_features_and_formats_are_refused(tmp_path):
     given = prepared(tmp_path / "a", {"validation": [0, 1], "test": [0]})
-    said = refused("tfds:tiny", data_dir=given)
-    assert "tfds:tiny has the splits validation, test: expected one named train" in said
+    message = refused("tfds:tiny", data_dir=given)
+    assert "tfds:tiny has the splits validation, test: expected one named train" in message
     given = prepared(tmp_path / "b", {"train": [0, 1]}, shape=(8, 6, 2))
-    said = refused("tfds:tiny", data_dir=given)
-    assert "tfds:tiny has images of uint8 (8, 6, 2): expected uint8 and 1, 3 or 4 channels" in said
+    message = refused("tfds:tiny", data_dir=given)
+    assert (
+        "tfds:tiny has images of uint8 (8, 6, 2): expected uint8 and 1, 3 or 4 channels" in message
+    )
     given = prepared(tmp_path / "c", {"train": [0, 1]})
     for name, before, after, expected in (
         (
@@ -337,7 +335,7 @@ def test_fashion_mnist(fashion):
 def test_images_and_labels_are_those_that_tfds_decodes(name, monkeypatch):
     if not (REAL / name).exists():
         pytest.skip(f"{name} has not been prepared in {REAL}")
-    monkeypatch.setattr(records, "IN_MEMORY", 0)
+    monkeypatch.setattr(module, "IN_MEMORY", 0)
     data = load(f"tfds:{name}", data_dir=str(REAL))
     source = tfds.data_source(name, split="test", data_dir=str(REAL))
     rows = np.array([0, 9999, 17, 4321, 5000])
@@ -348,10 +346,10 @@ def test_images_and_labels_are_those_that_tfds_decodes(name, monkeypatch):
     assert len(data.train.classes) == (100 if name == "cifar100" else 10)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_moved_data_set_is_the_same(tmp_path):
     if not (REAL / "cifar100").exists():
         pytest.skip(f"CIFAR-100 has not been prepared in {REAL}")
     shutil.copytree(REAL / "cifar100", tmp_path / "cifar100")
-    moved, there = (load("tfds:cifar100", data_dir=str(folder)) for folder in (tmp_path, REAL))
-    assert moved.train.fingerprint == there.train.fingerprint
+    moved, real = (load("tfds:cifar100", data_dir=str(folder)) for folder in (tmp_path, REAL))
+    assert moved.train.fingerprint == real.train.fingerprint

@@ -1,4 +1,4 @@
-"""Whatever loss a config names trains: over however many devices, and gone on with from a checkpoint."""
+"""Every loss that a config can name trains on any number of devices and resumes exactly."""
 
 import functools
 
@@ -9,22 +9,21 @@ from flax import nnx
 
 from pcjax import data, losses, models
 from pcjax.config import Loss, Training
-from pcjax.jobs.prepare import classifier_of
-from pcjax.loss_registry import TERMS, UNNAMED
+from pcjax.losses.registry import LOSSES, NOT_CONFIGURABLE, RECIPES
 from pcjax.models.functional import functional
-from pcjax.training import parallel
-from pcjax.training.arrays import named
-from pcjax.training.checkpoint import Checkpoints
-from pcjax.training.embedding import Frozen
-from pcjax.training.neighbour_views import nearest
-from pcjax.training.objective import HEADS, objective, with_memories
-from pcjax.training.state import make_optimiser, start
-from pcjax.training.step import AXIS, Fixed, make_step, metric_names
+from pcjax.teachers.teacher import classifier_of
+from pcjax.training.checkpoint import Checkpoints, named_leaves
+from pcjax.training.embedding import FrozenModel
+from pcjax.training.neighbour_views import nearest_neighbours
+from pcjax.training.objective import HEADS, TeacherTargets, build_objective, with_memories
+from pcjax.training.parallel import ParallelStep
+from pcjax.training.state import initial_state, make_optimiser
+from pcjax.training.step import AXIS, FrozenInputs, make_step, metric_names
 
 STEPS, BATCH, BANK = 3, 16, 20
 TRAINING = Training(optimiser="sgd", learning_rate=0.05, clip=1.0, batch=BATCH, warmup=0.0)
 STAGES = ("stage1", "stage1")
-# How a loss has to be asked for, where its name alone does not do; the student has fewer features than the teacher.
+# Arguments of the losses that need some; the student has fewer features than the teacher.
 ASKED = {
     "perception_coherence": Loss(arguments={"temperature": 0.2}),
     "perception_coherence with a bank": Loss(bank=BANK, arguments={"temperature": 0.2}),
@@ -53,17 +52,17 @@ ASKED = {
     "simkd": Loss("simkd", head="mlp"),
     "simkd of maps": Loss("simkd", head="conv", maps=STAGES),
 }
-CASES = {name: Loss(name) for name in TERMS if name not in ASKED} | ASKED
+CASES = {name: Loss(name) for name in LOSSES if name not in ASKED} | ASKED
 # Together, since compiling takes the time: what differs from loss to loss is looked at for each.
 GROUPS = [[*CASES][first::6] for first in range(6)]
 
 
 def test_there_is_a_case_for_every_loss_and_a_term_for_every_function():
-    assert {loss.name for loss in CASES.values()} == set(TERMS)
+    assert {loss.name for loss in CASES.values()} == set(LOSSES)
     helpers = {"crd_memory", "crd_update", "empty_queue", "enqueue", "valid"}
-    assert set(TERMS) == {name for name in losses.__all__ if name[0].islower()} - helpers - set(
-        UNNAMED
-    )
+    public = {name for name in losses.__all__ if name[0].islower()} - helpers
+    assert set(LOSSES) == public - set(NOT_CONFIGURABLE)
+    assert set(LOSSES) <= set(RECIPES)
 
 
 def test_every_head_is_among_the_cases():
@@ -77,7 +76,9 @@ def examples():
 
 @functools.cache
 def batches():
-    near = nearest(examples().take(np.arange(len(examples()))).reshape(len(examples()), -1))
+    near = nearest_neighbours(
+        examples().take(np.arange(len(examples()))).reshape(len(examples()), -1)
+    )
     given = {"normalise": data.statistics(examples()), "neighbours": near}
     made = data.training_batches(examples(), batch=BATCH, seed=0, **given)
     found = [next(made) for _ in range(STEPS)]
@@ -94,7 +95,11 @@ def model(seed, width, features, axis_name=None):
         "widths": (width,),
         "axis_name": axis_name,
     }
-    return Frozen(*functional(lambda: models.build("cnn", rngs=nnx.Rngs(seed), **given)))
+
+    def build(seed):
+        return models.build("cnn", rngs=nnx.Rngs(jax.random.key(seed)), **given)
+
+    return FrozenModel(*functional(build, seed))
 
 
 def shapes(frozen):
@@ -104,28 +109,24 @@ def shapes(frozen):
 
 @functools.cache
 def problem(group):
-    """A step, the state before the first, what stays as it is, and the losses' names in the metrics."""
+    """Return a step, the initial state, the frozen inputs and the losses' names in the metrics."""
     student, teacher = model(0, 3, 5, AXIS), model(1, 4, 6)
-
-    def looks(frozen, batch):
-        return teacher.function.apply(*frozen, batch["image"], train=False)[0]
-
     seen = shapes(model(0, 3, 5)), shapes(teacher)
-    what, kept = objective(tuple(CASES[name] for name in GROUPS[group]), *seen, 0, AXIS)
-    kept = with_memories(kept, what, *seen, len(examples()), examples().labels)
+    losses = tuple(CASES[name] for name in GROUPS[group])
+    what, kept = build_objective(losses, *seen, seed=0, axis_name=AXIS)
+    kept = with_memories(kept, what, seen, 0, (len(examples()), examples().labels))
     optimiser = make_optimiser(TRAINING, STEPS)
-    state = start(student.parameters, student.statistics, kept, optimiser, metric_names(what))
-    fixed = Fixed((teacher.parameters, teacher.statistics), classifier_of(teacher))
-    return (
-        make_step(student.function, looks, what, optimiser, STEPS, size=1.0),
-        state,
-        fixed,
-        what.names(),
+    state = initial_state(
+        student.parameters, student.statistics, kept, optimiser.init, metric_names(what)
     )
+    targets = TeacherTargets(function=teacher.function, shapes=seen[1])
+    arrays = (teacher.parameters, teacher.statistics)
+    frozen = FrozenInputs(arrays, classifier_of(teacher), np.int32(0))
+    return make_step(student.function, targets, what, optimiser, STEPS), state, frozen, what.names()
 
 
 def run(mapped, state, fixed, given):
-    """The states after each step, and the metrics."""
+    """Return the state and the metrics after each step."""
     state, fixed, states, values = mapped.place(state), mapped.place(fixed), [], []
     for batch in given:
         state, metrics = mapped(fixed, state, mapped.split(batch))
@@ -137,7 +138,7 @@ def run(mapped, state, fixed, given):
 @functools.cache
 def on_one_device(group):
     step, state, fixed, _ = problem(group)
-    mapped = parallel.Mapped(step, jax.devices()[:1], "pmap")
+    mapped = ParallelStep(step, jax.devices()[:1], "pmap")
     return mapped, *run(mapped, state, fixed, batches())
 
 
@@ -153,8 +154,8 @@ def test_they_train(group):
         # An empty queue has nothing to compare with: from the second step on there is a loss.
         assert all(np.isfinite(step[name]) for step in values), case
         assert all(step[name] != 0 for step in values[1:]), case
-    before, after = named(state), named(states[-1])
-    # Of a memory, which classes the examples are of; and a classifier, where no loss looks at scores.
+    before, after = named_leaves(state), named_leaves(states[-1])
+    # A memory's class tables stay fixed; so does a classifier that no loss uses.
     fixed = ["classes/order", "classes/first", "classes/size"]
     if not any(CASES[case].kind in ("logits", "labels") for case in GROUPS[group]):
         fixed += ["classify.kernel", "classify.bias"]
@@ -163,18 +164,18 @@ def test_they_train(group):
             assert key.endswith(tuple(fixed)) or not np.array_equal(array, after[key]), key
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @every_group
 def test_eight_devices_train_as_one(group):
     step, state, fixed, names = problem(group)
     _, expected_states, expected = on_one_device(group)
-    states, values = run(parallel.Mapped(step, jax.devices(), "pmap"), state, fixed, batches())
+    states, values = run(ParallelStep(step, jax.devices(), "pmap"), state, fixed, batches())
     for one, other in zip(values, expected, strict=True):
         for name in ("loss", *names):
             assert np.isclose(one[name], other[name], rtol=1e-5, atol=1e-6), name
-    for key, array in named(expected_states[-1]).items():
-        found = named(states[-1])[key].astype(float)
-        # What is nearly cancelled in a gradient shows in its length, and by far not in the parameters.
+    for key, array in named_leaves(expected_states[-1]).items():
+        found = named_leaves(states[-1])[key].astype(float)
+        # Rounding of a nearly cancelled gradient changes its norm more than the parameters.
         tolerance = 1e-4 if key == "sums/gradient_norm" else 1e-5
         assert np.abs(found - array).max() <= tolerance * max(np.abs(array).max(), 1), key
 
@@ -189,5 +190,5 @@ def test_gone_on_with_from_a_checkpoint_they_were_never_stopped(group, tmp_path)
     checkpoints.close()
     again, value = run(mapped, restored, fixed, batches()[2:])
     assert value == values[2:]
-    for key, array in named(states[2]).items():
-        assert np.array_equal(named(again[0])[key], array), key
+    for key, array in named_leaves(states[2]).items():
+        assert np.array_equal(named_leaves(again[0])[key], array), key

@@ -1,0 +1,147 @@
+"""Steps that several jobs share."""
+
+import shlex
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from pcjax import _io, config, data
+from pcjax.config import Config
+from pcjax.data import Dataset
+from pcjax.evaluation import Evaluated, coherence_score, show
+from pcjax.run import Run
+from pcjax.teachers import teacher_shapes
+from pcjax.training.build import STUDENT_STREAM, build_model
+from pcjax.training.checkpoint import versions
+from pcjax.training.embedding import FrozenModel, embed
+from pcjax.training.loop import Lesson, check_lesson, steps_of
+from pcjax.training.metrics_log import read_metrics
+from pcjax.training.objective import TeacherTargets
+
+UNTRAINED, STUDENT, TEACHER = "untrained", "student", "teacher"
+REPORT = "report.html"
+
+
+def load_data(section: config.Data) -> Dataset:
+    """Load the examples that a config names, split into parts."""
+    return data.load(
+        section.source,
+        data_dir=section.data_dir,
+        validation=section.validation,
+        image_size=section.image_size,
+        unseen=section.unseen,
+        part=section.part,
+    )
+
+
+def describe_data(dataset: Dataset) -> str:
+    """Say how many examples there are, and how many of them have no label."""
+    counts = ", ".join(f"{len(part):,} {name}" for name, part in dataset.parts.items())
+    labels = [part.labels for part in dataset.parts.values() if part.labels is not None]
+    unlabelled = sum(int(np.sum(part < 0)) for part in labels)
+    if unlabelled and any(np.any(part >= 0) for part in labels):
+        counts += f" ({unlabelled:,} without a label, so k-NN and the linear probe are left out)"
+    return f"data: {counts} examples from {dataset.source}"
+
+
+def build_student(config: Config, dataset: Dataset, *, shapes_only: bool = False) -> FrozenModel:
+    """Build the student of a config, with a classifier only where a loss uses its class scores."""
+    return build_model(
+        config.student,
+        dataset,
+        config.training,
+        STUDENT_STREAM,
+        classifier=any(loss.kind in ("logits", "labels") for loss in config.losses),
+        shapes_only=shapes_only,
+    )
+
+
+def student_lesson(
+    config: Config,
+    dataset: Dataset,
+    model: FrozenModel,
+    targets: TeacherTargets,
+    teacher_validation: np.ndarray | None = None,
+) -> Lesson:
+    """Return the training of a student.
+
+    Args:
+      config: the losses, the training and the augmentation.
+      dataset: the examples.
+      model: the student with its initial weights.
+      targets: the teacher, as the losses see it.
+      teacher_validation: its features of the validation examples, which score the checkpoints.
+    """
+
+    def evaluate(student: FrozenModel, heartbeat: Callable[[], None]) -> Mapping[str, float]:
+        batch = config.evaluation.batch
+        outputs = embed(student, dataset.validation, dataset.normalise, batch, heartbeat)
+        score = coherence_score(
+            outputs.features, teacher_validation, config.evaluation.dissimilarity
+        )
+        return {"score": score, "coherence": score}
+
+    return Lesson(
+        name=STUDENT,
+        section="training",
+        model=model,
+        losses=config.losses,
+        targets=targets,
+        training=config.training,
+        crop=config.data.crop,
+        flip=config.data.flip,
+        evaluate=evaluate,
+    )
+
+
+def check_distillation(config: Config, dataset: Dataset, run: Run) -> None:
+    """Refuse what cannot be trained, from shapes alone, before anything is trained."""
+    shapes, classifier = teacher_shapes(config.teacher, config.data, dataset, run)
+    targets = TeacherTargets(shapes=shapes, classifier=classifier)
+    student = build_student(config, dataset, shapes_only=True)
+    check_lesson(student_lesson(config, dataset, student, targets), dataset)
+
+
+def finish(run: Run, evaluated: Evaluated, dataset: Dataset, training: config.Training) -> None:
+    """Store and print the results of a run, and draw its report."""
+    steps = steps_of(training, len(dataset.train))
+    results = evaluated.results | {"steps": steps, "versions": versions()}
+    seconds = run.finish(results)
+    write_report(run, results | {"seconds": seconds}, dataset, evaluated.embeddings)
+    show(results, run.display, run.config.evaluation.dissimilarity)
+    run.say(f"{seconds} s for {steps} steps and everything else; report: {run.folder / REPORT}")
+
+
+def write_report(
+    run: Run,
+    results: Mapping[str, Any],
+    dataset: Dataset,
+    embeddings: Mapping[str, Mapping[str, np.ndarray]],
+) -> None:
+    """Write a run's results as one HTML page."""
+    if jax.process_index() != 0:
+        return
+    from pcjax.report.run_page import ReportInput, run_page  # loads matplotlib
+
+    folders = {TEACHER if run.job == "teach" else STUDENT: run.folder}
+    if run.job == "distill":
+        folders[TEACHER] = run.part(TEACHER)
+    page = run_page(
+        ReportInput(
+            job=run.job,
+            config=run.config,
+            result=results,
+            dataset=dataset,
+            embeddings=embeddings,
+            metrics={name: read_metrics(folder) for name, folder in folders.items()},
+            folder=run.folder,
+        )
+    )
+    _io.write_text(run.folder / REPORT, page)
+
+
+def quoted(*words: Any) -> str:
+    """Join the words of a command so that a shell reads them as given."""
+    return shlex.join(map(str, words))

@@ -1,0 +1,26 @@
+"""Small models of every architecture, for the laws of models and of exports."""
+
+import pytest
+
+from pcjax.models import mobilenetv2, shufflenetv2
+
+CLASSES = 3
+# name of the test: (model, shape, options, dimension of the features)
+SMALL = {
+    "mlp": ("mlp", (5,), {"widths": (7, 6), "features": 4}, 4),
+    "mlp of images": ("mlp", (3, 2, 1), {"widths": [7], "features": 4}, 4),
+    "cnn": ("cnn", (6, 5, 1), {"widths": (4, 6), "features": 5}, 5),
+    "resnet8": ("resnet8", (8, 8, 3), {}, 64),
+    "wrn16_1": ("wrn16_1", (8, 8, 3), {}, 64),
+    "mobilenetv2": ("mobilenetv2", (16, 16, 3), {"width": 0.25}, 1280),
+    "shufflenetv2": ("shufflenetv2", (8, 8, 1), {"width": 0.5}, 1024),
+}
+
+
+def few_blocks():
+    """Reduce deep models to one block of every kind, as depth takes long to compile."""
+    patch = pytest.MonkeyPatch()
+    stages = [(t, c, 2 if c == 24 else 1, s) for t, c, _, s in mobilenetv2.STAGES]
+    patch.setattr(mobilenetv2, "STAGES", stages)
+    patch.setattr(shufflenetv2, "DEPTHS", (2, 1, 1))
+    return patch

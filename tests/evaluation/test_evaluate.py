@@ -1,0 +1,228 @@
+"""Metrics of an evaluation against brute force; impossible evaluations are refused."""
+
+import numpy as np
+import pytest
+
+from pcjax import metrics
+from pcjax._checks import RequestError
+from pcjax.config import Data, Evaluation, Model, Training
+from pcjax.data import load
+from pcjax.evaluation import (
+    check_evaluation,
+    coherence_score,
+    evaluate,
+    load_other,
+    show,
+    throughput,
+)
+from pcjax.evaluation.evaluate import compute, corruption_metrics, labels_of
+from pcjax.metrics.registry import Context, all_metrics, metric, value_specs
+from pcjax.teachers import Teacher
+from pcjax.training.build import build_model
+
+SECTION = Evaluation(neighbours=4, batch=64)
+
+
+def arrays(path, images, labels=None):
+    np.savez(path, images=images, **({} if labels is None else {"labels": np.asarray(labels)}))
+    return f"arrays:{path}"
+
+
+@pytest.fixture(scope="module")
+def coloured(tmp_path_factory):
+    """Eighty images of four classes, 12 x 12 in colour."""
+    rng = np.random.default_rng(1)
+    labels = np.arange(80) % 4
+    patterns = np.kron(rng.integers(0, 200, (4, 2, 2, 3)), np.ones((1, 6, 6, 1), int))
+    images = (patterns[labels] + rng.integers(0, 50, (80, 12, 12, 3))).astype(np.uint8)
+    return arrays(tmp_path_factory.mktemp("other") / "other.npz", images, labels)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Return digits without their last three classes, and an untrained model, also as teacher."""
+    digits = load("digits").train
+    images, labels = digits.take(np.arange(400)), digits.labels[:400]
+    source = arrays(tmp_path_factory.mktemp("small") / "small.npz", images, labels)
+    dataset = load(source, unseen=3)
+    model = build_model(
+        Model("mlp", {"features": 5, "widths": (6,)}), dataset, Training(batch=32), 0
+    )
+    return dataset, model, Teacher.from_model(model, dataset, batch=64)
+
+
+def by_brute_force(x, labels, k):
+    """Compute leave-one-out k-NN, recall at 1 and mean average precision."""
+    directions = x / np.linalg.norm(x, axis=1, keepdims=True)
+    similarity = directions @ directions.T
+    right, precisions = [], []
+    for i, row in enumerate(similarity):
+        order = np.argsort(-row, kind="stable")
+        order = order[order != i]
+        relevant = labels[order] == labels[i]
+        hits = relevant * np.cumsum(relevant) / np.arange(1, len(order) + 1)
+        precisions.append(hits.sum() / relevant.sum())
+        votes = {}
+        for j in order[:k]:
+            votes[labels[j]] = votes.get(labels[j], 0) + np.exp(row[j] / 0.07)
+        right.append((max(votes, key=votes.get) == labels[i], relevant[0]))
+    return *np.mean(right, axis=0), np.mean(precisions)
+
+
+def test_unseen_classes_are_evaluated_among_themselves(small):
+    dataset, model, teacher = small
+    results = evaluate({"student": model}, teacher, dataset, SECTION).results
+    assert results["student"] == results["teacher"]
+    unseen, labels = results["student"]["unseen"], dataset.unseen.labels
+    assert (unseen["examples"], unseen["classes"]) == (len(labels), 3)
+    for part, found in (("unseen", unseen), ("test", results["student"])):
+        features = teacher.features[part].astype(np.float64)
+        knn, recall, precision = by_brute_force(features, dataset.parts[part].labels, 4)
+        assert found["retrieval"]["recall_at_1"] == pytest.approx(recall, abs=1e-6)
+        assert found["retrieval"]["mean_average_precision"] == pytest.approx(precision, abs=1e-5)
+        if part == "unseen":
+            assert found["knn_accuracy"] == pytest.approx(knn)
+    assert unseen["linear_probe_accuracy"] is None
+    assert unseen["coherence"]["neighbours"]["value"] == pytest.approx(1)
+    assert unseen["linear_cka"] == pytest.approx(1, abs=1e-5)
+
+
+def test_narrow_features_are_padded_without_changing_a_metric(small):
+    """Equal widths share compiled programs."""
+    dataset, _, teacher = small
+    narrow = {part: rows[:, :3] for part, rows in teacher.features.items()}
+    wide = teacher.features["test"]
+    results = compute(Context(narrow, wide, labels_of(dataset), neighbours=4))
+    plain = metrics.coherence(narrow["test"], wide, k=4)
+    for name, degree in plain._asdict().items():
+        assert results["coherence"][name]["value"] == pytest.approx(degree.value, abs=1e-5)
+    retrieval = metrics.retrieval(narrow["test"], dataset.test.labels, ks=(1, 5))
+    assert results["retrieval"]["recall_at_1"] == pytest.approx(float(retrieval.recall_at[1]))
+    cka = float(metrics.linear_cka(narrow["test"], wide))
+    assert results["linear_cka"] == pytest.approx(cka, abs=1e-5)
+
+
+@pytest.mark.parametrize("dissimilarity", ["cosine", "euclidean", "manhattan"])
+def test_the_checkpoint_score_is_spearmans_degree(dissimilarity, rng):
+    teacher = rng.normal(size=(60, 5)).astype(np.float32)
+    student = teacher[:, :3] + rng.normal(size=(60, 3)).astype(np.float32)
+    teacher[3] = teacher[4]  # a tie
+    expected = metrics.coherence(student, teacher, dissimilarity=dissimilarity, k=5)
+    score = coherence_score(student, teacher, dissimilarity)
+    assert score == pytest.approx(expected.spearman.value, abs=1e-5)
+    assert coherence_score(np.ones((60, 3), np.float32), teacher, dissimilarity) == 0
+    assert np.isnan(coherence_score(np.full((60, 3), np.nan, np.float32), teacher))
+
+
+def test_the_own_data_as_other_data_have_the_same_metrics(small, coloured):
+    dataset, _, teacher = small
+    same = load(dataset.source, unseen=3)
+    results = evaluate({}, teacher, dataset, SECTION, same).results["teacher"]
+    other = results["other"][dataset.source]
+    assert 0.2 < other["linear_probe_accuracy"] <= 1
+    for name in ("knn_accuracy", "linear_probe_accuracy", "retrieval"):
+        assert other[name] == results[name]
+    assert "coherence" not in other
+    # another size and colours
+    section = Evaluation(neighbours=4, batch=64, other=coloured)
+    fitted = load_other(section, dataset, Data())
+    assert fitted.train.shape == (8, 8, 1)
+    found = evaluate({}, teacher, dataset, section, fitted).results["teacher"]["other"][coloured]
+    assert found["linear_probe_accuracy"] > 0.9
+
+
+def test_corruptions_change_the_queries_alone(small):
+    dataset, model, teacher = small
+    names = ("gaussian_noise", "brightness", "gaussian_noise")
+    section = Evaluation(neighbours=4, batch=64, corruptions=names)
+    found = corruption_metrics(model, teacher.features, teacher, dataset, section)
+    assert list(found) == ["clean", "gaussian_noise", "brightness", "mean"]
+    noise = found["gaussian_noise"]
+    assert noise["mean"] == pytest.approx((noise["1"] + noise["2"] + noise["3"]) / 3)
+    assert noise["3"] < found["clean"]
+    assert corruption_metrics(model, teacher.features, teacher, dataset, section) == found
+
+
+def test_without_labels_corruptions_are_measured_by_coherence(tmp_path):
+    images = load("digits").train.take(np.arange(200))
+    dataset = load(arrays(tmp_path / "plain.npz", images))
+    model = build_model(Model("mlp", {"features": 5, "widths": (6,)}), dataset, Training(), 0)
+    teacher = Teacher.from_model(model, dataset, batch=64)
+    section = Evaluation(neighbours=4, batch=64, corruptions=("gaussian_noise",))
+    results = evaluate({}, teacher, dataset, section).results["teacher"]
+    assert results["knn_accuracy"] is None
+    assert results["corruptions"]["clean"] == pytest.approx(1)
+    noise = results["corruptions"]["gaussian_noise"]
+    assert 1 > noise["1"] > noise["3"]
+
+
+def test_sizes_and_throughput(small):
+    dataset, model, teacher = small
+    results = evaluate({}, teacher, dataset, SECTION).results["teacher"]
+    # 64 x 6 without biases, a normalisation of four vectors, 6 x 5 and 5 x 7 with biases; float32
+    assert results["bytes"] == 4 * (64 * 6 + 4 * 6 + 7 * 5 + 6 * 7)
+    measured = throughput(model, dataset, 16)
+    assert measured["batch"] == 16
+    assert measured["examples_per_second"] > 0
+
+
+def test_a_new_metric_is_computed_and_shown(small, monkeypatch, capsys):
+    """One decorated function: it is in the results and in the table."""
+    from pcjax.display import Display
+    from pcjax.metrics import registry
+
+    monkeypatch.setattr(registry, "_own", dict(all_metrics()))
+
+    @metric("mean_length", title="mean length", unit="number")
+    def mean_length(context):
+        return float(np.linalg.norm(context.test, axis=1).mean())
+
+    dataset, _, teacher = small
+    results = evaluate({}, teacher, dataset, SECTION).results
+    expected = np.linalg.norm(teacher.features["test"], axis=1).mean()
+    assert results["teacher"]["mean_length"] == pytest.approx(expected, rel=1e-5)
+    assert value_specs()["mean_length"][0] == "mean length"
+    show(results, Display())
+    assert "mean length" in capsys.readouterr().out
+
+
+def dataset_of(tmp_path, labels, shape=(8, 8, 1), name="given", **more):
+    images = np.random.default_rng(0).random((len(labels), *shape), np.float32)
+    return load(arrays(tmp_path / f"{name}.npz", images, labels), **more)
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "message"),
+    [
+        ({"labels": [0, 1] * 28}, {}, "evaluation.neighbours=10, but the test examples"),
+        ({"labels": [3] * 200}, {}, "have one class: leave the labels out"),
+        ({"labels": [0, 1] * 100, "shape": (4,)}, {"corruptions": ("all",)}, "needs images"),
+        ({"labels": [0, 1] * 80 + [2, 3] * 4, "unseen": 2}, {}, "leave out more classes"),
+        ({"labels": [0, 1] * 8}, {}, "has 1 validation examples, 4 are needed"),
+    ],
+)
+def test_impossible_evaluations_are_refused(given, options, message, tmp_path):
+    with pytest.raises(RequestError) as caught:
+        check_evaluation(Evaluation(**options), dataset_of(tmp_path, **given))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, -1] * 40, "has examples without a label"),
+        ([2] * 80, "have one class"),
+        ([0, 1] * 5, "has 7 training examples, fewer than evaluation.neighbours=10"),
+    ],
+)
+def test_other_data_need_labels_classes_and_neighbours(labels, message, tmp_path):
+    own, other = dataset_of(tmp_path, [0, 1] * 100), dataset_of(tmp_path, labels, name="other")
+    with pytest.raises(RequestError) as caught:
+        check_evaluation(Evaluation(), own, other)
+    assert message in str(caught.value)
+
+
+def test_other_data_of_another_kind_are_refused_by_the_field(tmp_path, small):
+    source = arrays(tmp_path / "flat.npz", np.zeros((50, 9)), [0, 1] * 25)
+    with pytest.raises(RequestError, match=r"evaluation\.other: got examples of shape \(9,\)"):
+        load_other(Evaluation(other=source), small[0], Data())
