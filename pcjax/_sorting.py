@@ -1,7 +1,7 @@
-"""Sorting and scanning the columns of a matrix: what ranking is made of.
+"""Sort and scan the columns of a matrix, as ranking needs it.
 
-Everything here works on *columns*: axis 0 is the one that is ranked, and the rows that are ranked together lie side
-by side as contiguous lanes. Which implementation serves is decided here and nowhere else, see `primitives`.
+Everything here works on *columns*: axis 0 is ranked. The rows to be ranked lie side by side as
+contiguous lanes. This file alone decides which implementation runs, see `primitives`.
 """
 
 import functools
@@ -13,22 +13,22 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Num, Shaped, UInt
 
-EXCHANGES = 8  # passes over all neighbours before a packed sort is given up as too coarse
+EXCHANGES = 8  # passes over all neighbours before the radix sort
 
 
 def ordered_bits(x: Num[Array, "..."]) -> Int[Array, "..."]:
-    """Integers that order as the numbers do; -0 equals +0, and NaN comes after +inf."""
+    """Map numbers to integers of the same order; -0 equals +0, and NaN comes after +inf."""
     if jnp.issubdtype(x.dtype, jnp.integer):
         wide = x.dtype.itemsize == 8
         signed = jnp.int64 if wide else jnp.int32
         if jnp.issubdtype(x.dtype, jnp.unsignedinteger) and x.dtype.itemsize >= 4:
             x = lax.bitcast_convert_type(x, signed) ^ jnp.iinfo(signed).min
-        # The largest two are left for what is masked and what pads.
+        # The largest two values mark masked entries and padding.
         return jnp.minimum(x.astype(signed), jnp.iinfo(signed).max - 2)
     integer = jnp.int64 if x.dtype.itemsize == 8 else jnp.int32
     largest = jnp.iinfo(integer).max
     bits = lax.bitcast_convert_type(x, integer)
-    # Compared as integers throughout: as floats, subnormal numbers would count as 0 where the machine flushes them.
+    # Integers are compared throughout: some machines flush subnormal floats to 0.
     magnitude = bits & largest
     infinity = lax.bitcast_convert_type(jnp.asarray(jnp.inf, x.dtype), integer)
     bits = jnp.where(magnitude == 0, 0, jnp.where(magnitude > infinity, infinity + 1, bits))
@@ -36,7 +36,7 @@ def ordered_bits(x: Num[Array, "..."]) -> Int[Array, "..."]:
 
 
 def floats_of(bits: Int[Array, "..."]) -> Float[Array, "..."]:
-    """The inverse of `ordered_bits`."""
+    """Invert `ordered_bits`."""
     floating = jnp.float64 if bits.dtype.itemsize == 8 else jnp.float32
     return lax.bitcast_convert_type(
         jnp.where(bits < 0, bits ^ jnp.iinfo(bits.dtype).max, bits), floating
@@ -46,7 +46,7 @@ def floats_of(bits: Int[Array, "..."]) -> Float[Array, "..."]:
 def _exchange_neighbours(
     keys: UInt[Array, "n r"], order: Int[Array, "n r"]
 ) -> tuple[UInt[Array, "n r"], Int[Array, "n r"]]:
-    """Puts the pairs of neighbours in order that begin at 0, 2, 4 ..., then those that begin at 1, 3, 5 ..."""
+    """Exchange neighbours that are out of order: pairs from 0, 2, 4 ..., then from 1, 3, 5 ..."""
     n, r = keys.shape
     odd = ((0, n % 2), (0, 0))
     last = jnp.asarray(jnp.iinfo(keys.dtype).max, keys.dtype)
@@ -56,7 +56,8 @@ def _exchange_neighbours(
     swap = low > high
     low, high = jnp.where(swap, high, low), jnp.where(swap, low, high)
     one, two = jnp.where(swap, two, one), jnp.where(swap, one, two)
-    # What comes first in the next pair comes second in these; the very first and last have no neighbour left.
+    # Now exchange the second of each pair with the first of the next one. The very first and last
+    # entry have no partner.
     swap = high[:-1] > low[1:]
 
     def between(second: Array, first: Array) -> Array:
@@ -68,7 +69,10 @@ def _exchange_neighbours(
 
 
 def _network(keys: Int[Array, "n r"]) -> Int[Array, "n r"]:
-    """Batcher's bitonic network: min and max of whole contiguous lanes, where XLA's CPU sort calls a comparator."""
+    """Sort by Batcher's bitonic network: min and max of whole contiguous lanes.
+
+    XLA's sort on a CPU calls a comparator instead, which is several times slower.
+    """
     n, r = keys.shape
 
     def stage(keys: Array, distance: int, mirrored: bool) -> Array:
@@ -87,11 +91,12 @@ def _network(keys: Int[Array, "n r"]) -> Int[Array, "n r"]:
 
 
 def _sort_by_network(bits: Int[Array, "n r"]) -> tuple[Int[Array, "n r"], Int[Array, "n r"]]:
-    """Sorts one packed integer an entry: the leading digits of its key, as many as there is room for, and its position.
+    """Sort one packed integer per entry: the leading digits of its key, and its position.
 
-    Keys are what a column exceeds its least by, so that the digits are used up by few; then some exchanges of
-    neighbours put right what the left-out digits decide. Where they do not (in a column with far outliers), all digits
-    are sorted by, the last ones first.
+    A key is the excess over the least of the column, so that few digits hold it. The packed integer
+    has room for some leading digits. A few exchanges of neighbours then order by the digits left
+    out. In a column with far outliers this may fail. Then a radix sort uses all digits, the last
+    ones first.
     """
     n, r = bits.shape
     length, index_bits = 8 * bits.dtype.itemsize, max(n - 1, 1).bit_length()
@@ -105,13 +110,14 @@ def _sort_by_network(bits: Int[Array, "n r"]) -> tuple[Int[Array, "n r"], Int[Ar
     )
     shift = jnp.maximum(length - lax.clz(span).astype(jnp.int32) - room, 0).astype(unsigned)
     shift = jnp.where(span >> shift == last_digit, shift + 1, shift)
-    # What is excluded has the first leading digits that no number has. (Only whole numbers can fill all digits.)
+    # Masked entries get the first leading digits above all numbers. Only integers can fill all
+    # digits.
     beyond = ((span >> shift) + 1) << shift
     beyond = jnp.where(beyond == 0, ~beyond, beyond)
     excess = jnp.where(excluded, beyond, lax.bitcast_convert_type(bits - least, unsigned))
 
     def by_digits(excess: Array, shift: Array) -> tuple[Array, Array]:
-        """The leading digits in ascending order, and where each came from."""
+        """Sort the leading digits; return them and the position of each in `excess`."""
         digits = (excess >> shift) & last_digit
         packed = (digits << index_bits) | lax.broadcasted_iota(unsigned, excess.shape, 0)
         padding = ((0, (1 << index_bits) - n), (0, 0))
@@ -124,18 +130,18 @@ def _sort_by_network(bits: Int[Array, "n r"]) -> tuple[Int[Array, "n r"], Int[Ar
     def unsorted(excess: Array) -> Array:
         return jnp.any(excess[1:] < excess[:-1])
 
-    def exchange(given: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        excess, order, turn = given
+    def exchange(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        excess, order, turn = carry
         return *_exchange_neighbours(excess, order), turn + 1
 
-    def sort_next_digits(given: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        excess, order, shift = given
-        _, came_from = by_digits(excess, jnp.broadcast_to(shift, (r,)))
-        return in_order(excess, came_from), in_order(order, came_from), shift + room
+    def sort_next_digits(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        excess, order, shift = carry
+        _, source = by_digits(excess, jnp.broadcast_to(shift, (r,)))
+        return in_order(excess, source), in_order(order, source), shift + room
 
-    def put_right(given: tuple[Array, Array]) -> tuple[Array, Array]:
-        excess, order = given
-        # Zeros of the keys carry their device axes, which under shard_map all that a loop carries must share.
+    def finish_order(nearly_sorted: tuple[Array, Array]) -> tuple[Array, Array]:
+        excess, order = nearly_sorted
+        # A zero of the keys has their device axes: under shard_map the whole carry must share them.
         none = excess[0, 0] & 0
         few = lax.while_loop(
             lambda now: (now[2] < EXCHANGES) & unsorted(now[0]),
@@ -149,13 +155,13 @@ def _sort_by_network(bits: Int[Array, "n r"]) -> tuple[Int[Array, "n r"], Int[Ar
         )
         return every_digit[:2]
 
-    def look_up(given: tuple[Array, Array]) -> tuple[Array, Array]:
-        found = _exchange_neighbours(in_order(excess, given[1]), given[1])
-        return lax.cond(unsorted(found[0]), put_right, lambda sorted_: sorted_, found)
+    def use_all_digits(leading: tuple[Array, Array]) -> tuple[Array, Array]:
+        exchanged = _exchange_neighbours(in_order(excess, leading[1]), leading[1])
+        return lax.cond(unsorted(exchanged[0]), finish_order, lambda sorted_: sorted_, exchanged)
 
-    # Where no digit was left out, the leading ones are all there is to know.
+    # With no digit left out, the leading digits decide everything.
     excess, order = lax.cond(
-        jnp.any(shift > 0), look_up, lambda sorted_: sorted_, by_digits(excess, shift)
+        jnp.any(shift > 0), use_all_digits, lambda sorted_: sorted_, by_digits(excess, shift)
     )
     number = lax.bitcast_convert_type(excess, bits.dtype) + least
     return jnp.where(excess == beyond, jnp.iinfo(bits.dtype).max - 1, number), order
@@ -171,21 +177,20 @@ def _sort_by_library(keys: Int[Array, "n r"]) -> tuple[Int[Array, "n r"], Int[Ar
 def _line_by_line(
     step: Callable[..., tuple[Array, Any]], rate: Array, value: Array, start: Any, reverse: bool
 ) -> Float[Array, "n r"]:
-    """What `step` makes of each line of both and of what it left behind; written over the value, line by line.
+    """Apply `step` to each line and to the carry of the step before, writing over `value`.
 
-    A scan would set up room for its results beforehand, line it with zeros and copy these.
+    A scan would allocate its results, fill them with zeros and copy them.
     """
     n = value.shape[0]
 
-    def at_line(k: Array, given: tuple[Any, Array]) -> tuple[Any, Array]:
-        carry, lines = given
-        k = (
-            jnp.uint32(n - 1) - k.astype(jnp.uint32) if reverse else k.astype(jnp.uint32)
-        )  # none is below 0 then
+    def at_line(k: Array, state: tuple[Any, Array]) -> tuple[Any, Array]:
+        carry, lines = state
+        k = k.astype(jnp.uint32)  # unsigned indices need no wrapping of negative ones
+        k = jnp.uint32(n - 1) - k if reverse else k
         line, carry = step(rate[k], lines[k], carry)
         return carry, lax.dynamic_update_index_in_dim(lines, line, k, 0)
 
-    # Zeros of the rate carry its device axes, which under shard_map all that a loop carries must share.
+    # Zeros of the rate have its device axes: under shard_map the whole carry must share them.
     return lax.fori_loop(0, n, at_line, (start, value + jnp.zeros_like(rate)))[1]
 
 
@@ -196,7 +201,7 @@ def _relax_sequentially(
         rate: Array, target: Array, carry: tuple[Array, Array]
     ) -> tuple[Array, tuple[Array, Array]]:
         y, lost = carry
-        # Kahan: `lost` holds the low bits, without which n additions would cost sqrt(n) roundings.
+        # Kahan: `lost` holds the low bits. Without them n additions would cost sqrt(n) roundings.
         increment = rate * (target - y) + lost
         total = y + increment
         return total, (total, increment - (total - y))
@@ -228,7 +233,7 @@ def _relax_in_parallel(
     rate: Float[Array, "n r"], target: Float[Array, "n r"], reverse: bool
 ) -> Float[Array, "n r"]:
     def after(one: tuple[Array, Array], two: tuple[Array, Array]) -> tuple[Array, Array]:
-        # In terms of the rates, not of 1 - rate: small rates keep their digits.
+        # The rates replace 1 - rate, so that small rates keep their digits.
         return one[0] + (two[0] - one[0] * two[0]), one[1] + (two[1] - two[0] * one[1])
 
     return lax.associative_scan(after, (rate, rate * target), reverse=reverse, axis=0)[1]
@@ -237,9 +242,10 @@ def _relax_in_parallel(
 class Primitives(NamedTuple):
     """The three operations whose best implementation depends on the machine.
 
-    sort: ordered bits (n, r) -> the bits sorted along axis 0, and where each came from.
-    relax: y_k = y_{k-1} + rate_k (target_k - y_{k-1}), y_0 = 0; upwards along axis 0, or downwards if `reverse`.
-    recur: y_k = decay_k y_{k-1} + value_k, likewise.
+    sort: ordered bits (n, r) -> the bits sorted along axis 0, and the position of each before.
+    relax: y_k = y_{k-1} + rate_k (target_k - y_{k-1}) with y_0 = 0, upwards along axis 0, or
+      downwards if `reverse`.
+    recur: y_k = decay_k y_{k-1} + value_k, in the same directions.
     """
 
     sort: Callable[[Array], tuple[Array, Array]]
@@ -247,28 +253,28 @@ class Primitives(NamedTuple):
     recur: Callable[[Array, Array, bool], Array]
 
 
-# A CPU core walks a column block quickly but sorts slowly; an accelerator pays for every sequential step. A short
-# row sorts soon enough either way, and the network's stages would only be compiled for nothing.
+# A CPU core scans a block of columns quickly but sorts slowly. An accelerator pays for every
+# sequential step. Short rows sort fast anyway, so compiling the network would not pay off.
 CPU = Primitives(_sort_by_network, _relax_sequentially, _recur_sequentially)
 CPU_SHORT = CPU._replace(sort=_sort_by_library)
 ACCELERATOR = Primitives(_sort_by_library, _relax_in_parallel, _recur_in_parallel)
 
 
 def primitives(length: int) -> Primitives:
-    """The implementation for rows of this length on JAX's default backend."""
+    """Return the implementation for rows of this length on JAX's default backend."""
     if jax.default_backend() != "cpu":
         return ACCELERATOR
     return CPU if length > 64 else CPU_SHORT
 
 
 def metric_primitives(length: int) -> Primitives:
-    """Return the implementation for a metric, which is called once and so pays for compiling."""
+    """Return the implementation for a metric: compiling costs more than its one call."""
     light = jax.default_backend() == "cpu" and length <= 2048
     return CPU_SHORT if light else primitives(length)
 
 
 def cache_rows(length: int) -> int | None:
-    """How many rows of this length are best ranked together: what a core's cache holds; None, all at once."""
+    """Return how many rows of this length fit in a core's cache; None to rank all at once."""
     return (
         max(16, 2**17 // length, min(64, 2**18 // length))
         if jax.default_backend() == "cpu"
@@ -277,11 +283,11 @@ def cache_rows(length: int) -> int | None:
 
 
 class Sorted(NamedTuple):
-    """Columns in ascending order, the excluded entries last."""
+    """Columns in ascending order, the masked entries last."""
 
     bits: Int[Array, "n r"]
     order: Int[Array, "n r"]
-    entries: Int[Array, "r"]  # how many of each column take part
+    entries: Int[Array, "r"]  # number of valid entries
 
 
 def sort_columns(
@@ -290,24 +296,31 @@ def sort_columns(
     using: Primitives,
     entries: Int[Array, "r"] | None = None,
 ) -> Sorted:
-    """Sorts every column, entries that are not `valid` to the end; who knows how many are, says it (`entries`)."""
+    """Sort every column, entries that are not `valid` to the end.
+
+    Args:
+      x: columns.
+      valid: True for the entries that count; None if all do.
+      using: the primitives of this machine.
+      entries: number of valid entries of each column, if it is known.
+    """
     n, r = x.shape
     bits = ordered_bits(x)
     if valid is not None:
-        # Above NaN, but below what pads the network: a column's first n entries stay its own.
+        # Above NaN, but below the network's padding: a column's first n entries stay its own.
         bits = jnp.where(valid, bits, jnp.iinfo(bits.dtype).max - 1)
     return Sorted(*using.sort(bits), entries_of(valid, n, r) if entries is None else entries)
 
 
 def entries_of(valid: Bool[Array, "n r"] | None, n: int, r: int) -> Int[Array, "r"]:
-    """How many entries of each column take part."""
+    """Count the valid entries of each column."""
     return (
         jnp.full((r,), n, jnp.int32) if valid is None else jnp.sum(valid, axis=0, dtype=jnp.int32)
     )
 
 
 def unsort(values: Num[Array, "n r"], order: Int[Array, "n r"]) -> Num[Array, "n r"]:
-    """Brings sorted columns back into the order they came in."""
+    """Return sorted columns to their original order."""
     if values.size >= 2**31:
         lanes = lax.broadcasted_iota(jnp.int32, order.shape, 1)
         return (
@@ -316,26 +329,28 @@ def unsort(values: Num[Array, "n r"], order: Int[Array, "n r"]) -> Num[Array, "n
             .set(values, unique_indices=True, mode="promise_in_bounds")
         )
     flat = jnp.zeros_like(values).reshape(-1)
-    flat = flat.at[_places(order)].set(values, unique_indices=True, mode="promise_in_bounds")
+    flat = flat.at[_flat_positions(order)].set(
+        values, unique_indices=True, mode="promise_in_bounds"
+    )
     return flat.reshape(values.shape)
 
 
 def in_order(values: Shaped[Array, "m r"], order: Int[Array, "n r"]) -> Shaped[Array, "n r"]:
-    """Brings columns into the order that `order` names."""
+    """Arrange columns in the order that `order` gives."""
     if values.size >= 2**31:
         return jnp.take_along_axis(values, order, axis=0, mode="promise_in_bounds")
-    return values.reshape(-1).at[_places(order)].get(mode="promise_in_bounds")
+    return values.reshape(-1).at[_flat_positions(order)].get(mode="promise_in_bounds")
 
 
-def _places(order: Int[Array, "n r"]) -> Int[Array, "n r"]:
-    """Where those rows of each column lie in all columns together: one number is looked up faster than two."""
+def _flat_positions(order: Int[Array, "n r"]) -> Int[Array, "n r"]:
+    """Return positions in the flattened columns: one index is faster than two."""
     return order * order.shape[1] + lax.broadcasted_iota(jnp.int32, order.shape, 1)
 
 
 def run_bounds(
     bits: Int[Array, "n r"], using: Primitives
 ) -> tuple[Float[Array, "n r"], Float[Array, "n r"]]:
-    """First and last position, counted from 0, of the run of equal values that each sorted entry belongs to."""
+    """Return the first and last position, from 0, of each sorted entry's run of equal values."""
     floating = jnp.float64 if bits.dtype.itemsize == 8 else jnp.float32
     position = lax.broadcasted_iota(jnp.int32, bits.shape, 0).astype(floating)
     tied = jnp.pad(bits[1:] == bits[:-1], ((1, 0), (0, 0))).astype(floating)
@@ -353,7 +368,10 @@ def average_ranks(
     *,
     using: Primitives,
 ) -> Float[Array, "n r"]:
-    """Ranks 1 ... n of every column, ties sharing the average of theirs; NaN where a valid entry is."""
+    """Rank every column from 1 to n; ties share their average rank.
+
+    In a column with a valid NaN all ranks are NaN.
+    """
     columns = sort_columns(x, valid, using, entries)
     first, last = run_bounds(columns.bits, using)
     ranks = (first + last) / 2 + 1

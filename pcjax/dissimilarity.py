@@ -1,14 +1,17 @@
 """Pairwise dissimilarities between two sets of features.
 
-Every function maps x (n, d) and y (m, d) to an (n, m) array, in float32 whatever the features' dtype (float64 for
-float64). All of them are exactly 0 for identical rows and have finite gradients everywhere; where the definition has
-a kink, as at distance 0, the gradient there is 0. What is not a number stays none. Wherever pcjax asks for a
-dissimilarity, it takes one of these names or any function of the same shape, whose gradients should be finite too.
+Every function maps x (n, d) and y (m, d) to an (n, m) array. The dtype is float32, or float64 for
+float64 features. Identical rows have dissimilarity exactly 0. All gradients are finite. At a kink
+of the definition, as at distance 0, the gradient is 0. A row with NaN or infinity has no finite
+dissimilarity. Every `dissimilarity` argument of pcjax takes one of these names, or a function of
+the same shapes. Such a function should have finite gradients too.
 
-All but `manhattan` go through a matrix product, after the features' mean has been subtracted: the rounding is that of
-the squared distance from the mean. Beside an outlier 10^4 times as far as the rest, or in clusters as far apart as
-that, float32 no longer resolves what is near; `manhattan` does.
+All but `manhattan` subtract the features' mean and use a matrix product. Their rounding error is
+that of the squared distance from the mean. An outlier 10^4 times as far as the rest hides the
+distances between near points in float32. So do clusters that far apart. `manhattan` resolves both.
 """
+
+from __future__ import annotations  # short signatures in help()
 
 import dataclasses
 from collections.abc import Callable
@@ -26,7 +29,7 @@ Dissimilarity = Callable[[Array, Array], Array]
 
 
 def euclidean(x: ArrayLike, y: ArrayLike) -> Float[Array, "n m"]:
-    """Euclidean distance: d(x, y) = |x - y|.
+    """Compute the Euclidean distance d(x, y) = |x - y|.
 
     Args:
       x: (n, d) features.
@@ -45,7 +48,9 @@ def euclidean(x: ArrayLike, y: ArrayLike) -> Float[Array, "n m"]:
 
 
 def squared_euclidean(x: ArrayLike, y: ArrayLike) -> Float[Array, "n m"]:
-    """Squared Euclidean distance: d(x, y) = |x - y|^2, saturating near the largest float.
+    """Compute the squared Euclidean distance d(x, y) = |x - y|^2.
+
+    It saturates near the largest float.
 
     Args:
       x: (n, d) features.
@@ -64,10 +69,11 @@ def squared_euclidean(x: ArrayLike, y: ArrayLike) -> Float[Array, "n m"]:
 
 
 def cosine(x: ArrayLike, y: ArrayLike) -> Float[Array, "n m"]:
-    """Cosine dissimilarity: d(x, y) = 1 - x.y / (|x| |y|), between 0 and 2.
+    """Compute the cosine dissimilarity d(x, y) = 1 - x.y / (|x| |y|), from 0 to 2.
 
-    It is computed as |x/|x| - y/|y||^2 / 2, which keeps its digits where directions nearly agree. A zero vector has no
-    direction and stays at the origin: 1/2 away from every direction, 0 from another zero vector.
+    The formula in use, |x/|x| - y/|y||^2 / 2, keeps its digits where directions nearly agree. A
+    zero vector has no direction and stays at the origin. It is 1/2 away from every direction, and 0
+    from another zero vector.
 
     Args:
       x: (n, d) features.
@@ -86,31 +92,31 @@ def cosine(x: ArrayLike, y: ArrayLike) -> Float[Array, "n m"]:
 
 
 def angular(x: ArrayLike, y: ArrayLike) -> Float[Array, "n m"]:
-    """Angle between two features as a fraction of a half turn: d(x, y) = arccos(x.y / (|x| |y|)) / pi.
+    """Compute the angle in half turns, d(x, y) = arccos(x.y / (|x| |y|)) / pi.
 
-    It orders as `cosine` does, is a metric between directions, and has no infinite slope at angle 0. For zero vectors
-    see `cosine`.
+    It orders pairs as `cosine` does, is a metric between directions, and has no infinite slope at
+    angle 0. For zero vectors see `cosine`.
 
     Args:
       x: (n, d) features.
       y: (m, d) features.
 
     Returns:
-      (n, m) angles, between 0 and 1.
+      (n, m) angles, from 0 to 1.
 
     >>> import pcjax
     >>> print(pcjax.dissimilarity.angular([[2.0, 0.0]], [[1.0, 0.0], [0.0, 3.0], [-1.0, 0.0]]))
     [[0.  0.5 1. ]]
     """
     opposite = jnp.clip(cosine(x, y) / 2, 0, 1)  # sin^2 of half the angle
-    # Where a sine or cosine is 0, so is its gradient; atan2 itself is smooth, they never vanish together.
+    # Where sine or cosine is 0, so is its gradient. They never vanish together: atan2 is smooth.
     return jnp.arctan2(_sqrt(opposite), _sqrt(1 - opposite)) * (2 / jnp.pi)
 
 
 def manhattan(x: ArrayLike, y: ArrayLike) -> Float[Array, "n m"]:
-    """Manhattan distance: d(x, y) = sum_k |x_k - y_k|.
+    """Compute the Manhattan distance d(x, y) = sum_k |x_k - y_k|.
 
-    There is no matrix product in it: O(n m d) elementwise work, O(n m) memory.
+    It has no matrix product, but O(n m d) elementwise work in O(n m) memory.
 
     Args:
       x: (n, d) features.
@@ -126,7 +132,7 @@ def manhattan(x: ArrayLike, y: ArrayLike) -> Float[Array, "n m"]:
     x, y = _features(x, y)
     unit = jnp.maximum(_unit(x), _unit(y))
 
-    # Without the checkpoint the (n, m) differences of every feature would be kept for the gradient.
+    # Without the checkpoint, the gradient would store the (n, m) differences of every feature.
     @jax.checkpoint
     def add_feature(total: Array, feature: tuple[Array, Array]) -> tuple[Array, None]:
         return total + jnp.abs(feature[0][:, None] - feature[1][None]), None
@@ -136,9 +142,9 @@ def manhattan(x: ArrayLike, y: ArrayLike) -> Float[Array, "n m"]:
 
 
 def correlation(x: ArrayLike, y: ArrayLike) -> Float[Array, "n m"]:
-    """Correlation dissimilarity: d(x, y) = 1 - Pearson correlation of the two features' entries.
+    """Compute 1 minus the Pearson correlation of the features' entries.
 
-    It is the `cosine` dissimilarity of features whose own mean has been subtracted; a constant feature counts as zero.
+    It is the `cosine` dissimilarity of rows minus their own mean. A constant row counts as zero.
 
     Args:
       x: (n, d) features.
@@ -148,7 +154,8 @@ def correlation(x: ArrayLike, y: ArrayLike) -> Float[Array, "n m"]:
       (n, m) dissimilarities.
 
     >>> import pcjax
-    >>> print(pcjax.dissimilarity.correlation([[1.0, 2.0, 3.0]], [[5.0, 7.0, 9.0], [3.0, 2.0, 1.0]]).round(5))
+    >>> y = [[5.0, 7.0, 9.0], [3.0, 2.0, 1.0]]
+    >>> print(pcjax.dissimilarity.correlation([[1.0, 2.0, 3.0]], y).round(5))
     [[0. 2.]]
     """
     x, y = _features(x, y)
@@ -166,7 +173,7 @@ DISSIMILARITIES: dict[str, Dissimilarity] = {
 
 
 def resolve(dissimilarity: str | Dissimilarity) -> Dissimilarity:
-    """The function that a name stands for; a function, with its result's shape checked, stands for itself."""
+    """Return the function of a name; wrap a caller's function in a check of its results."""
     if callable(dissimilarity):
         return _Checked(dissimilarity)
     _checks.require_name(
@@ -178,33 +185,39 @@ def resolve(dissimilarity: str | Dissimilarity) -> Dissimilarity:
 def in_columns(
     dissimilarity: Dissimilarity, x: Float[Array, "n d"], y: Float[Array, "m d"]
 ) -> Float[Array, "m n"]:
-    """What `resolve` gave, of x and y, transposed; ours do not depend on which comes first."""
+    """Compute a resolved dissimilarity of x and y, transposed.
+
+    The named functions are symmetric: they take x and y in the other order instead.
+    """
     return dissimilarity(x, y).T if isinstance(dissimilarity, _Checked) else dissimilarity(y, x)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Checked:
-    """A caller's dissimilarity, whose results are looked at."""
+    """A caller's dissimilarity, with a check of its results."""
 
     function: Dissimilarity
 
     def __call__(self, x: Array, y: Array) -> Array:
-        found, expected = self.function(x, y), (x.shape[0], y.shape[0])
+        result, expected = self.function(x, y), (x.shape[0], y.shape[0])
         name = getattr(self.function, "__name__", repr(self.function))
-        got = f"the dissimilarity {name} gave shape {np.shape(found)} for features {x.shape} and {y.shape}"
-        if np.shape(found) != expected:
-            raise RequestError(f"{got}: expected {expected}")
-        _checks.require_real(f"the dissimilarity {name}'s result", found)
-        return _checks.at_least_float32(found)
+        if np.shape(result) != expected:
+            raise RequestError(
+                f"the dissimilarity {name} gave shape {np.shape(result)} for features {x.shape} "
+                f"and {y.shape}: expected {expected}"
+            )
+        _checks.require_real(f"the dissimilarity {name}'s result", result)
+        return _checks.at_least_float32(result)
 
 
 def _features(x: ArrayLike, y: ArrayLike) -> tuple[Float[Array, "n d"], Float[Array, "m d"]]:
     _checks.require_features("x", x)
     _checks.require_features("y", y)
     shapes = np.shape(x), np.shape(y)
-    got = f"got x {shapes[0]} and y {shapes[1]}"
     if shapes[0][1] != shapes[1][1]:
-        raise RequestError(f"{got}: expected as many features in both")
+        raise RequestError(
+            f"got x {shapes[0]} and y {shapes[1]}: expected as many features in both"
+        )
     x, y = _checks.at_least_float32(x), _checks.at_least_float32(y)
     dtype = jnp.promote_types(x.dtype, y.dtype)
     return x.astype(dtype), y.astype(dtype)
@@ -213,13 +226,16 @@ def _features(x: ArrayLike, y: ArrayLike) -> tuple[Float[Array, "n d"], Float[Ar
 def _squared_distances(
     x: Float[Array, "n d"], y: Float[Array, "m d"]
 ) -> tuple[Float[Array, "n m"], Float[Array, ""]]:
-    """Squared distances in a unit of length that neither overflows nor underflows, and that unit, a power of two."""
-    # Distances do not move with the centre, so neither does the gradient. In a loop over blocks of one of the two, it
-    # is the other one's: all that concerns that alone is computed once.
+    """Compute squared distances in a unit of length, and return both.
+
+    The unit is a power of two that prevents overflow and underflow.
+    """
+    # No distance depends on the centre, so it needs no gradient. It is the larger set's. Then a
+    # loop over blocks of the other set computes everything about the larger set once.
     centre = lax.stop_gradient(jnp.mean(x if x.shape[0] > y.shape[0] else y, axis=0))
     x, y = x - centre, y - centre
     prints = _fingerprints(x)[:, None] == _fingerprints(y)
-    # For the same reason each is in a unit of its own.
+    # For this reason each set has its own unit too.
     x_unit, y_unit = _unit(x), _unit(y)
     unit = jnp.maximum(x_unit, y_unit)
     x, y, x_scale, y_scale = x / x_unit, y / y_unit, x_unit / unit, y_unit / unit
@@ -228,27 +244,27 @@ def _squared_distances(
         y_scale * y_scale
     )
     squared = norms - 2 * product
-    # The expansion leaves up to some 10 eps |x|^2 between equal rows, so these are recognised by their bits; what is
-    # below one eps for other reasons is 0 as well, or its square root would have a wild gradient.
+    # The expansion leaves up to 10 eps |x|^2 between equal rows, so their bits identify these.
+    # Other values below one eps become 0 too, or their square root would have a wild gradient.
     fixed = lax.stop_gradient(norms)
     equal = prints & (squared < 1e-3 * fixed)
     return jnp.where((squared <= jnp.finfo(x.dtype).eps * fixed) | equal, 0, squared), unit
 
 
 def _unit(x: Float[Array, "n d"]) -> Float[Array, ""]:
-    """The power of two below the largest entry: division by it is exact."""
+    """Return the power of two below the largest entry; division by it is exact."""
     extent = jnp.max(jnp.abs(x), initial=0)
     return lax.stop_gradient(jnp.exp2(jnp.floor(jnp.log2(jnp.where(extent == 0, 1, extent)))))
 
 
 def _in_full(x: Float[Array, "n m"], unit: Float[Array, ""]) -> Float[Array, "n m"]:
-    """X times unit, saturating where the sum of a row would still not overflow."""
+    """Multiply by the unit; saturate where the sum of a row still does not overflow."""
     largest = float(jnp.finfo(x.dtype).max) * 2.0**-32
     return jnp.minimum(x, largest / jnp.maximum(unit, 1)) * unit
 
 
 def _fingerprints(x: Float[Array, "n d"]) -> UInt32[Array, "n"]:
-    """A 32-bit hash of every row's numbers (+0 and -0 alike): equal rows have equal ones."""
+    """Hash every row to 32 bits, +0 and -0 alike; equal rows have equal hashes."""
     n, words = x.shape[0], x.shape[1] * x.dtype.itemsize // 4
     bits = lax.bitcast_convert_type(jnp.where(x == 0, 0, lax.stop_gradient(x)), jnp.uint32).reshape(
         n, words
@@ -260,19 +276,20 @@ def _fingerprints(x: Float[Array, "n d"]) -> UInt32[Array, "n"]:
 
 
 def _sqrt(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Square root with gradient 0 at 0: with one `where` alone the gradient would be 0 * inf."""
+    """Compute the square root, with gradient 0 at 0."""
+    # With one `where` alone the gradient would be 0 * inf.
     return jnp.where(x <= 0, 0, jnp.sqrt(jnp.where(x <= 0, 1, x)))
 
 
 def _directions(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
-    """Rows of length 1; zero rows stay zero."""
+    """Scale rows to length 1; zero rows stay zero."""
     x = _moderate(x)
     squared = jnp.sum(x * x, axis=1, keepdims=True)
     return jnp.where(squared == 0, 0, x / jnp.sqrt(jnp.where(squared == 0, 1, squared)))
 
 
 def _deviations(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
-    """Rows, in units of their own, less their mean; rows that are constant but for rounding become zero."""
+    """Subtract each scaled row's mean; rows constant up to rounding become zero."""
     x = _moderate(x)
     deviations = x - jnp.mean(x, axis=1, keepdims=True)
     constant = jnp.max(jnp.abs(deviations), axis=1, keepdims=True) <= 4 * jnp.finfo(x.dtype).eps
@@ -280,6 +297,6 @@ def _deviations(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
 
 
 def _moderate(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
-    """Rows divided by their largest entry, so that neither squares nor sums overflow."""
+    """Divide rows by their largest entry, so that neither squares nor sums overflow."""
     largest = lax.stop_gradient(jnp.max(jnp.abs(x), axis=1, keepdims=True))
     return x / jnp.where(largest == 0, 1, largest)

@@ -1,8 +1,11 @@
 """Hard ranks, and soft ranks with closed-form gradients.
 
-A rank counts: r_i = 1/2 + sum_j step(x_i - x_j), with step(0) = 1/2. A *soft* rank replaces the step by a smooth
-function of width `temperature`, so that ranks have gradients; as the temperature goes to 0 it becomes the hard rank.
+A rank counts smaller entries: r_i = 1/2 + sum_j step(x_i - x_j), with step(0) = 1/2. A *soft* rank
+replaces the step by a smooth function, so that ranks have gradients. The temperature is the width
+of that function. As it goes to 0, the soft rank becomes the hard rank.
 """
+
+from __future__ import annotations  # short signatures in help()
 
 import functools
 from collections.abc import Callable
@@ -22,15 +25,17 @@ from pcjax._sorting import Primitives
 def hard_rank(
     x: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None
 ) -> Float[Array, "..."]:
-    """Ranks 1 ... n along an axis; ties share the average of the ranks they span.
+    """Rank the entries along an axis from 1 to n; ties share the average of their ranks.
 
-    r_i = 1 + #{j : x_j < x_i} + 1/2 #{j != i : x_j = x_i}, as `scipy.stats.rankdata(x, "average", axis)`; a row with
-    a NaN is NaN. Whole numbers are compared as such, however large. The gradient is zero.
+        r_i = 1 + #{j : x_j < x_i} + 1/2 #{j != i : x_j = x_i},
+
+    as `scipy.stats.rankdata(x, "average", axis)` does. In a row with a NaN all ranks are NaN.
+    Integers are compared as integers, however large. The gradient is zero.
 
     Args:
       x: numbers, of any shape.
       axis: the axis to rank along.
-      where: True for the entries that take part, broadcastable to x; the others get rank 0.
+      where: True for the entries that count, broadcastable to x; the others get rank 0.
 
     Returns:
       The ranks, of x's shape.
@@ -55,30 +60,32 @@ def soft_rank(
     axis: int = -1,
     where: ArrayLike | None = None,
 ) -> Float[Array, "..."]:
-    """Differentiable ranks along an axis.
+    """Rank the entries along an axis, with gradients.
 
-    r_i = 1/2 + sum_j F((x_i - x_j) / temperature), j = i included; the ranks sum to n (n + 1) / 2 at every
-    temperature and become `hard_rank` as it goes to 0. Methods:
+        r_i = 1/2 + sum_j F((x_i - x_j) / temperature), j = i included.
 
-    - "laplace": F is the Laplace distribution's, e^u / 2 below 0 and 1 - e^-u / 2 above. One sort and linear scans
-      give ranks and gradients exactly, in O(n) memory a row. (On a CPU the sort is a network of O(n log^2 n)
-      compare-exchanges, which is several times faster there than XLA's.)
-    - "logistic": F(u) = 1 / (1 + e^-u), summed pair by pair: O(n^2) time a row.
-    - "permutahedron": the Euclidean projection of x / temperature onto the permutahedron (Blondel et al., 2020,
-      arXiv:2002.08871). Beware of its cliff: it is exactly hard, without gradient, wherever gaps exceed the
-      temperature, and a little above that the whole row pools into one block, where the rank is an affine function
-      of x itself and no rank any more.
+    At every temperature the ranks sum to n (n + 1) / 2. As it goes to 0, they become `hard_rank`.
+    The methods are:
 
-    Gradients flow to x and to the temperature (reverse mode, first derivatives only). Ranks of bfloat16 or float16
-    numbers are computed and returned in float32.
+    - "laplace": F is the Laplace distribution's, e^u / 2 below 0 and 1 - e^-u / 2 above. One sort
+      and linear scans compute ranks and gradients exactly, in O(n) memory per row.
+    - "logistic": F(u) = 1 / (1 + e^-u), summed pair by pair in O(n^2) time per row.
+    - "permutahedron": the Euclidean projection of x / temperature onto the permutahedron (Blondel
+      et al., 2020, arXiv:2002.08871). Where gaps exceed the temperature, these ranks are exactly
+      hard and have no gradient. At slightly higher temperatures the whole row pools into one
+      block. Then each rank is only an affine function of x.
+
+    Gradients flow to x and to the temperature: first derivatives, in reverse mode. Ranks of
+    bfloat16 or float16 numbers are computed and returned in float32.
 
     Args:
       x: numbers, of any shape.
-      temperature: the width of the step, in x's own units: positive (what is traced cannot be checked); one number, or
-        one per row (x's shape without `axis`, or with 1 in its place).
+      temperature: positive, in x's units; traced values are not checked. One number, or one per
+        row: x's shape without `axis`, or with 1 there.
       method: "laplace", "logistic" or "permutahedron".
       axis: the axis to rank along.
-      where: True for the entries that take part, broadcastable to x; the others get rank 0 and no gradient.
+      where: True for the entries that count, broadcastable to x; the others get rank 0 and no
+        gradient.
 
     Returns:
       The ranks, of x's shape.
@@ -98,10 +105,13 @@ def soft_rank(
     rows = shape[: axis % len(shape)] + shape[axis % len(shape) + 1 :]
     if width.ndim == len(shape) and width.shape[axis] == 1:
         width = jnp.squeeze(width, axis)
-    got = f"got temperature of shape {np.shape(temperature)} for x of shape {shape}"
     if not _broadcasts(width.shape, rows):
-        raise RequestError(f"{got}: expected one number, or one per row, {rows}")
-    # Zeros of the others carry their device axes, which under shard_map all that a custom gradient meets must share.
+        raise RequestError(
+            f"got temperature of shape {np.shape(temperature)} for x of shape {shape}: expected "
+            f"one number, or one per row, {rows}"
+        )
+    # Adding zeros gives all arguments the same device axes: under shard_map the custom gradient
+    # needs that.
     width = jnp.broadcast_to(width, rows).reshape(-1) + jnp.zeros_like(columns[0])
     columns = columns + jnp.zeros_like(width)
     if valid is not None:
@@ -114,7 +124,7 @@ def soft_rank(
 def _as_columns(
     x: ArrayLike, axis: int, where: ArrayLike | None
 ) -> tuple[Num[Array, "n r"], Bool[Array, "n r"] | None, Callable[[Array], Array]]:
-    """Brings the ranked axis to the front and the others side by side behind it; `restore` undoes it."""
+    """Move the ranked axis to the front and merge the others behind it; `restore` undoes this."""
     shape = np.shape(x)
     _checks.require_real("x", x)
     if not len(shape):
@@ -125,11 +135,12 @@ def _as_columns(
     front = jnp.moveaxis(jnp.asarray(x), axis, 0)
     valid = None
     if where is not None:
-        given = np.shape(where)
-        got = f"got where of shape {given} for x of shape {shape}"
         _checks.require_mask(where)
-        if not _broadcasts(given, shape):
-            raise RequestError(f"{got}: expected a shape that broadcasts to it")
+        if not _broadcasts(np.shape(where), shape):
+            raise RequestError(
+                f"got where of shape {np.shape(where)} for x of shape {shape}: expected a shape "
+                "that broadcasts to it"
+            )
         valid = jnp.moveaxis(jnp.broadcast_to(jnp.asarray(where, bool), shape), axis, 0).reshape(
             shape[axis], -1
         )
@@ -148,12 +159,13 @@ def _broadcasts(shape: tuple[int, ...], onto: tuple[int, ...]) -> bool:
 
 
 class _Method(NamedTuple):
-    """A soft rank as a pair of functions on columns.
+    """A method of soft ranking: two functions on columns.
 
-    forward: (x, width, valid, entries, primitives) -> (ranks, where each came from, whatever the gradients need); ranks
-        in the order the method works in, which is x's own if it names none
-    backward: (that, cotangent of the ranks, primitives) -> cotangents of x, in that order, and of the width. The
-        Jacobian of every method is symmetric.
+    forward: (x, width, valid, entries, primitives) -> (ranks, order, residuals). A method that
+      sorts returns the ranks in sorted order, and in `order` the position of each in x. Another
+      returns None as `order`.
+    backward: (residuals, cotangent of the ranks, primitives) -> cotangents of x, in the order of
+      the ranks, and of the width. The Jacobian of every method is symmetric.
     """
 
     forward: Callable[..., tuple[Array, Array | None, Any]]
@@ -168,7 +180,10 @@ def soft_rank_columns(
     method: str,
     using: Primitives,
 ) -> Float[Array, "n r"]:
-    """`soft_rank` of every column, without its checks; entries that are not valid get no meaningful rank."""
+    """Compute the `soft_rank` of every column, without its checks.
+
+    Ranks of entries that are not valid have no meaning.
+    """
     ranks, order = ranks_as_they_come(x, width, valid, method, using)
     return ranks if order is None else _sorting.unsort(ranks, order)
 
@@ -181,13 +196,23 @@ def ranks_as_they_come(
     using: Primitives,
     entries: Int[Array, "r"] | None = None,
 ) -> tuple[Float[Array, "n r"], Int[Array, "n r"] | None]:
-    """The soft ranks of every column in the order the method works in, and where each came from; None, in x's order.
+    """Compute the soft ranks of every column, in the order of the method.
 
-    In a sorting method's order the valid entries come first. Who only sums over a column need not have it unsorted, and
-    who knows how many entries of each are valid, says it.
+    A method that sorts puts the valid entries first. A sum over a column needs no other order.
+
+    Args:
+      x: columns.
+      width: the temperature of each column.
+      valid: True for the entries that count; None if all do.
+      method: a key of `METHODS`.
+      using: the primitives of this machine.
+      entries: number of valid entries of each column, if it is known.
+
+    Returns:
+      The ranks, and the position of each in x; None for x's own order.
     """
     entries = _sorting.entries_of(valid, *x.shape) if entries is None else entries
-    # Below the smallest normal number the width would be flushed to 0 and divide by it.
+    # A width below the smallest normal number would be flushed to 0, and then divide.
     return _soft_rank(x, jnp.maximum(width, jnp.finfo(x.dtype).tiny), valid, entries, method, using)
 
 
@@ -221,7 +246,7 @@ def _soft_rank_backward(
 _soft_rank.defvjp(_soft_rank_forward, _soft_rank_backward)
 
 
-def _of_the_width(
+def _width_cotangent(
     dx: Callable[[], Float[Array, "n r"]],
     x: Float[Array, "n r"],
     width: Float[Array, "r"],
@@ -229,18 +254,20 @@ def _of_the_width(
     reach: float,
     using: Primitives,
 ) -> Float[Array, "r"]:
-    """-(1 / width) sum_i x_i dx_i, the cotangent of the width, of sorted columns: the ranks depend on x / width alone.
+    """Compute the width's cotangent of sorted columns, -(1 / width) sum_i x_i dx_i.
 
-    As dx sums to 0, on either side of a gap of `reach` widths too, x may start at 0 again behind such a gap; and must,
-    where there are much longer ones, as otherwise no digits of the others would be left. What dx returns is computed
-    anew where it is summed: an array that both branches were given would have to be stored for them.
+    The formula holds because the ranks depend on x / width alone. On either side of a gap of
+    `reach` widths dx sums to 0. So x may restart at 0 after each such gap. After much longer gaps
+    it must, or rounding would destroy the digits of the others.
+
+    `dx` is a function: XLA would store an array that both branches take.
     """
     k = lax.broadcasted_iota(jnp.int32, x.shape, 0)
 
-    def at(place: Array) -> Array:
-        return jnp.take_along_axis(x, place[None], axis=0, mode="promise_in_bounds")[0]
+    def at(position: Array) -> Array:
+        return jnp.take_along_axis(x, position[None], axis=0, mode="promise_in_bounds")[0]
 
-    def far() -> Array:
+    def restarted() -> Array:
         before = jnp.roll(x, 1, axis=0)
         gap = jnp.where(x == before, 0, x - before)
         near = (k > 0) & (k < entries) & (jnp.abs(gap) < reach * width)
@@ -248,9 +275,9 @@ def _of_the_width(
             using.recur(near.astype(x.dtype), jnp.where(near, gap, 0), False) * dx(), axis=0
         )
 
-    from_the_middle = jnp.sum(jnp.where(k < entries, x - at(entries // 2), 0) * dx(), axis=0)
+    centred = jnp.sum(jnp.where(k < entries, x - at(entries // 2), 0) * dx(), axis=0)
     extent = jnp.where(entries > 1, jnp.abs(at(jnp.maximum(entries - 1, 0)) - x[0]), 0)
-    return -lax.cond(jnp.all(extent <= 1000 * width), lambda: from_the_middle, far) / width
+    return -lax.cond(jnp.all(extent <= 1000 * width), lambda: centred, restarted) / width
 
 
 def _laplace_forward(
@@ -261,9 +288,10 @@ def _laplace_forward(
     k = lax.broadcasted_iota(jnp.int32, x.shape, 0)  # counted from 0
     tied = columns.bits == jnp.roll(columns.bits, 1, axis=0)
     gap = jnp.where(tied, 0, s - jnp.roll(s, 1, axis=0))  # infinities tie too
-    # With d_k = exp(-gap_k / width): a_k = d_k (1 + a_{k-1}) sums exp(-(s_k - s_j) / width) over the j below k, b_k
-    # over those above, and r_k = k + (b_k - a_k) / 2. What is scanned are a's and b's shortfalls from the number of
-    # terms, k - a_k and m - 1 - k - b_k: small where the ranks are soft, integers where they are hard, exact in both.
+    # With d_k = exp(-gap_k / width), a_k = d_k (1 + a_{k-1}) sums exp(-(s_k - s_j) / width) over
+    # the j below k, and b_k over those above. Then r_k = k + (b_k - a_k) / 2.
+    # The scans compute the shortfalls k - a_k and m - 1 - k - b_k. They are small where ranks are
+    # soft and integers where ranks are hard: exact in both cases.
     fall = jnp.where((k > 0) & (k < m), -jnp.expm1(-gap / width), 1)
     below, above = k.astype(x.dtype), jnp.maximum(m - 1 - k, 0).astype(x.dtype)
     from_below = using.relax(fall, below, False)
@@ -276,20 +304,21 @@ def _laplace_forward(
 def _laplace_backward(saved: Any, g: Array, using: Primitives) -> tuple[Array, Array]:
     fall, weight, s, width, m = saved
     d, d_next = 1 - fall, jnp.roll(1 - fall, -1, axis=0)
-    # dx_k = [g_k (a_k + b_k) - A_k - B_k] / (2 width), A_k = d_k (g_{k-1} + A_{k-1}), B_k = d_{k+1} (g_{k+1} + B_{k+1})
+    # dx_k = [g_k (a_k + b_k) - A_k - B_k] / (2 width), with
+    # A_k = d_k (g_{k-1} + A_{k-1}) and B_k = d_{k+1} (g_{k+1} + B_{k+1}).
     from_below = using.recur(d, d * jnp.roll(g, 1, axis=0), False)
     from_above = using.recur(d_next, d_next * jnp.roll(g, -1, axis=0), True)
 
     def dx() -> Array:
         return (g * weight - from_below - from_above) / 2 / width
 
-    # Past that many widths nothing is left of exp(-gap / width).
+    # Beyond this many widths exp(-gap / width) is 0.
     reach = -float(np.log(jnp.finfo(s.dtype).tiny))
-    return dx(), _of_the_width(dx, s, width, m, reach, using)
+    return dx(), _width_cotangent(dx, s, width, m, reach, using)
 
 
 def _over_entries(entry: Callable[..., Array], *columns: Array) -> Array:
-    """`entry` of every row of the columns: pair by pair, in the memory of about a million pairs."""
+    """Apply `entry` to every row of the columns, in the memory of about a million pairs."""
     n, r = columns[0].shape
     return lax.map(lambda rows: entry(*rows), columns, batch_size=max(1, min(n, 2**20 // (n * r))))
 
@@ -298,9 +327,8 @@ def _logistic_forward(
     x: Array, width: Array, valid: Array | None, entries: Array, using: Primitives
 ) -> tuple[Array, Array | None, Any]:
     largest = jnp.finfo(x.dtype).max
-    x = jnp.clip(
-        x if valid is None else jnp.where(valid, x, 0), -largest, largest
-    )  # infinities tie too
+    x = x if valid is None else jnp.where(valid, x, 0)
+    x = jnp.clip(x, -largest, largest)  # infinities tie too
     counts = jnp.ones_like(x) if valid is None else valid.astype(x.dtype)
     ranks = _over_entries(
         lambda one: jnp.sum(jax.nn.sigmoid((one - x) / width) * counts, axis=0) + 0.5, x
@@ -314,17 +342,17 @@ def _logistic_backward(saved: Any, g: Array, using: Primitives) -> tuple[Array, 
     def slopes(u: Array) -> Array:
         return jax.nn.sigmoid(u) * jax.nn.sigmoid(-u) * counts
 
-    def pulls(one: Array, g_one: Array) -> Array:
+    def x_cotangent(one: Array, g_one: Array) -> Array:
         return jnp.sum(slopes((one - x) / width) * (g_one - g), axis=0)
 
-    def pulls_on_the_width(one: Array, g_one: Array) -> Array:
+    def width_cotangent(one: Array, g_one: Array) -> Array:
         u = jnp.clip((one - x) / width, -1000, 1000)  # beyond, slopes are 0
         return -g_one * jnp.sum(u * slopes(u), axis=0)
 
-    # One after the other: of both at once XLA would store every pair's slope.
-    return _over_entries(pulls, x, g) / width, jnp.sum(
-        _over_entries(pulls_on_the_width, x, g), axis=0
-    ) / width
+    # Two loops: in one loop XLA would store the slope of every pair.
+    dx = _over_entries(x_cotangent, x, g)
+    dwidth = jnp.sum(_over_entries(width_cotangent, x, g), axis=0)
+    return dx / width, dwidth / width
 
 
 def _permutahedron_forward(
@@ -338,16 +366,18 @@ def _permutahedron_forward(
     gap = (
         jnp.where(tied, 0, jnp.clip(z - jnp.roll(z, -1, axis=0), 0, jnp.finfo(x.dtype).max)) / width
     )
-    # y_k = s_k - w_k falls by gap - 1 from one entry to the next, and where entries lie far apart outgrows its digits.
+    # y_k = s_k - w_k falls by gap - 1 from one entry to the next. Where entries lie far apart, it
+    # outgrows its digits.
     rise = jnp.where(k < m - 1, 1 - jnp.minimum(gap, n), 0)
-    # But no block pools over a place where the least y before it exceeds the largest after it. How far y_k lies above
-    # the least before it, and below the largest after it, are running sums of the rises that never go under 0; a fall
-    # of more than the two together is cut down to little more.
+    # But no block pools over a position where the least y before it exceeds the largest after it.
+    # So a fall may be cut to little more than the sum of two heights: that of y_k above the least
+    # before it, and that of the largest after it above y_k. Both are running sums of the rises,
+    # restarted at 0.
     above_least = _positive_sums(jnp.roll(rise, 1, axis=0).at[0].set(0))
     below_largest = jnp.roll(_positive_sums(rise[::-1])[::-1], -1, axis=0).at[-1].set(0)
     y = lax.cumsum(jnp.minimum(-rise, above_least + below_largest + 0.25), axis=0, reverse=True)
     w = (m - k).astype(x.dtype)
-    # Below every other entry the padding never violates the order, so it never pools with them.
+    # Padding below every other entry never violates the order, so it never pools with them.
     lowest = jnp.min(jnp.where(k < m, y, jnp.inf), axis=0) - 1
     y = jnp.where(k < m, y, lowest)
     size = 1 << (n - 1).bit_length()
@@ -358,12 +388,12 @@ def _permutahedron_forward(
         half *= 2
     v = v[:n]
     same = jnp.pad((v[1:] == v[:-1]) & (k[1:] < m), ((1, 0), (0, 0))).astype(x.dtype)
-    # r = s - v, written so that an entry on its own is exactly its hard rank
+    # r = s - v, in a form that gives an entry on its own exactly its hard rank.
     return w + (y - v), columns.order, (same, z, width, m)
 
 
 def _positive_sums(x: Float[Array, "n r"]) -> Float[Array, "n r"]:
-    """Running sums that restart at 0 instead of going below it: y_k = max(0, y_{k-1} + x_k)."""
+    """Compute running sums that restart at 0 instead of falling below."""
 
     def after(one: tuple[Array, Array], two: tuple[Array, Array]) -> tuple[Array, Array]:
         return one[0] + two[0], jnp.maximum(two[1], one[1] + two[0])
@@ -372,10 +402,11 @@ def _positive_sums(x: Float[Array, "n r"]) -> Float[Array, "n r"]:
 
 
 def _pool_halves(v: Float[Array, "pairs 2 half r"]) -> Float[Array, "pairs 2 half r"]:
-    """Non-increasing halves -> the nearest non-increasing whole.
+    """Project each pair of non-increasing halves onto the nearest non-increasing whole.
 
-    Where the upper half ends below the lower one's start, the entries between are replaced by the one level m that
-    sum (m - upper)+ = sum (lower - m)+ asks for; Newton's method on that piecewise linear equation ends in few steps.
+    Where the upper half ends below the start of the lower one, the entries between take one level
+    m. It solves sum (m - upper)+ = sum (lower - m)+. Newton's method on this piecewise linear
+    equation ends in few steps.
     """
     upper, lower = v[:, 0], v[:, 1]
     floor, ceiling = upper[:, -1], lower[:, 0]
@@ -395,7 +426,7 @@ def _pool_halves(v: Float[Array, "pairs 2 half r"]) -> Float[Array, "pairs 2 hal
     m = lax.fori_loop(
         0, steps if v.dtype == jnp.float32 else 2 * steps, step, (floor + ceiling) / 2
     )
-    # Halves that are in order stay as they are: none of the upper one lies below its last, none of the lower one above.
+    # Halves in order stay unchanged: no upper entry lies below `floor`, no lower entry above it.
     m = jnp.where(violated, m, floor)[:, None]
     return jnp.stack([jnp.maximum(upper, m), jnp.minimum(lower, m)], axis=1)
 
@@ -408,8 +439,8 @@ def _permutahedron_backward(saved: Any, g: Array, using: Primitives) -> tuple[Ar
         return using.recur(same, values, False) + using.recur(same_next, values, True) - values
 
     dx = (g - block_sum(g) / block_sum(jnp.ones_like(g))) / width
-    # Entries that lie n widths apart are never in one block.
-    return dx, _of_the_width(lambda: dx, z, width, m, float(len(z)), using)
+    # Entries n widths apart never share a block.
+    return dx, _width_cotangent(lambda: dx, z, width, m, float(len(z)), using)
 
 
 METHODS: dict[str, _Method] = {

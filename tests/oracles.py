@@ -1,4 +1,4 @@
-"""What the library computes, written once more: float64, brute force, NumPy and SciPy only."""
+"""Compute the library's results again: float64, brute force, NumPy and SciPy only."""
 
 import numpy as np
 import scipy.optimize
@@ -22,7 +22,7 @@ def dissimilarity(name, x, y):
 
 
 def soft_rank(x, temperature, method):
-    """Of one row."""
+    """Rank one row."""
     x = np.asarray(x, np.float64)
     if method == "permutahedron":
         order = np.argsort(-x, kind="stable")
@@ -56,7 +56,10 @@ def perception_coherence(
     weights=None,
     anchors=None,
 ):
-    """The loss of the first `anchors` rows, each ranked against all the others; without masks, devices or chunks."""
+    """Compute the loss of the first `anchors` rows, each ranked against all others.
+
+    Masks, devices and chunks are left out.
+    """
     n = len(student)
     anchors = n if anchors is None else anchors
     d_teacher = dissimilarity(dissimilarity_name, teacher[:anchors], teacher)
@@ -87,16 +90,22 @@ def perception_coherence(
 
 
 def central_differences(function, x, step=1e-6):
-    """Gradient of a scalar function of one array; every entry's two evaluations go through in one batch."""
+    """Compute the gradient of a scalar function of one array.
+
+    The function takes a batch of arrays: all entries, moved one at a time.
+    """
     x = np.asarray(x, np.float64)
     moves = step * np.eye(x.size).reshape(x.size, *x.shape)
     return ((function(x + moves) - function(x - moves)) / (2 * step)).reshape(x.shape)
 
 
-def assert_gradients_agree(found, expected, relative=1e-6):
-    """By the largest entry: a gradient's small entries are differences of large ones."""
+def assert_gradients_agree(actual, expected, relative=1e-6):
+    """Compare relative to the largest entry.
+
+    A gradient's small entries are differences of large ones.
+    """
     size = np.abs(expected).max()
-    assert np.abs(np.asarray(found) - expected).max() <= relative * max(size, 1e-300), (
-        found,
+    assert np.abs(np.asarray(actual) - expected).max() <= relative * max(size, 1e-300), (
+        actual,
         expected,
     )

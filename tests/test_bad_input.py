@@ -1,4 +1,4 @@
-"""What cannot be served is refused with the value that was given and what was expected."""
+"""A refused request is answered with the given value and the expected one."""
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +81,10 @@ CASES = [
     (
         loss,
         {"dissimilarity": "euclidian"},
-        "unknown dissimilarity 'euclidian' (did you mean 'euclidean'?): expected one of 'euclidean'",
+        (
+            "unknown dissimilarity 'euclidian' (did you mean 'euclidean'?): expected one of "
+            "'euclidean'"
+        ),
     ),
     (loss, {"teacher_dissimilarity": "l2"}, "unknown dissimilarity 'l2'"),
     (loss, {"dissimilarity": None}, "unknown dissimilarity None"),

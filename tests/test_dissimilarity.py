@@ -17,9 +17,10 @@ def features(rng, n=12, d=7, dtype=np.float64):
     return rng.normal(size=(n, d)).astype(dtype)
 
 
-def assert_close(found, expected, tolerance):
+def assert_close(actual, expected, tolerance):
     assert (
-        np.abs(np.asarray(found) - np.asarray(expected)).max() <= tolerance * np.abs(expected).max()
+        np.abs(np.asarray(actual) - np.asarray(expected)).max()
+        <= tolerance * np.abs(expected).max()
     )
 
 
@@ -44,21 +45,21 @@ def test_equals_scipy(name, dtype, rng, x64):
         jnp.asarray(3 * features(rng)).astype(dtype),
         jnp.asarray(3 * features(rng, n=9)).astype(dtype),
     )
-    found = DISSIMILARITIES[name](x, y)
-    assert found.dtype == (jnp.float64 if dtype == jnp.float64 else jnp.float32)
+    d = DISSIMILARITIES[name](x, y)
+    assert d.dtype == (jnp.float64 if dtype == jnp.float64 else jnp.float32)
     tolerance = 1e-12 if dtype == jnp.float64 else 1e-6
     expected = oracles.dissimilarity(name, np.asarray(x, np.float64), np.asarray(y, np.float64))
-    assert_close(found, expected, tolerance)
+    assert_close(d, expected, tolerance)
 
 
 @names
 def test_accurate_far_from_the_origin(name, rng):
-    # PITFALLS of the expansion |x|^2 + |y|^2 - 2 x.y: without centring the error here is 6e-4.
+    # The expansion |x|^2 + |y|^2 - 2 x.y without centring has an error of 6e-4 here.
     x = (features(rng, 64, 512) + 30).astype(np.float32)
-    found = np.asarray(DISSIMILARITIES[name](x, x))
+    d = np.asarray(DISSIMILARITIES[name](x, x))
     expected = oracles.dissimilarity(name, x, x)
     np.fill_diagonal(expected, 0)
-    assert_close(found, expected, 1e-5)
+    assert_close(d, expected, 1e-5)
 
 
 @names
@@ -68,12 +69,12 @@ def test_exactly_zero_for_identical_rows(name, d, offset, rng):
     x = (features(rng, 40, d) + offset).astype(np.float32)
     x[7], x[8], x[9] = 0, 0, 2.5
     y = np.concatenate([x[::-1], x[5:8], -0.0 * x[:1]])
-    found = np.asarray(DISSIMILARITIES[name](x, y))
+    distances = np.asarray(DISSIMILARITIES[name](x, y))
     same = (x[:, None] == y[None]).all(axis=2)
     assert same.sum() >= 43
-    assert (found[same] == 0).all()
+    assert (distances[same] == 0).all()
     if d > 3 and name in TRANSLATED:
-        assert (found[~same] > 0).all()
+        assert (distances[~same] > 0).all()
 
 
 @names
@@ -166,14 +167,14 @@ def test_close_directions_keep_their_digits(x64):
 
 @names
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
-def test_what_is_not_a_number_stays_none(name, broken, rng):
+def test_a_row_that_is_not_finite_has_no_finite_dissimilarity(name, broken, rng):
     x = features(rng).astype(np.float32)
     x[3, 2] = broken
     assert not np.isfinite(np.asarray(DISSIMILARITIES[name](x, x))[3]).any()
 
 
-def test_matrix_products_ask_for_the_highest_precision():
-    # On a CPU nothing else can tell: TPUs multiply in bfloat16 unless asked not to.
+def test_matrix_products_have_the_highest_precision():
+    # No result on a CPU shows this. TPUs multiply in bfloat16 by default.
     for name in DISSIMILARITIES:
         program = str(
             jax.make_jaxpr(jax.grad(lambda x: jnp.sum(DISSIMILARITIES[name](x, x))))(

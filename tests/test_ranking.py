@@ -39,8 +39,8 @@ def on(machine, monkeypatch):
 @machines
 def test_golden_values(method, temperature, expected, machine, monkeypatch):
     on(machine, monkeypatch)
-    found = soft_rank(jnp.array([5.0, 1.0, 2.0]), temperature=temperature, method=method)
-    assert np.abs(found - np.array(expected)).max() <= 1e-6
+    ranks = soft_rank(jnp.array([5.0, 1.0, 2.0]), temperature=temperature, method=method)
+    assert np.abs(ranks - np.array(expected)).max() <= 1e-6
 
 
 def rows_with_ties(rng):
@@ -76,9 +76,9 @@ def test_hard_rank_on_any_axis_and_dtype(rng):
     x = rng.integers(0, 9, size=(3, 4, 5))
     for axis in (0, 1, 2, -1, -2):
         for dtype in (np.int32, np.uint8, np.float16, jnp.bfloat16):
-            found = hard_rank(jnp.asarray(x, dtype), axis=axis)
-            assert found.dtype == jnp.float32
-            assert np.array_equal(found, scipy.stats.rankdata(x, "average", axis=axis))
+            ranks = hard_rank(jnp.asarray(x, dtype), axis=axis)
+            assert ranks.dtype == jnp.float32
+            assert np.array_equal(ranks, scipy.stats.rankdata(x, "average", axis=axis))
 
 
 def test_hard_rank_of_large_integers_under_x64(x64):
@@ -108,9 +108,9 @@ def test_equals_brute_force(method, machine, rng, x64, monkeypatch):
     for n in (1, 3, 8, 33):
         x = np.stack([rng.normal(size=n), rng.integers(0, 4, size=n), -np.arange(n)])
         for temperature in (1e-3, 0.2, 1.0, 30.0):
-            found = soft_rank(x, temperature=temperature, method=method)
+            ranks = soft_rank(x, temperature=temperature, method=method)
             expected = [oracles.soft_rank(row, temperature, method) for row in x]
-            assert np.abs(found - np.array(expected)).max() < 1e-9 * n
+            assert np.abs(ranks - np.array(expected)).max() < 1e-9 * n
 
 
 @functools.cache
@@ -134,8 +134,8 @@ def test_float32_is_within_a_thousandth_of_a_rank_at_4096(
 ):
     on(machine, monkeypatch)
     rows, expected = long_rows(temperature, method)
-    found = np.asarray(soft_rank(rows, temperature=temperature, method=method))
-    assert np.abs(found - expected).max() <= 1e-3
+    ranks = np.asarray(soft_rank(rows, temperature=temperature, method=method))
+    assert np.abs(ranks - expected).max() <= 1e-3
 
 
 @methods
@@ -143,27 +143,27 @@ def test_float32_is_within_a_thousandth_of_a_rank_at_4096(
 def test_ranks_sum_to_the_same_at_every_temperature(method, dtype, rng, x64):
     x = jnp.asarray(rng.normal(size=(3, 40)), dtype)
     for temperature in TEMPERATURES:
-        found = soft_rank(x, temperature=temperature, method=method)
-        assert found.dtype == (jnp.float64 if dtype == jnp.float64 else jnp.float32)
-        assert np.abs(np.asarray(found).sum(axis=1) / (40 * 41 / 2) - 1).max() < 1e-5
+        ranks = soft_rank(x, temperature=temperature, method=method)
+        assert ranks.dtype == (jnp.float64 if dtype == jnp.float64 else jnp.float32)
+        assert np.abs(np.asarray(ranks).sum(axis=1) / (40 * 41 / 2) - 1).max() < 1e-5
 
 
 @methods
 def test_becomes_the_hard_rank_as_the_temperature_goes_to_0(method, rng, x64):
     for name, x in rows_with_ties(rng).items():
         if name != "not a number" and (name != "infinities" or method == "laplace"):
-            found = soft_rank(
+            ranks = soft_rank(
                 x, temperature=1e-300 if name == "huge and tiny" else 1e-9, method=method
             )
-            assert np.abs(found - scipy.stats.rankdata(x, axis=-1)).max() < 1e-6, name
+            assert np.abs(ranks - scipy.stats.rankdata(x, axis=-1)).max() < 1e-6, name
 
 
 @pytest.mark.nightly
 @methods
 def test_half_precision_is_ranked_in_float32(method, rng):
     x = jnp.asarray(rng.normal(size=200), jnp.bfloat16)
-    found = soft_rank(x, temperature=0.1, method=method)
-    assert jnp.array_equal(found, soft_rank(x.astype(jnp.float32), temperature=0.1, method=method))
+    ranks = soft_rank(x, temperature=0.1, method=method)
+    assert jnp.array_equal(ranks, soft_rank(x.astype(jnp.float32), temperature=0.1, method=method))
     assert (
         jax.grad(lambda x: jnp.sum(soft_rank(x, temperature=0.1, method=method) ** 2))(x).dtype
         == jnp.bfloat16
@@ -195,7 +195,8 @@ def test_gradients_equal_differences(method, machine, rng, x64, monkeypatch):
 
 @methods
 def test_gradient_of_the_temperature_far_from_the_origin(method, rng):
-    # dtemperature = -sum_i x_i dx_i / temperature would cancel to noise at 1e4; measured from the minimum it does not.
+    # -sum_i x_i dx_i / temperature would cancel to noise at 1e4; measured from the minimum it does
+    # not.
     x, g = rng.normal(size=50), rng.normal(size=50)
 
     def gradient(x):
@@ -204,7 +205,7 @@ def test_gradient_of_the_temperature_far_from_the_origin(method, rng):
         )
         return jax.grad(f)(jnp.float32(0.5))
 
-    steps = np.round(x * 64) / 64  # exact at both places
+    steps = np.round(x * 64) / 64  # exact at both positions
     near, far = gradient(steps.astype(np.float32)), gradient((steps + 1e4).astype(np.float32))
     assert abs(near - far) <= 1e-3 * abs(near)
 
@@ -222,11 +223,14 @@ def gradient_of_the_temperature(x, g, method):
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 @pytest.mark.parametrize("outlier", [1e4, -1e4, 1e30, -1e30, np.inf, -np.inf])
 def test_gradient_of_the_temperature_beside_outliers(method, outlier, count, rng):
-    """No one's rank changes with how far the outliers are, and the digits of the others must not be lost in it."""
+    """Check that the distance of outliers does not matter.
+
+    It changes no rank, and the other entries must keep their digits.
+    """
     x, g = rng.normal(size=50), rng.normal(size=50)
     near, far = (
-        gradient_of_the_temperature(np.append(x[count:], [place] * count), g, method)
-        for place in (np.copysign(1e3, outlier), outlier)
+        gradient_of_the_temperature(np.append(x[count:], [position] * count), g, method)
+        for position in (np.copysign(1e3, outlier), outlier)
     )
     assert abs(far - near) <= 1e-3 * abs(near)
 
@@ -249,13 +253,13 @@ def test_gradient_of_the_temperature_across_far_gaps(rows, method, machine, rng,
     on(machine, monkeypatch)
     x = GROUPS[rows](rng).astype(np.float32)
     g = rng.normal(size=len(x)).astype(np.float32)
-    found = gradient_of_the_temperature(x, g, method)
+    gradient = gradient_of_the_temperature(x, g, method)
     with jax.enable_x64(True):
         high, low = (
             np.vdot(g, soft_rank(x.astype(float), temperature=0.05 + t, method=method))
             for t in (1e-6, -1e-6)
         )
-    assert abs(found - (high - low) / 2e-6) <= 2e-3 * np.abs(g).sum()
+    assert abs(gradient - (high - low) / 2e-6) <= 2e-3 * np.abs(g).sum()
 
 
 @methods
@@ -385,7 +389,7 @@ ADVERSARIAL = {
     "sorted": lambda rng: np.linspace(0, 3, 300),
     "reversed": lambda rng: np.linspace(3, 0, 300),
     "organ pipe": lambda rng: np.abs(np.linspace(-3, 3, 300)),
-    "one in the wrong place": lambda rng: np.roll(np.linspace(0, 3, 300), 1),
+    "one out of order": lambda rng: np.roll(np.linspace(0, 3, 300), 1),
     "far from zero": lambda rng: 1e6 + np.arange(300) / 8,
 }
 

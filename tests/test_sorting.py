@@ -1,4 +1,4 @@
-"""The packed sort is exact: however coarse its first digits are for a column, and whatever is excluded."""
+"""The packed sort is exact for every column and every mask."""
 
 import functools
 
@@ -54,12 +54,11 @@ def compiled():
 def assert_sorted(x, valid):
     bits = _sorting.ordered_bits(jnp.asarray(x))
     bits = np.asarray(jnp.where(valid, bits, jnp.iinfo(bits.dtype).max - 1))
-    found = compiled()(x, valid)
-    assert (np.asarray(found.bits) == np.sort(bits, axis=0)).all()
-    assert (
-        np.take_along_axis(bits, np.asarray(found.order), axis=0) == np.asarray(found.bits)
-    ).all()
-    assert (np.sort(found.order, axis=0) == np.arange(N)[:, None]).all()
+    result = compiled()(x, valid)
+    sorted_bits, order = np.asarray(result.bits), np.asarray(result.order)
+    assert (sorted_bits == np.sort(bits, axis=0)).all()
+    assert (np.take_along_axis(bits, order, axis=0) == sorted_bits).all()
+    assert (np.sort(order, axis=0) == np.arange(N)[:, None]).all()
 
 
 KINDS = (
@@ -97,7 +96,10 @@ def test_packed_sort_of_whole_numbers(rng):
 
 
 def test_crowded_columns_need_every_digit(rng):
-    """The test of the slow path tests it: the leading digits and a few exchanges do not sort this column."""
+    """Check that the column of the slow path needs it.
+
+    The leading digits and a few exchanges do not sort it.
+    """
     x = columns("crowded beside far outliers", rng)
     bits = np.asarray(_sorting.ordered_bits(jnp.asarray(x))).astype(np.int64)
     room = 31 - (N - 1).bit_length()
@@ -108,7 +110,10 @@ def test_crowded_columns_need_every_digit(rng):
 
 
 def test_narrow_columns_leave_no_digit_out(rng):
-    """The test of the short way tests it: one packed number holds all that distinguishes these."""
+    """Check that the columns of the short path fit it.
+
+    One packed integer holds every digit of a narrow column, but not of a normal one.
+    """
     room = 31 - (N - 1).bit_length()
     for kind, fits in (("narrow", True), ("normal", False)):
         bits = np.asarray(_sorting.ordered_bits(jnp.asarray(columns(kind, rng)))).astype(np.int64)

@@ -1,4 +1,4 @@
-"""What a representation is worth, as pure functions."""
+"""Metrics of a representation, as pure functions."""
 
 from pcjax.metrics.coherence import Coherence, Estimate, coherence
 from pcjax.metrics.neighbours import Neighbours, knn_accuracy, knn_predict, nearest, vote

@@ -1,4 +1,6 @@
-"""What the nearest neighbours of an example say of its class."""
+"""Classify an example by its nearest neighbours."""
+
+from __future__ import annotations  # short signatures in help()
 
 import functools
 from typing import NamedTuple
@@ -26,7 +28,11 @@ VOTES_AT_A_TIME = 2**25  # pairs of neighbours
 
 
 class Neighbours(NamedTuple):
-    """The nearest of a gallery to each query, the nearest first: cosine similarities, and rows of the gallery."""
+    """The nearest in a gallery to each query, nearest first.
+
+    similarity: cosine similarity to the query.
+    places: row of the gallery.
+    """
 
     similarity: Float[Array, "n k"]
     places: Int[Array, "n k"]
@@ -40,41 +46,43 @@ def nearest(
     chunk_size: int = 16384,
     exclude_self: bool = False,
 ) -> Neighbours:
-    r"""The k of a gallery with the largest cosine similarity to each query.
+    """Find the k of a gallery with the largest cosine similarity to each query.
 
-    Equal similarities stay in the gallery's order. What several votes share: `vote` takes the neighbours found once.
+    Equal similarities keep the gallery's order. Several votes can use one search, see `vote`.
 
     Args:
       features: (n, d) features of the queries.
       gallery: (m, d) features to search.
       k: how many to find, at most m.
-      chunk_size: at most how many of the gallery are compared with 1,024 queries at a time: what bounds the memory.
-      exclude_self: the gallery is the queries themselves, and none of them finds itself; k is then at most m - 1.
+      chunk_size: limit of gallery rows to compare with 1,024 queries at a time; it bounds the
+        memory.
+      exclude_self: the gallery is the queries themselves, and none finds itself; then k is at most
+        m - 1.
 
     Returns:
       Neighbours (similarity, places), (n, k) each.
 
     >>> import pcjax
-    >>> found = pcjax.metrics.nearest([[2.0, 0.1]], [[1.0, 0.0], [0.0, 1.0], [0.9, 0.1]], k=2)
-    >>> print(found.places)
+    >>> gallery = [[1.0, 0.0], [0.0, 1.0], [0.9, 0.1]]
+    >>> print(pcjax.metrics.nearest([[2.0, 0.1]], gallery, k=2).places)
     [[0 2]]
     """
     require_finite("features", features)
     require_finite("gallery", gallery)
     require_as_many_features("features", features, "gallery", gallery)
     n, m = np.shape(features)[0], np.shape(gallery)[0]
-    if exclude_self:
-        got = f"got {n} features and a gallery of {m} with exclude_self=True"
-        if n != m:
-            raise RequestError(
-                f"{got}: expected the gallery to be the features themselves; pass them as both"
-            )
+    if exclude_self and n != m:
+        raise RequestError(
+            f"got {n} features and a gallery of {m} with exclude_self=True: expected the gallery "
+            "to be the features themselves; pass them as both"
+        )
     largest = m - 1 if exclude_self else m
-    each = ", of which each leaves itself out" if exclude_self else ""
-    few = f"got a gallery of {m}{each}: expected one to find; give a larger gallery"
+    without_self = " without the query itself" if exclude_self else ""
     if largest < 1:
-        raise RequestError(few)
-    _checks.require_whole("k", k, 1, largest, f" for a gallery of {m}{each}")
+        raise RequestError(
+            f"got a gallery of {m}{without_self}: expected at least one to find; give a larger one"
+        )
+    _checks.require_whole("k", k, 1, largest, f" for a gallery of {m}{without_self}")
     _checks.require_whole("chunk_size", chunk_size, 1)
     return _search(
         jnp.asarray(features),
@@ -93,20 +101,21 @@ def vote(
     weighting: str = "cosine",
     temperature: ArrayLike = 0.07,
 ) -> Int[Array, "n"]:
-    r"""The class that each query's neighbours vote for, as `knn_predict` defines it.
+    """Predict each query's class by the votes of its neighbours, as `knn_predict` defines it.
 
     Args:
-      neighbours: what `nearest` has found.
+      neighbours: the result of `nearest`.
       gallery_labels: (m,) the gallery's classes, integers from 0, of at least two kinds.
       weighting: "cosine" or "majority".
-      temperature: of the weights; the smaller, the more the nearest decide. Positive.
+      temperature: of the weights, positive; a small one lets the nearest decide.
 
     Returns:
       (n,) predicted classes.
 
     >>> import pcjax
-    >>> found = pcjax.metrics.nearest([[2.0, 0.1]], [[1.0, 0.0], [0.0, 1.0], [0.9, 0.1]], k=1)
-    >>> print(pcjax.metrics.vote(found, [3, 4, 5], weighting="majority"))
+    >>> gallery = [[1.0, 0.0], [0.0, 1.0], [0.9, 0.1]]
+    >>> neighbours = pcjax.metrics.nearest([[2.0, 0.1]], gallery, k=1)
+    >>> print(pcjax.metrics.vote(neighbours, [3, 4, 5], weighting="majority"))
     [3]
     """
     require_labels(
@@ -134,18 +143,22 @@ def knn_predict(
     chunk_size: int = 16384,
     exclude_self: bool = False,
 ) -> Int[Array, "n"]:
-    r"""The class that the k nearest of a labelled gallery vote for.
+    """Predict each query's class by the votes of the k nearest in a labelled gallery.
 
-    With s_j the cosine similarity of a query and its j-th nearest in the gallery, of class y_j, the prediction is
+    Let s_j be the cosine similarity of a query to its j-th nearest in the gallery, of class y_j.
+    The prediction is
 
-        argmax_c sum_{j <= k} w_j [y_j = c],    w_j = exp(s_j / temperature) or, by "majority", 1.
+        argmax_c sum_{j <= k} w_j [y_j = c],
 
-    Equal votes go to the class with the nearest member, equal similarities to what comes first in the gallery. A zero
-    vector is as similar to everything as orthogonal directions are. Under `jax.jit` too, but then NaN goes unnoticed.
+    with w_j = exp(s_j / temperature), or 1 by "majority".
 
-    The weighted vote is that of "Unsupervised Feature Learning via Non-Parametric Instance Discrimination"
-    (arXiv:1805.01978), with its k = 200 or the k = 20 of "Emerging Properties in Self-Supervised Vision Transformers"
-    (arXiv:2104.14294) and the temperature of both.
+    Equal votes go to the class with the nearest member. Equal similarities keep the gallery's
+    order. A zero vector is as similar to everything as orthogonal directions are. The function
+    works under `jax.jit`, but does not notice NaN there.
+
+    Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination"
+    (arXiv:1805.01978): the weighted vote, with k = 200. Caron et al., "Emerging Properties in
+    Self-Supervised Vision Transformers" (arXiv:2104.14294): k = 20. Both use this temperature.
 
     Args:
       features: (n, d) features of the queries.
@@ -153,9 +166,11 @@ def knn_predict(
       gallery_labels: (m,) their classes, integers from 0, of at least two kinds.
       k: how many neighbours vote, at most m.
       weighting: "cosine" or "majority".
-      temperature: of the weights; the smaller, the more the nearest decide. Positive.
-      chunk_size: at most how many of the gallery are compared with 1,024 queries at a time: what bounds the memory.
-      exclude_self: the gallery is the queries themselves, and none of them votes for itself; k is then at most m - 1.
+      temperature: of the weights, positive; a small one lets the nearest decide.
+      chunk_size: limit of gallery rows to compare with 1,024 queries at a time; it bounds the
+        memory.
+      exclude_self: the gallery is the queries themselves, and none votes for itself; then k is at
+        most m - 1.
 
     Returns:
       (n,) predicted classes.
@@ -170,8 +185,8 @@ def knn_predict(
     require_classes("gallery_labels", gallery_labels)
     _checks.require_name("weighting", weighting, WEIGHTINGS)
     _checks.require_positive("temperature", temperature)
-    found = nearest(features, gallery, k=k, chunk_size=chunk_size, exclude_self=exclude_self)
-    return vote(found, gallery_labels, weighting=weighting, temperature=temperature)
+    neighbours = nearest(features, gallery, k=k, chunk_size=chunk_size, exclude_self=exclude_self)
+    return vote(neighbours, gallery_labels, weighting=weighting, temperature=temperature)
 
 
 def knn_accuracy(
@@ -186,36 +201,38 @@ def knn_accuracy(
     chunk_size: int = 16384,
     exclude_self: bool = False,
 ) -> Float[Array, ""]:
-    r"""How often the k nearest of a labelled gallery vote for the true class.
+    """Compute how often the k nearest of a labelled gallery vote for the true class.
 
-    The mean over the queries of [`knn_predict` = label]. A million in the gallery and ten thousand queries need less
-    than 2 GB beside the features themselves.
+    This is the mean over the queries of [`knn_predict` = label]. A gallery of a million and ten
+    thousand queries need less than 2 GB beside the features.
 
     Args:
       features: (n, d) features of the queries.
       labels: (n,) their classes, integers from 0.
       gallery: (m, d) features with known classes.
       gallery_labels: (m,) their classes.
-      k: how many neighbours vote, see `knn_predict` for this and all that follow.
+      k: how many neighbours vote; see `knn_predict` for this and the arguments below.
       weighting: "cosine" or "majority".
       temperature: of the weights.
-      chunk_size: at most how many of the gallery are compared at a time.
+      chunk_size: limit of gallery rows to compare at a time.
       exclude_self: leave-one-out, for a gallery that is the queries themselves.
 
     Returns:
       The accuracy, from 0 to 1.
 
     >>> import pcjax
-    >>> features, labels = [[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 1.0], [0.8, 0.2]], [0, 0, 1, 1, 1]
-    >>> print(pcjax.metrics.knn_accuracy(features, labels, features, labels, k=1, exclude_self=True))
+    >>> x = [[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 1.0], [0.8, 0.2]]
+    >>> labels = [0, 0, 1, 1, 1]
+    >>> print(pcjax.metrics.knn_accuracy(x, labels, x, labels, k=1, exclude_self=True))
     0.8
     """
     require_finite("features", features)
     if np.shape(features)[0] <= 0:
         raise RequestError(f"got features {np.shape(features)}: expected at least one row")
     require_labels("labels", labels, np.shape(features)[0])
-    given = {"k": k, "weighting": weighting, "temperature": temperature, "chunk_size": chunk_size}
-    predicted = knn_predict(features, gallery, gallery_labels, exclude_self=exclude_self, **given)
+    options = {"k": k, "weighting": weighting, "temperature": temperature}
+    options |= {"chunk_size": chunk_size, "exclude_self": exclude_self}
+    predicted = knn_predict(features, gallery, gallery_labels, **options)
     return jnp.mean((predicted == jnp.asarray(labels)).astype(jnp.float32))
 
 
@@ -234,7 +251,7 @@ def _search(
         return _nearest(queries, block, gallery, k=k, chunk=chunk, exclude_self=exclude_self)
 
     n = features.shape[0]
-    return Neighbours(*(found.reshape(-1, k)[:n] for found in lax.map(of_block, _blocks(n, rows))))
+    return Neighbours(*(x.reshape(-1, k)[:n] for x in lax.map(of_block, _blocks(n, rows))))
 
 
 @functools.partial(jax.jit, static_argnames="rows")
@@ -250,9 +267,10 @@ def _vote(
         classes = gallery_labels[places[block]]
         weights = jnp.ones_like(similarity[block])
         if temperature is not None:
-            # Relative to the nearest's, which cancels, so that no small temperature overflows.
+            # Relative to the nearest one, so that no small temperature overflows; the factor
+            # cancels.
             weights = jnp.exp((similarity[block] - similarity[block, :1]) / temperature)
-        # Votes for each neighbour's class, not for each class: k by k however many classes there are.
+        # Votes for each neighbour's class, not for each class: k by k for any number of classes.
         same = classes[:, :, None] == classes[:, None, :]
         votes = jnp.sum(jnp.where(same, weights[:, None, :], 0), axis=2)
         return jnp.take_along_axis(classes, jnp.argmax(votes, axis=1)[:, None], axis=1)[:, 0]
@@ -262,7 +280,7 @@ def _vote(
 
 
 def _blocks(n: int, rows: int) -> Int[Array, "blocks r"]:
-    """All queries in turns, the last block filled up with the last query."""
+    """Split the queries into blocks; the last query fills up the last block."""
     return jnp.minimum(jnp.arange(-(-n // rows) * rows), n - 1).reshape(-1, rows)
 
 
@@ -275,11 +293,11 @@ def _nearest(
     chunk: int,
     exclude_self: bool,
 ) -> tuple[Float[Array, "r k"], Int[Array, "r k"]]:
-    """The k largest cosine similarities to the gallery and where they are, merged chunk by chunk."""
+    """Find the k largest cosine similarities and their gallery rows, chunk by chunk."""
     m, rows = gallery.shape[0], queries.shape[0]
 
     def merge(best: tuple[Array, Array], first: Int[Array, ""]) -> tuple[tuple[Array, Array], None]:
-        # The last chunk reaches back over what was seen, instead of the gallery being copied to pad it.
+        # The last chunk overlaps its predecessor; padding would copy the gallery.
         start = jnp.minimum(first, m - chunk)
         places = start + jnp.arange(chunk)
         part = _directions(
@@ -289,10 +307,10 @@ def _nearest(
         hidden = places < first
         if exclude_self:
             hidden = hidden | (places == block[:, None])
-        similarity, found = lax.top_k(jnp.where(hidden, -jnp.inf, similarity), min(k, chunk))
-        # What was found earlier comes first, so that equal similarities stay in the gallery's order.
+        similarity, columns = lax.top_k(jnp.where(hidden, -jnp.inf, similarity), min(k, chunk))
+        # Earlier rows come first, so that equal similarities keep the gallery's order.
         together = jnp.concatenate([best[0], similarity], axis=1)
-        indices = jnp.concatenate([best[1], start + found], axis=1)
+        indices = jnp.concatenate([best[1], start + columns], axis=1)
         similarity, chosen = lax.top_k(together, k)
         return (similarity, jnp.take_along_axis(indices, chosen, axis=1)), None
 

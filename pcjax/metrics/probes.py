@@ -1,4 +1,6 @@
-"""What a linear classifier can read from frozen features."""
+"""Classify frozen features by a linear probe."""
+
+from __future__ import annotations  # short signatures in help()
 
 from typing import Any, NamedTuple
 
@@ -20,7 +22,7 @@ MOST_ITERATIONS = 1000
 
 
 class Probe(NamedTuple):
-    """A linear probe's accuracy on the test set, and how it was arrived at."""
+    """A linear probe's accuracy on the test set, and how the fit went."""
 
     accuracy: float
     penalty: float
@@ -39,27 +41,27 @@ def linear_probe(
     penalties: tuple[float, ...] = PENALTIES,
     seed: int = 0,
 ) -> Probe:
-    r"""Accuracy of multinomial logistic regression on frozen features.
+    """Fit a multinomial logistic regression to frozen features and compute its accuracy.
 
-    The features, standardised by the means and deviations of all that may be fitted to, are classified by
-    argmax_c (W x + b)_c with
+    Features are standardised by the means and deviations of all examples that may be fitted. The
+    prediction is argmax_c (W x + b)_c with
 
-        W, b = argmin  mean_i -log softmax(W x_i + b)_{y_i} + penalty / 2 |W|^2,
+        W, b = argmin  mean_i -log softmax(W x_i + b)_{y_i} + penalty / 2 |W|^2.
 
-    found by L-BFGS, until no entry of the gradient exceeds 1e-6 or 1,000 iterations have passed. The penalty is the one
-    with the highest accuracy on a validation set that is held out of the training (of equals the strongest); then W and
-    b are fitted again to all of it. Strong penalties are solved first, and weaker ones start from their solutions. In
-    scikit-learn's words, C = 1 / (n penalty).
+    L-BFGS stops when no entry of the gradient exceeds 1e-6, or after 1,000 iterations. Each penalty
+    is tried without the validation set. The one with the highest accuracy on it wins, of equals the
+    strongest. Then W and b are fitted again to all examples. Strong penalties are solved first, and
+    weaker ones start from their solutions. In scikit-learn, C = 1 / (n penalty).
 
     Args:
       train_features: (n, d) features.
       train_labels: (n,) their classes, integers from 0, of at least two kinds.
       test_features: (m, d) features.
-      test_labels: (m,) their classes. A class that was not in training counts as an error.
-      validation: the share of the training set to hold out, of each class about as much, or (features, labels) of a
-        validation set, which the last fit is then to as well.
-      penalties: those to choose from; positive.
-      seed: of the drawing of what is held out.
+      test_labels: (m,) their classes; one that is not in training counts as an error.
+      validation: the share of the training set to hold out, about equal for each class, or
+        (features, labels) of a validation set. The last fit uses these examples too.
+      penalties: candidates; positive.
+      seed: seed of the drawing of held-out examples.
 
     Returns:
       A Probe (accuracy, penalty, validation_accuracy; iterations and converged of the last fit).
@@ -87,26 +89,27 @@ def linear_probe(
     )
     kinds, classes = np.unique(labels, return_inverse=True)
     fitted_to = kinds[np.unique(classes[~held_out])]
-    got = f"got training examples of the one class {fitted_to[0]}, beside {held_out.sum()} held out for validation"
     if len(fitted_to) <= 1:
         raise RequestError(
-            f"{got}: expected at least two classes; give examples of more, or hold out less"
+            f"got training examples of the one class {fitted_to[0]}, beside {held_out.sum()} held "
+            "out for validation: expected at least two classes; add examples of others, or hold "
+            "out less"
         )
 
     train, mean, deviation = _standardised(_checks.at_least_float32(features))
     test = _checks.at_least_float32(test_features).astype(train.dtype)
     classes = jnp.asarray(classes, jnp.int32)
-    some, every = (jnp.asarray(w, train.dtype) for w in (~held_out, np.ones(len(labels))))
+    fitted_rows, all_rows = (jnp.asarray(w, train.dtype) for w in (~held_out, np.ones(len(labels))))
     start = jnp.zeros((train.shape[1] + 1, len(kinds)), train.dtype)
 
     candidates, fitted = sorted({float(penalty) for penalty in penalties}, reverse=True), []
     for penalty in candidates:
-        start, *_ = _fit(train, classes, some, jnp.asarray(penalty, train.dtype), start)
+        start, *_ = _fit(train, classes, fitted_rows, jnp.asarray(penalty, train.dtype), start)
         right = np.asarray(_predict(start, train) == classes)[held_out]
         fitted.append((float(np.mean(right)), start))
     best = int(np.argmax([accuracy for accuracy, _ in fitted]))
     weights, iterations, error = _fit(
-        train, classes, every, jnp.asarray(candidates[best], train.dtype), fitted[best][1]
+        train, classes, all_rows, jnp.asarray(candidates[best], train.dtype), fitted[best][1]
     )
     predicted = kinds[np.asarray(_predict(weights, (test - mean) / deviation))]
     return Probe(
@@ -119,8 +122,7 @@ def linear_probe(
 
 
 def _require_known(*given: Any) -> None:
-    traced = any(isinstance(x, Tracer) for x in given)
-    if traced:
+    if any(isinstance(x, Tracer) for x in given):
         raise RequestError(
             "got traced arrays: expected known ones; call linear_probe outside of jax.jit"
         )
@@ -137,30 +139,36 @@ def _require_set(what: str, features: Any, labels: Any) -> None:
 def _with_validation(
     features: Any, labels: np.ndarray, validation: Any, seed: int
 ) -> tuple[Any, np.ndarray, np.ndarray]:
-    """All that may be fitted to, and which of it is held out for the choice of the penalty."""
+    """Return all examples that may be fitted, and which are held out for validation."""
     n = len(labels)
     if isinstance(validation, (tuple, list)):
-        pair = f"got validation of {len(validation)} parts: expected a share of the training set or (features, labels)"
         if len(validation) != 2:
-            raise RequestError(pair)
+            raise RequestError(
+                f"got validation of {len(validation)} parts: expected a share of the training set "
+                "or (features, labels)"
+            )
         _require_known(*validation)
         _require_set("validation", *validation)
         require_as_many_features("train_features", features, "validation_features", validation[0])
         together = jnp.concatenate([_checks.at_least_float32(x) for x in (features, validation[0])])
         more = np.asarray(validation[1])
         return together, np.concatenate([labels, more]), np.arange(n + len(more)) >= n
-    expected = "expected a share of the training set between 0 and 1, or (features, labels)"
     if not (isinstance(validation, float) and 0 < validation < 1):
-        raise RequestError(f"got validation {validation!r}: {expected}")
-    # At even distances along the examples sorted by class: of each class the same share, to within one example.
+        raise RequestError(
+            f"got validation {validation!r}: expected a share of the training set between 0 and "
+            "1, or (features, labels)"
+        )
+    # Take equal steps through the examples sorted by class: the same share of each, to within one.
     drawn = np.random.default_rng(seed).permutation(n)
     by_class = drawn[np.argsort(labels[drawn], kind="stable")]
-    places = np.floor(np.arange(n + 1) * validation)
+    steps = np.floor(np.arange(n + 1) * validation)
     held_out = np.zeros(n, bool)
-    held_out[by_class[places[1:] > places[:-1]]] = True
-    none = f"got validation {validation!r} of {n} training examples, which holds out none"
-    if not bool(held_out.any()):
-        raise RequestError(f"{none}: expected one at least; hold out more")
+    held_out[by_class[steps[1:] > steps[:-1]]] = True
+    if not held_out.any():
+        raise RequestError(
+            f"got validation {validation!r} of {n} training examples, which holds out none: "
+            "expected at least one; hold out more"
+        )
     return features, labels, held_out
 
 
@@ -168,12 +176,15 @@ def _with_validation(
 def _standardised(
     x: Float[Array, "n d"],
 ) -> tuple[Float[Array, "n d"], Float[Array, "d"], Float[Array, "d"]]:
-    """The features in units of their deviations, and their means and deviations; constant features become zero."""
+    """Standardise the features; return them, the means and the deviations.
+
+    Constant features become zero.
+    """
     extent = jnp.max(jnp.abs(x), axis=0)
     unit = jnp.where(extent == 0, 1, extent)  # so that no square overflows
     mean, deviation = jnp.mean(x / unit, axis=0), jnp.std(x / unit, axis=0)
     constant = deviation <= 8 * jnp.finfo(x.dtype).eps
-    # Divided by infinity, also what differs in the test set is nothing the classifier was fitted to.
+    # Dividing by infinity hides a constant feature, even if it differs in the test set.
     mean, deviation = mean * unit, jnp.where(constant, jnp.inf, deviation * unit)
     return (x - mean) / deviation, mean, deviation
 
@@ -195,7 +206,11 @@ def _fit(
     penalty: Float[Array, ""],
     start: Float[Array, "d1 c"],
 ) -> tuple[Float[Array, "d1 c"], Int[Array, ""], Float[Array, ""]]:
-    """The minimiser, its last row being b; the iterations it took and the largest entry of the gradient there."""
+    """Minimise the objective of `linear_probe`.
+
+    Returns:
+      The minimiser, with b as its last row; the number of iterations; the gradient's largest entry.
+    """
     import optax
 
     true = classes[:, None] == jnp.arange(start.shape[1])
@@ -209,7 +224,7 @@ def _fit(
     solver = optax.lbfgs()
 
     def unfinished(state: Any) -> Bool[Array, ""]:
-        _, _, _, gradient, iteration = state
+        *_, gradient, iteration = state
         return (jnp.max(jnp.abs(gradient)) > TOLERANCE) & (iteration < MOST_ITERATIONS)
 
     def step(state: Any) -> Any:
@@ -217,7 +232,7 @@ def _fit(
         update, solved = solver.update(
             gradient, solved, weights, value=value, grad=gradient, value_fn=objective
         )
-        # The line search has evaluated the objective at the end of its step already.
+        # The line search has already evaluated the objective there.
         return (
             weights + update,
             solved,

@@ -7,8 +7,8 @@ them: result.json, the tables, the report's titles and the columns of a comparis
     def my_metric(context): return float(...)
 
 A package adds its own metric by an entry point of the group "pcjax.metrics" that names the
-function. A value is a number, an `Estimate`, a mapping of several such values, or None where there
-is nothing to compute.
+function. A value is a number, an `Estimate`, or a mapping of several such values. None means that
+there is nothing to compute.
 """
 
 import dataclasses
@@ -25,12 +25,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 class Context:
     """A representation to be evaluated.
 
-    features: part -> (n, d) array. "test" is evaluated; "train" and "validation" are what k-NN and
-      the probe learn from, and are absent where they must not be used.
+    features: part -> (n, d) array. "test" is evaluated. k-NN and the probe learn from "train" and
+      "validation", which are absent where they must not be used.
     teacher: (n, dt) the teacher's features of the test examples; None where there is no teacher.
     labels: part -> (n,) classes; empty where some example has none.
     dissimilarity: of coherence and retrieval.
-    neighbours: how many neighbours are compared.
+    neighbours: number of neighbours to compare.
     """
 
     features: Mapping[str, np.ndarray]

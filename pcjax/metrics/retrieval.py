@@ -1,4 +1,6 @@
-"""How well an example finds the others of its class."""
+"""Find the other examples of a query's class by dissimilarity."""
+
+from __future__ import annotations  # short signatures in help()
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -25,7 +27,7 @@ ENTRIES_AT_A_TIME = 2**23
 
 
 class Retrieval(NamedTuple):
-    """Means over the queries that have something to find, each from 0 to 1, and how many these queries are."""
+    """Means from 0 to 1 over the queries whose class the gallery holds, and their number."""
 
     recall_at: dict[int, Float[Array, ""]]
     mean_average_precision: Float[Array, ""]
@@ -43,21 +45,22 @@ def retrieval(
     dissimilarity: str | Dissimilarity = "cosine",
     ks: Sequence[int] = (1, 5, 10),
 ) -> Retrieval:
-    r"""How far up the gallery's examples of a query's own class are, the gallery sorted by dissimilarity to it.
+    """Sort a gallery by dissimilarity to each query, and measure how early its class comes.
 
-    With r_i = 1 if the i-th of the sorted gallery is of the query's class and else 0, P_i = (r_1 + ... + r_i) / i, and
-    R of that class in the gallery,
+    Let r_i be 1 if the i-th of the sorted gallery is of the query's class, else 0. Let P_i be
+    (r_1 + ... + r_i) / i, and R the number of examples of that class in the gallery. Each value is
+    the mean, over the queries with R > 0, of
 
-        recall_at[k]            [r_1 + ... + r_k > 0], whether one of the first k is
+        recall_at[k]            [r_1 + ... + r_k > 0]: one of the first k is of the class
         mean_average_precision  sum_i r_i P_i / R
         r_precision             P_R
         map_at_r                sum_{i <= R} r_i P_i / R
 
-    averaged over the queries with R > 0. Equal dissimilarities have no order: each value is its expectation over all
-    orders of what is tied, so that a model for which all examples are the same is worth what drawing lots is.
+    Equal dissimilarities have no order: each value is its expectation over all orders of the ties.
+    So a model that maps all examples to one point scores like drawing lots.
 
-    `map_at_r` is that of "A Metric Learning Reality Check" (arXiv:2003.08505). The queries are taken in blocks; each
-    block's dissimilarities to the whole gallery are held, never those of all queries.
+    `map_at_r` is defined in "A Metric Learning Reality Check" (arXiv:2003.08505). Queries are
+    processed in blocks, so the memory never holds the dissimilarities of all of them.
 
     Args:
       queries: (n, d) features.
@@ -65,26 +68,25 @@ def retrieval(
       gallery: (m, d) features to search; None for the queries themselves, where none finds itself.
       gallery_labels: (m,) their classes, of at least two kinds, if there is a gallery.
       dissimilarity: a name of `pcjax.dissimilarity` or a function (n, d), (m, d) -> (n, m).
-      ks: for which k to give recall_at, each at most m, or n - 1 without a gallery.
+      ks: values of k for recall_at, each at most m, or n - 1 without a gallery.
 
     Returns:
       A Retrieval (recall_at, mean_average_precision, r_precision, map_at_r, queries).
 
     >>> import pcjax
     >>> features, labels = [[0.0], [1.0], [3.0], [7.0]], [0, 0, 1, 1]
-    >>> found = pcjax.metrics.retrieval(features, labels, dissimilarity="euclidean", ks=(1, 2))
-    >>> print(found.recall_at[1], found.recall_at[2], found.mean_average_precision.round(4))
+    >>> result = pcjax.metrics.retrieval(features, labels, dissimilarity="euclidean", ks=(1, 2))
+    >>> print(result.recall_at[1], result.recall_at[2], result.mean_average_precision.round(4))
     0.75 0.75 0.8333
     """
     require_finite("queries", queries)
     n = np.shape(queries)[0]
     require_labels("labels", labels, n)
     itself = gallery is None
-    given = "gallery_labels" if itself else "a gallery"
-    missing = "a gallery" if itself else "gallery_labels"
     if itself != (gallery_labels is None):
+        given = "gallery_labels without a gallery" if itself else "a gallery without gallery_labels"
         raise RequestError(
-            f"got {given} without {missing}: expected both, or neither to search the queries themselves"
+            f"got {given}: expected both, or neither to search the queries themselves"
         )
     if gallery is None or gallery_labels is None:
         gallery, gallery_labels, what = queries, labels, f"{n} queries, none of which finds itself"
@@ -105,7 +107,7 @@ def retrieval(
     arrays = _checks.at_least_float32(queries), _checks.at_least_float32(gallery)
     dtype = jnp.result_type(*arrays)
     search = _search if callable(dissimilarity) else _compiled_search
-    found = search(
+    result = search(
         arrays[0].astype(dtype),
         jnp.asarray(labels).astype(jnp.int32),
         arrays[1].astype(dtype),
@@ -114,10 +116,12 @@ def retrieval(
         ks=tuple(int(k) for k in ks),
         itself=itself,
     )
-    nothing = f"got {n} queries for {what}, and no class of a query in it: expected some; check both sets' labels"
-    if not (isinstance(found.queries, Tracer) or int(found.queries) > 0):
-        raise RequestError(nothing)
-    return found
+    if not (isinstance(result.queries, Tracer) or int(result.queries) > 0):
+        raise RequestError(
+            f"got {n} queries for {what}, and no class of a query in it: expected at least one; "
+            "check both sets' labels"
+        )
+    return result
 
 
 def _search(
@@ -131,7 +135,7 @@ def _search(
     itself: bool,
 ) -> Retrieval:
     n, m = queries.shape[0], gallery.shape[0]
-    # A core's cache holds few columns of a long gallery, but each block looks at all of the gallery's features again.
+    # A core's cache holds few columns of a long gallery, but each block reads the whole gallery.
     cached = _sorting.cache_rows(m)
     rows = min(
         n,
@@ -146,7 +150,7 @@ def _search(
         relevant = (gallery_labels[:, None] == labels[block]) & others
         return _values(d, relevant, others, ks)
 
-    # The last block is filled up with the last query.
+    # The last query fills up the last block.
     blocks = jnp.minimum(jnp.arange(-(-n // rows) * rows), n - 1).reshape(-1, rows)
     values, to_find = lax.map(of_block, blocks)
     values = jnp.moveaxis(values, 1, 0).reshape(len(ks) + 3, -1)[:, :n]
@@ -165,12 +169,15 @@ def _values(
     others: Bool[Array, "m r"],
     ks: tuple[int, ...],
 ) -> tuple[Float[Array, "values r"], Int[Array, "r"]]:
-    """Recall at each k, average precision, R-precision and mAP@R of each query (a column), and its R."""
+    """Compute the values of each query (a column), and its R.
+
+    The values are recall at each k, average precision, R-precision and mAP@R.
+    """
     m = d.shape[0]
     using = _sorting.primitives(m)
     columns = _sorting.sort_columns(d, others, using)
     first, last = (bound.astype(jnp.int32) for bound in _sorting.run_bounds(columns.bits, using))
-    # How many relevant there are before each place, in the run of ties it is in, and how long that run is.
+    # Count the relevant ones before each position and in its run of ties, and the run's length.
     counts = lax.cumsum(_sorting.in_order(relevant.astype(jnp.int32), columns.order), axis=0)
     to_find = counts[-1]
     counts = jnp.pad(counts, ((1, 0), (0, 0)))
@@ -178,20 +185,20 @@ def _values(
     hits = _sorting.in_order(counts, last + 1) - before
     length = last - first + 1
 
-    place = lax.broadcasted_iota(jnp.int32, d.shape, 0)
-    # E r_i = hits / length, and of the t places of the run before place i each is relevant, given that i is, with
+    position = lax.broadcasted_iota(jnp.int32, d.shape, 0)
+    # E r_i = hits / length. If i is relevant, each earlier position of its run is relevant too with
     # probability (hits - 1) / (length - 1).
     expected = hits / length
-    earlier = (place - first) * ((hits - 1) / jnp.maximum(length - 1, 1))
-    gain = (expected * (before + 1 + earlier) / (place + 1)).astype(d.dtype)
-    among_r = place < to_find
-    found = jnp.maximum(to_find, 1)
-    average_precision = jnp.sum(gain, axis=0) / found
-    r_precision = jnp.sum(jnp.where(among_r, expected, 0), axis=0).astype(d.dtype) / found
-    map_at_r = jnp.sum(jnp.where(among_r, gain, 0), axis=0) / found
+    earlier = (position - first) * ((hits - 1) / jnp.maximum(length - 1, 1))
+    gain = (expected * (before + 1 + earlier) / (position + 1)).astype(d.dtype)
+    among_r = position < to_find
+    total = jnp.maximum(to_find, 1)
+    average_precision = jnp.sum(gain, axis=0) / total
+    r_precision = jnp.sum(jnp.where(among_r, expected, 0), axis=0).astype(d.dtype) / total
+    map_at_r = jnp.sum(jnp.where(among_r, gain, 0), axis=0) / total
 
     def recall_at(k: int) -> Float[Array, "r"]:
-        drawn = k - first[k - 1]  # places of the run that the first k reach into
+        drawn = k - first[k - 1]  # positions among the first k of the run that they end in
 
         def miss(t: Array, chance: Float[Array, "r"]) -> Float[Array, "r"]:
             factor = jnp.maximum(length[k - 1] - hits[k - 1] - t, 0) / jnp.maximum(

@@ -1,4 +1,6 @@
-"""How alike two models' features are, up to what does not matter."""
+"""Compare the features of two models, up to rotation, translation and scale."""
+
+from __future__ import annotations  # short signatures in help()
 
 import functools
 
@@ -17,45 +19,51 @@ MAX_COMPARED = 10_000  # test examples
 
 
 def linear_cka(x: ArrayLike, y: ArrayLike, *, unbiased: bool = True) -> Float[Array, ""]:
-    r"""Linear centred kernel alignment: how alike the inner products within two sets of features are.
+    """Compute linear centred kernel alignment (CKA) of two sets of features.
 
-    CKA = HSIC(x, y) / sqrt(HSIC(x, x) HSIC(y, y)), of the centred features' Gram matrices K = x x^T and L = y y^T.
-    Rotations, translations and one scale for all features change nothing; scaling single features does.
+    It compares the inner products within one set with those within the other:
 
-    - Biased, HSIC(x, y) = |x^T y|_F^2. Unrelated features do not get 0 but up to almost 1 where there are more
-      features than examples.
-    - Unbiased, the self-pairs are left out of K and L; with a_i = |x_i|^2, b_i = |y_i|^2, A and B their sums,
+        CKA = HSIC(x, y) / sqrt(HSIC(x, x) HSIC(y, y)),
 
-        HSIC(x, y) = |x^T y|_F^2 - n / (n - 2) sum_i a_i b_i + A B / ((n - 1) (n - 2)),
+    of the centred features' Gram matrices K = x x^T and L = y y^T. Rotation, translation and one
+    scale for all features do not matter; scaling single features does.
 
-      which is 0 on average, hence at times negative, for unrelated features.
+    - Biased, HSIC(x, y) = |x^T y|_F^2. With more features than examples, unrelated features get
+      values up to almost 1.
+    - Unbiased, K and L leave out the self-pairs. With a_i = |x_i|^2, b_i = |y_i|^2, and their sums
+      A and B,
 
-    Everything is computed from (dx, dy) matrices, never n x n. Of "Similarity of Neural Network Representations
-    Revisited" (arXiv:1905.00414), with the estimator of "Feature Selection via Dependence Maximization" (Song et al.,
-    2012) as used in arXiv:2010.15327.
+        HSIC(x, y) = |x^T y|_F^2 - n / (n - 2) sum_i a_i b_i + A B / ((n - 1) (n - 2)).
+
+      For unrelated features this is 0 on average, so it is negative at times.
+
+    The memory is that of (dx, dy) matrices, never n x n. Kornblith et al., "Similarity of Neural
+    Network Representations Revisited" (arXiv:1905.00414). The estimator is from Song et al.,
+    "Feature Selection via Dependence Maximization" (2012), as used in arXiv:2010.15327.
 
     Args:
       x: (n, dx) features of one model.
-      y: (n, dy) features of the same examples by another.
-      unbiased: which of the two; the unbiased one needs n >= 4.
+      y: (n, dy) features of the same examples by another model.
+      unbiased: use the unbiased estimator, which needs n >= 4.
 
     Returns:
-      The alignment, at most 1; 0 if all examples are one point to a model (unbiased: or equally far from each other).
+      The alignment, at most 1; 0 if one model maps all examples to one point. The unbiased one is
+      also 0 if all points are equally far apart.
 
     >>> import pcjax
     >>> x = [[0.0, 1.0], [2.0, 0.0], [1.0, 3.0], [4.0, 1.0], [1.0, 1.0]]
-    >>> y = [[3.0, 1.0], [1.0, 5.0], [7.0, 3.0], [3.0, 9.0], [3.0, 3.0]]  # mirrored, moved, twice as large
+    >>> y = [[3.0, 1.0], [1.0, 5.0], [7.0, 3.0], [3.0, 9.0], [3.0, 3.0]]  # mirrored, moved, scaled
     >>> print(pcjax.metrics.linear_cka(x, y).round(4))
     1.0
     """
     require_finite("x", x)
     require_finite("y", y)
-    n, got = np.shape(x)[0], f"got x {np.shape(x)} and y {np.shape(y)}"
+    n, given = np.shape(x)[0], f"got x {np.shape(x)} and y {np.shape(y)}"
     if n != np.shape(y)[0]:
-        raise RequestError(f"{got}: both need one row per example, of the same examples")
+        raise RequestError(f"{given}: both need one row per example, of the same examples")
     least = 4 if unbiased else 2
     if n < least:
-        raise RequestError(f"{got}: expected at least {least} examples; embed more")
+        raise RequestError(f"{given}: expected at least {least} examples; embed more")
     x, y = _checks.at_least_float32(x), _checks.at_least_float32(y)
     dtype = jnp.result_type(x, y)
     return _aligned(x.astype(dtype), y.astype(dtype), unbiased=bool(unbiased))
@@ -68,7 +76,7 @@ def _aligned(
     x, y = _centred(x), _centred(y)
     hsic = _hsic_unbiased if unbiased else _squared_product
     shared, of_x, of_y = hsic(x, y), hsic(x, x), hsic(y, y)
-    # What remains of the self-products when nothing but rounding is left.
+    # Self-products below this are nothing but rounding.
     rounding = 64 * jnp.finfo(x.dtype).eps
     defined = (of_x > rounding * _squared_product(x, x)) & (
         of_y > rounding * _squared_product(y, y)
@@ -78,7 +86,10 @@ def _aligned(
 
 
 def _centred(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
-    """Features less their mean, of root mean square 1; what is constant but for rounding becomes zero."""
+    """Subtract the mean and scale to root mean square 1.
+
+    Features that are constant up to rounding become 0.
+    """
     extent = jnp.max(jnp.abs(x))
     x = x / jnp.where(extent == 0, 1, extent)
     x = x - jnp.mean(x, axis=0)

@@ -5,15 +5,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from pcjax.report.figures import CLASSES, COLOURS, HALO, draw
+from pcjax.report.figures import CLASSES, COLOURS, HALO, SMALL, draw
 from pcjax.report.page import Markup
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SMALL = 180  # pixels, of what stands beside many others
 PANEL = (SMALL, SMALL)
-MOST_POINTS = 400  # of a curve: more than there are pixels to show them
+MOST_POINTS = 400  # of a curve; a figure has fewer pixels
 
 
 class Curve(NamedTuple):
@@ -23,7 +22,7 @@ class Curve(NamedTuple):
     values: np.ndarray
 
     def thinned(self) -> "Curve":
-        """At most so many of its points as can be seen, the last one among them."""
+        """Keep as many points as can be seen, the last one among them."""
         places = np.unique(
             np.linspace(0, len(self.steps) - 1, min(len(self.steps), MOST_POINTS)).astype(int)
         )
@@ -31,18 +30,15 @@ class Curve(NamedTuple):
 
 
 def curve_of(records: Sequence[Mapping[str, object]], name: str) -> Curve:
-    """A metric from the lines of metrics.jsonl; what was not finite is a gap."""
-    found = [record for record in records if name in record]
-    values = [
-        value if isinstance(value := record[name], (int, float)) else np.nan for record in found
-    ]
-    return Curve(
-        np.array([record["step"] for record in found], np.float64), np.array(values, np.float64)
-    )
+    """Return a metric from the lines of metrics.jsonl, with NaN where it was not finite."""
+    lines = [record for record in records if name in record]
+    values = [value if isinstance(value := line[name], (int, float)) else np.nan for line in lines]
+    steps = [line["step"] for line in lines]
+    return Curve(np.array(steps, np.float64), np.array(values, np.float64))
 
 
 def curves(name: str, title: str, shown: Mapping[str, Curve], alternative: str) -> Markup:
-    """Curves over the training's steps; only the first is in the accent's colour, and all are told apart by dashes."""
+    """Draw curves over the steps of a training, each with its own dashes."""
 
     def paint(axes: "Axes") -> None:
         colours = [
@@ -71,11 +67,11 @@ def curves(name: str, title: str, shown: Mapping[str, Curve], alternative: str) 
         if axes.get_ylim()[1] > 1 and not any(np.any(curve.values > 1) for curve in shown.values()):
             axes.set_ylim(top=1.005)
 
-    return draw(name, paint, alternative, height=250)
+    return draw(name, paint, alternative, width=290, height=215)
 
 
 def histogram(name: str, shown: Mapping[str, np.ndarray], alternative: str) -> Markup:
-    """Coherence per anchor: how many anchors have how much, before the training and after it."""
+    """Draw histograms of coherence per anchor, before and after the training."""
 
     def paint(axes: "Axes") -> None:
         least = min(0.0, *(float(values.min()) for values in shown.values()))
@@ -94,12 +90,12 @@ def histogram(name: str, shown: Mapping[str, np.ndarray], alternative: str) -> M
 
 
 def rank_density(
-    name: str, title: str, found: np.ndarray, alternative: str, size: tuple[int, int] = (340, 340)
+    name: str, title: str, values: np.ndarray, alternative: str, size: tuple[int, int] = (340, 340)
 ) -> Markup:
-    """The teacher's rank of an example against the student's, over all pairs."""
+    """Draw the teacher's rank of an example against the student's, over all pairs."""
 
     def paint(axes: "Axes") -> None:
-        _cells(axes, found / max(float(found.max()), 1e-9))
+        _cells(axes, values / max(float(values.max()), 1e-9))
         axes.plot([0, 1], [0, 1], color=COLOURS["muted"], linewidth=1, linestyle=":")
         if title:
             axes.set_title(title)
@@ -110,25 +106,25 @@ def rank_density(
 
 
 def confusion_map(name: str, shares: np.ndarray, alternative: str) -> Markup:
-    """Which classes (rows, the first on top) are taken for which, as a small panel."""
+    """Draw which classes (rows, the first on top) are taken for which, as a small panel."""
     return draw(
         name, lambda axes: _cells(axes, shares.T[:, ::-1]), alternative, width=SMALL, height=SMALL
     )
 
 
-def _cells(axes: "Axes", found: np.ndarray) -> None:
-    """Squares on a square, the first index across and the second up: the stronger the more."""
+def _cells(axes: "Axes", values: np.ndarray) -> None:
+    """Draw values as coloured squares, the first index across and the second up."""
     from matplotlib.collections import PolyCollection
 
-    bins = len(found)
+    bins = len(values)
     corners = [
         [(x, y), (x + 1, y), (x + 1, y + 1), (x, y + 1)]
         for x in range(bins)
         for y in range(bins)
-        if found[x, y] > 0
+        if values[x, y] > 0
     ]
     outlines = [[(x / bins, y / bins) for x, y in corner] for corner in corners]
-    colours = [_rgba(COLOURS["accent"], float(one)) for one in np.sqrt(found[found > 0])]
+    colours = [_rgba(COLOURS["accent"], float(one)) for one in np.sqrt(values[values > 0])]
     axes.add_collection(PolyCollection(outlines, facecolors=colours, edgecolors="none"))
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xticks=[], yticks=[])
     axes.spines[["top", "right"]].set_visible(True)
@@ -148,15 +144,15 @@ def scatter(
     alternative: str,
     small: bool = False,
 ) -> Markup:
-    """A map: every example a dot, every group of them in its colour with its name in its middle.
+    """Draw a map: each example a dot, each group in its colour with its name in the middle.
 
     Args:
-      name: of the figure.
-      title: above it.
+      name: unique name of the figure.
+      title: its title.
       points: (n, 2).
-      groups: which of them belong together, by name, at most ten groups; what belongs to none is grey.
-      alternative: in words.
-      small: one of many: less large, without title and names.
+      groups: positions by the name of the group, at most ten groups; all other dots are grey.
+      alternative: a description in words.
+      small: one panel among many: smaller, without title and names.
     """
 
     def paint(axes: "Axes") -> None:
@@ -164,7 +160,7 @@ def scatter(
         for members in groups.values():
             rest[members] = False
         size = 5 if small else 14 if len(points) <= 500 else 7
-        # Few among many grey ones would not be seen.
+        # A few dots among many grey ones must stand out.
         larger = 2 * size if groups and rest.any() else size
         for colour, members in zip(CLASSES, groups.values(), strict=False):
             axes.scatter(*points[members].T, s=larger, color=colour, alpha=0.65, linewidths=0)
@@ -185,25 +181,25 @@ def scatter(
 
 
 def _middles(points: np.ndarray, groups: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """Where the groups' names stand: in the middle of each, moved up or down where names would cover each other."""
+    """Return the positions of the groups' names: their middles, moved up where names overlap."""
     middles = [np.median(points[members], axis=0) for members in groups.values()]
-    line = 0.055 * float(np.ptp(points, axis=0).max())  # the height of one in the figure
+    line = 0.055 * float(np.ptp(points, axis=0).max())  # height of a line of text
     placed: list[np.ndarray] = []
     for middle, label in sorted(
         zip(middles, groups, strict=True), key=lambda pair: float(pair[0][1])
     ):
         here = middle
         wide = 0.6 * line * (1 + min(len(label), 14))
-        for there in sorted(placed, key=lambda place: float(place[1])):
-            if abs(there[0] - here[0]) < wide and abs(here[1] - there[1]) < line:
-                here = np.array([here[0], there[1] + line])
+        for other in sorted(placed, key=lambda position: float(position[1])):
+            if abs(other[0] - here[0]) < wide and abs(here[1] - other[1]) < line:
+                here = np.array([here[0], other[1] + line])
         placed.append(here)
     order = sorted(range(len(middles)), key=lambda place: float(middles[place][1]))
     return [placed[order.index(place)] for place in range(len(middles))]
 
 
 class Interval(NamedTuple):
-    """A mean, and where it lies with 95 %; of one run nobody knows."""
+    """A mean and its 95 % interval; a single run has none."""
 
     mean: float
     low: float | None = None
@@ -220,18 +216,16 @@ def intervals(
     lines: Mapping[str, float] | None = None,
     zero: bool = False,
 ) -> Markup:
-    """One line for each name: its mean as a dot, and its interval; vertical lines, by style, where others stand."""
+    """Draw a row for each name: the mean as a dot, and its interval; vertical lines by style."""
 
     def paint(axes: "Axes") -> None:
-        for place, (label, found) in enumerate(shown.items()):
-            if found.low is not None and found.high is not None:
-                axes.plot(
-                    [found.low, found.high], [place, place], color=COLOURS["accent"], linewidth=2
-                )
+        for place, (label, interval) in enumerate(shown.items()):
+            mean, low, high = interval
+            if low is not None and high is not None:
+                axes.plot([low, high], [place, place], color=COLOURS["accent"], linewidth=2)
             face = COLOURS["ground"] if label in hollow else COLOURS["accent"]
-            axes.plot(
-                found.mean, place, "o", color=COLOURS["accent"], markerfacecolor=face, markersize=7
-            )
+            style = {"color": COLOURS["accent"], "markerfacecolor": face, "markersize": 7}
+            axes.plot(mean, place, "o", **style)
         if zero:
             axes.axvline(0, color=COLOURS["muted"], linewidth=1.2, zorder=0.5)
         left, right = axes.get_xlim()
@@ -253,7 +247,7 @@ def intervals(
 
 
 def bars(name: str, title: str, shown: Mapping[str, float], alternative: str) -> Markup:
-    """One bar for each name, with its number at its end."""
+    """Draw a bar for each name, with its number at the end."""
 
     def paint(axes: "Axes") -> None:
         drawn = axes.barh(
@@ -269,7 +263,7 @@ def bars(name: str, title: str, shown: Mapping[str, float], alternative: str) ->
 
 
 def _names(axes: "Axes", names: Sequence[str]) -> None:
-    """Of what stands below each other, from the top."""
+    """Name the rows of a chart, from the top."""
     axes.set_yticks(range(len(names)), [_short(name, 28) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0, labelcolor=COLOURS["text"])
@@ -278,7 +272,7 @@ def _names(axes: "Axes", names: Sequence[str]) -> None:
 
 
 def _short(text: str, most: int) -> str:
-    """Every line of it cut to that many letters."""
+    """Cut every line to that many letters."""
     return "\n".join(
         line if len(line) <= most else line[: most - 1] + "…" for line in text.split("\n")
     )
@@ -291,7 +285,7 @@ def against_all(
     limits: tuple[float, float],
     alternative: str,
 ) -> Markup:
-    """One loss's runs in front of all others' in grey."""
+    """Draw one loss's runs, in front of all others in grey."""
 
     def paint(axes: "Axes") -> None:
         for curve in all_:
@@ -307,7 +301,7 @@ def against_all(
 def histogram_against_all(
     name: str, own: np.ndarray, all_: np.ndarray, edges: np.ndarray, top: float, alternative: str
 ) -> Markup:
-    """Shares, in %, of one student's anchors between the edges, in front of all students' in grey."""
+    """Draw one student's histogram in %, in front of that of all students in grey."""
 
     def paint(axes: "Axes") -> None:
         axes.stairs(all_, edges, color=COLOURS["line"], linewidth=1.4)

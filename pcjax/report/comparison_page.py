@@ -1,4 +1,4 @@
-"""The report of a comparison: how the losses rank, with what certainty, and at what cost."""
+"""The report of a comparison: the losses' ranks, their certainty and their costs."""
 
 import json
 import math
@@ -40,28 +40,28 @@ def comparison_page(
       teacher: its features of the test examples.
       section: the dissimilarity and the number of neighbours.
     """
-    found = _io.read_signed(folder / COMPARISON, REMEDY)
-    losses = found["losses"]  # the best first
+    comparison = _io.read_signed(folder / COMPARISON, REMEDY)
+    losses = comparison["losses"]  # the best first
     order = list(losses)
     metrics = list(dict.fromkeys(m for loss in losses.values() for m in loss["summary"]))
     shown = [metric for metric in table_columns() if metric in metrics]
     seeds = max(len(loss["runs"]) for loss in losses.values())
     lead = [
-        tag("p", _conclusion(found, section.dissimilarity), class_="conclusion"),
+        tag("p", _conclusion(comparison, section.dissimilarity), class_="conclusion"),
         tag(
             "p",
             f"{len(losses)} losses, each trained from {seeds} seeds with the same initial weights, "
             "order of the data and number of steps. Made by ",
             tag("code", "pcjax compare"),
-            f" {made(found)}",
+            f" {made(comparison)}",
         ),
         *_diverged(losses, order),
-        details("The whole config", json.dumps(found["config"], indent=1)),
+        details("The whole config", json.dumps(comparison["config"], indent=1)),
     ]
     costs = [_cost(cost, losses, order) for cost in COSTS]
-    drawn = [_intervals(found, order, metric, place) for place, metric in enumerate(shown)]
+    drawn = [_intervals(comparison, order, metric, place) for place, metric in enumerate(shown)]
     sections: Sections = [
-        ("Results", [_table(found, order, shown), *_all_numbers(found, order, metrics)]),
+        ("Results", [_table(comparison, order, shown), *_all_numbers(comparison, order, metrics)]),
         ("Means and intervals", [tag("div", *drawn, class_="panels")]),
         ("Differences to the best", _paired(losses, order, shown)),
         (
@@ -74,13 +74,13 @@ def comparison_page(
     return page(f"{folder.resolve().name}: report of pcjax compare", lead, sections)
 
 
-def _conclusion(found: Mapping[str, Any], dissimilarity: str) -> str:
+def _conclusion(comparison: Mapping[str, Any], dissimilarity: str) -> str:
     """State which loss is best in each metric."""
     sentences = []
     for metric in table_columns():
         means = {
             name: loss["summary"][metric]["mean"]
-            for name, loss in found["losses"].items()
+            for name, loss in comparison["losses"].items()
             if metric in loss["summary"]
         }
         if means:
@@ -104,10 +104,10 @@ def _fails(loss: Mapping[str, Any]) -> list[str]:
 
 
 def _diverged(losses: Mapping[str, Any], order: Sequence[str]) -> list[Markup]:
-    said = [f"{label} ({_of(_fails(losses[label]))})" for label in order if _fails(losses[label])]
-    if not said:
+    failed = [f"{x} ({_of(_fails(losses[x]))})" for x in order if _fails(losses[x])]
+    if not failed:
         return []
-    rest = f": {'; '.join(said)}. Their means are of the runs that were done."
+    rest = f": {'; '.join(failed)}. Their means are of the other runs."
     return [tag("p", tag("span", "Some runs diverged", class_="word"), rest)]
 
 
@@ -116,15 +116,15 @@ def _of(seeds: Sequence[str]) -> str:
 
 
 def _aware(losses: Mapping[str, Any]) -> bool:
-    """Whether any of them is told the classes."""
+    """Return whether any loss uses labels."""
     return any(loss.get("labelled") for loss in losses.values())
 
 
 def _name(label: str, loss: Mapping[str, Any]) -> Markup:
-    """A loss, and in words what one must know about it."""
-    said = [LABELS] if loss.get("labelled") else []
-    said += [f"{len(_fails(loss))} of {len(loss['runs'])} diverged"] if _fails(loss) else []
-    return joined([label, *([tag("br"), tag("small", ", ".join(said))] if said else [])])
+    """Return a loss's name, with a note where it uses labels or diverged."""
+    notes = [LABELS] if loss.get("labelled") else []
+    notes += [f"{len(_fails(loss))} of {len(loss['runs'])} diverged"] if _fails(loss) else []
+    return joined([label, *([tag("br"), tag("small", ", ".join(notes))] if notes else [])])
 
 
 def _number(metric: str, estimate: Mapping[str, Any] | None) -> str:
@@ -134,8 +134,8 @@ def _number(metric: str, estimate: Mapping[str, Any] | None) -> str:
     return formatting.interval(estimate["mean"], estimate["low"], estimate["high"], unit)
 
 
-def _table(found: Mapping[str, Any], order: Sequence[str], metrics: Sequence[str]) -> Markup:
-    losses, rows = found["losses"], []
+def _table(comparison: Mapping[str, Any], order: Sequence[str], metrics: Sequence[str]) -> Markup:
+    losses, rows = comparison["losses"], []
     for label in order:
         loss = losses[label]
         values = [_number(metric, loss["summary"].get(metric)) for metric in metrics]
@@ -146,10 +146,10 @@ def _table(found: Mapping[str, Any], order: Sequence[str], metrics: Sequence[str
             name = tag("a", name, href=f"{RUNS}/{label}/{done[0]}/report.html")
         rows.append([name, *values, *costs])
     nothing = [""] * len(COSTS)
-    teacher = {m: {"mean": x, "low": None, "high": None} for m, x in found["teacher"].items()}
-    for title, values in (("teacher", teacher), ("student before", found["untrained"])):
+    teacher = {m: {"mean": x, "low": None, "high": None} for m, x in comparison["teacher"].items()}
+    for title, values in (("teacher", teacher), ("student before", comparison["untrained"])):
         rows.append([title, *(_number(metric, values.get(metric)) for metric in metrics), *nothing])
-    primary = found["primary"]
+    primary = comparison["primary"]
     by = f", the best by {_title(primary)} first" if primary is not None else ""
     aware = f" “{LABELS}” marks losses that use labels." if _aware(losses) else ""
     caption = (
@@ -169,25 +169,27 @@ def _scale(metric: str) -> float:
 
 
 def _all_numbers(
-    found: Mapping[str, Any], order: Sequence[str], metrics: Sequence[str]
+    comparison: Mapping[str, Any], order: Sequence[str], metrics: Sequence[str]
 ) -> list[Markup]:
-    """Every metric of every loss and every run."""
+    """Return a folded table of every metric of every run."""
     rows = []
     for label in order:
-        loss = found["losses"][label]
+        loss = comparison["losses"][label]
         for seed, run in loss["runs"].items():
             values = [
                 formatting.number(run["metrics"].get(metric), formatting.title_and_unit(metric)[1])
                 for metric in metrics
             ]
             rows.append([f"{label}, seed {seed}", str(run.get("status", "")), *values])
-    whole = table("Every run by itself.", ["run", "status", *map(_title, metrics)], rows)
+    whole = table("Every run.", ["run", "status", *map(_title, metrics)], rows)
     return [tag("details", tag("summary", "Every run"), whole)]
 
 
-def _intervals(found: Mapping[str, Any], order: Sequence[str], metric: str, place: int) -> Markup:
+def _intervals(
+    comparison: Mapping[str, Any], order: Sequence[str], metric: str, place: int
+) -> Markup:
     percent = _scale(metric)
-    losses = found["losses"]
+    losses = comparison["losses"]
     known = [label for label in order if metric in losses[label]["summary"]]
     shown = {
         _plain(label, losses[label]): _interval(losses[label]["summary"][metric], percent)
@@ -195,8 +197,8 @@ def _intervals(found: Mapping[str, Any], order: Sequence[str], metric: str, plac
     }
     lines, beside = {}, []
     untrained, teacher = (
-        dict(found.get("untrained") or {}).get(metric),
-        dict(found.get("teacher") or {}).get(metric),
+        dict(comparison.get("untrained") or {}).get(metric),
+        dict(comparison.get("teacher") or {}).get(metric),
     )
     for dash, word, who, value in (
         (
@@ -214,8 +216,8 @@ def _intervals(found: Mapping[str, Any], order: Sequence[str], metric: str, plac
     best = max(shown, key=lambda label: shown[label].mean)
     hollow = [_plain(label, losses[label]) for label in known if losses[label].get("labelled")]
     alternative = (
-        f"{_title(metric)}{unit}, means with intervals of {len(shown)} losses; the highest mean, {best}: "
-        f"{shown[best].mean:.4g}."
+        f"{_title(metric)}{unit}, means with intervals of {len(shown)} losses; the highest mean, "
+        f"{best}: {shown[best].mean:.4g}."
     )
     drawn = charts.intervals(
         f"intervals-{place}",
@@ -225,8 +227,11 @@ def _intervals(found: Mapping[str, Any], order: Sequence[str], metric: str, plac
         hollow=hollow,
         lines=lines,
     )
-    rings = f" A ring, and “{LABELS}”, marks a loss that is told the classes." if hollow else ""
-    caption = f"A dot is the mean over the seeds, its line the 95 % interval; the farther right the better.{rings}"
+    rings = f" A ring and “{LABELS}” mark a loss that uses labels." if hollow else ""
+    caption = (
+        "A dot is the mean over the seeds, its line the 95 % interval; farther right is better."
+        f"{rings}"
+    )
     return figure(drawn, " ".join([caption, *beside]))
 
 
@@ -236,9 +241,9 @@ def _plain(label: str, loss: Mapping[str, Any]) -> str:
 
 def _paired(losses: Mapping[str, Any], order: Sequence[str], metrics: Sequence[str]) -> list[str]:
     how = (
-        "Runs with the same seed have the same first weights and data, so what is compared is each seed's difference "
-        "to the best loss. An interval that does not reach 0 is a difference that the seeds do not explain; with many "
-        "losses some will be so by chance."
+        "Runs of one seed share their initial weights and data, so each seed's difference to the "
+        "best loss is compared. Seeds do not explain a difference whose interval does not reach "
+        "0. With many losses, some such differences are chance."
     )
     charts_, rows = [], []
     for place, metric in enumerate(metrics):
@@ -260,8 +265,8 @@ def _paired(losses: Mapping[str, Any], order: Sequence[str], metrics: Sequence[s
         clear = [label for label, of in shown.items() if of.high is not None and of.high < 0]
         several = any(of.high is not None for of in shown.values())
         count = f"{len(clear)} of {len(shown)} losses lie below it with their whole interval"
-        said = f"to {to}{unit}: {count if several else 'of one seed, without an interval'}."
-        alternative = f"Differences in {_title(metric)} {said}"
+        summary = f"to {to}{unit}: {count if several else 'one seed, without an interval'}."
+        alternative = f"Differences in {_title(metric)} {summary}"
         hollow = [_plain(label, losses[label]) for label in known if losses[label].get("labelled")]
         drawn = charts.intervals(
             f"paired-{place}",
@@ -271,13 +276,13 @@ def _paired(losses: Mapping[str, Any], order: Sequence[str], metrics: Sequence[s
             hollow=hollow,
             zero=True,
         )
-        charts_.append(figure(drawn, f"Difference {said}"))
+        charts_.append(figure(drawn, f"Difference {summary}"))
         others = {label: shown[_plain(label, losses[label])] for label in known if label != to}
         rows += [[label, _title(metric), str(to), _difference(of)] for label, of in others.items()]
     if not charts_:
         return [tag("p", "There are no two losses with a finished run of the same seed.")]
     written = table(
-        "The same as numbers; accuracies in percentage points.",
+        "The differences as numbers; accuracies in percentage points.",
         ["loss", "metric", "best", "difference"],
         rows,
     )
@@ -288,11 +293,15 @@ def _paired(losses: Mapping[str, Any], order: Sequence[str], metrics: Sequence[s
     ]
 
 
-def _difference(found: Interval) -> Markup:
-    if found.low is None:
-        return joined([f"{found.mean:+.3f}"])
+def _difference(interval: Interval) -> Markup:
+    if interval.low is None:
+        return joined([f"{interval.mean:+.3f}"])
     return joined(
-        [f"{found.mean:+.3f}", tag("br"), tag("small", f"{found.low:+.3f} to {found.high:+.3f}")]
+        [
+            f"{interval.mean:+.3f}",
+            tag("br"),
+            tag("small", f"{interval.low:+.3f} to {interval.high:+.3f}"),
+        ]
     )
 
 
@@ -308,12 +317,13 @@ def _cost(cost: str, losses: Mapping[str, Any], order: Sequence[str]) -> Markup 
         return None
     shown = {label: scale * value for label, value in amounts.items()}
     most = max(shown, key=lambda label: shown[label])
-    alternative = f"Bars of {title} in {unit} for {len(shown)} losses; the most: {most}, {shown[most]:.3g} {unit}."
-    drawn = charts.bars(f"cost-{cost}", f"{title} in {unit}", shown, alternative)
-    return figure(
-        drawn,
-        f"{title.capitalize()}, the median over the runs, on the machine they ran on: the shorter the better.",
+    alternative = (
+        f"Bars of {title} in {unit} for {len(shown)} losses; the most: {most}, "
+        f"{shown[most]:.3g} {unit}."
     )
+    drawn = charts.bars(f"cost-{cost}", f"{title} in {unit}", shown, alternative)
+    caption = f"{title.capitalize()}: the median over the runs on their machine. Less is better."
+    return figure(drawn, caption)
 
 
 def _unknown(costs: Sequence[Markup | None]) -> list[Markup]:

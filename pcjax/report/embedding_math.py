@@ -1,4 +1,4 @@
-"""What the figures show of two representations of the same examples, as numbers."""
+"""The numbers behind the figures: two representations of the same examples."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ ANCHORS = 2000
 
 
 def sample(count: int) -> Int[np.ndarray, "n"]:
-    """The same places whenever it is asked: all of them, or an even sample of 2,000."""
+    """Return the positions of all examples, or of an even sample of 2,000."""
     return np.unique(np.linspace(0, count - 1, min(count, ANCHORS)).astype(np.int64))
 
 
@@ -39,7 +39,7 @@ def ranks(
 def correlations(
     one: Float[np.ndarray, "n n"], other: Float[np.ndarray, "n n"]
 ) -> Float[np.ndarray, "n"]:
-    """Spearman's correlation of two models' ranks, as seen from each example."""
+    """Correlate two models' ranks as seen from each example (Spearman)."""
     apart = ~np.eye(len(one), dtype=bool)
     u, v = (of[apart].reshape(len(of), -1).astype(np.float64) for of in (one, other))
     u, v = (of - of.mean(axis=1, keepdims=True) for of in (u, v))
@@ -52,28 +52,28 @@ def correlations(
 def density(
     one: Float[np.ndarray, "n n"], other: Float[np.ndarray, "n n"], bins: int
 ) -> Float[np.ndarray, "b b"]:
-    """How often ranks (by shares of the others, in that many bins) meet; 1 everywhere for unrelated models."""
+    """Count how often two ranks meet, in bins of relative ranks; 1 everywhere if unrelated."""
     apart = ~np.eye(len(one), dtype=bool)
     most = len(one) - 1
     row, column = (
         np.minimum((of[apart] - 0.5) / most * bins, bins - 1).astype(np.int64)
         for of in (one, other)
     )
-    found = np.bincount(row * bins + column, minlength=bins * bins).reshape(bins, bins)
-    return found / found.sum() * bins**2
+    counts = np.bincount(row * bins + column, minlength=bins * bins).reshape(bins, bins)
+    return counts / counts.sum() * bins**2
 
 
 def nearest(of: Float[np.ndarray, "n n"], k: int) -> Int[np.ndarray, "n k"]:
-    """The k nearest of each, from their ranks; of equally near ones the first."""
+    """Return the k nearest of each example by their ranks; the first among equals."""
     return np.argsort(of, axis=1, kind="stable")[:, 1 : k + 1]
 
 
 def voted(near: Int[np.ndarray, "n k"], labels: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
-    """The class that most of each one's nearest have; of equally many the one whose members are nearer."""
+    """Return the most frequent class among the nearest; on a tie the one with nearer members."""
     votes = np.zeros((len(labels), int(labels.max()) + 1))
     k = near.shape[1]
     for place in range(k):
-        # All that one vote may gain by its place is less than a vote.
+        # Positions add up to less than one vote.
         np.add.at(
             votes, (np.arange(len(labels)), labels[near[:, place]]), 1 + (k - place) / (k + 1) ** 2
         )
@@ -81,14 +81,14 @@ def voted(near: Int[np.ndarray, "n k"], labels: Int[np.ndarray, "n"]) -> Int[np.
 
 
 class Map(NamedTuple):
-    """Points in the plane in which they vary most."""
+    """Points in the plane in which they vary most, and the share of the variance there."""
 
     points: Float[np.ndarray, "n 2"]
     share: float  # of all variance
 
 
 def plane(features: Float[np.ndarray, "n d"]) -> Map:
-    """The first two principal components, scaled to a mean square of 1."""
+    """Project onto the first two principal components, scaled to a mean square of 1."""
     centred = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
     left, values, _ = np.linalg.svd(centred, full_matrices=False)
     points = np.zeros((len(features), 2))
@@ -104,7 +104,7 @@ def plane(features: Float[np.ndarray, "n d"]) -> Map:
 def turned(
     points: Float[np.ndarray, "n 2"], onto: Float[np.ndarray, "n 2"]
 ) -> Float[np.ndarray, "n 2"]:
-    """The points rotated, or mirrored, so that they lie as near as they can to those others (orthogonal Procrustes)."""
+    """Rotate or mirror points onto others as well as possible (orthogonal Procrustes)."""
     left, _, right = np.linalg.svd(points.T @ onto)
     return points @ left @ right
 
@@ -112,14 +112,14 @@ def turned(
 def confusion(
     labels: Int[np.ndarray, "n"], predicted: Int[np.ndarray, "n"], classes: int
 ) -> Int[np.ndarray, "c c"]:
-    """How many of each class (row) were taken for each (column)."""
+    """Count how many of each class (row) were taken for each class (column)."""
     return np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 
 def telling(
     coherence: Float[np.ndarray, "n"], worst: int, middle: int, best: int
 ) -> Int[np.ndarray, "q"]:
-    """Examples worth a look, the same ones whenever it is asked: of the least coherence, some usual ones, the best."""
+    """Choose examples to show: those of the lowest coherence, some typical ones, the best."""
     order = np.argsort(coherence, kind="stable")
     start = max(0, (len(order) - middle) // 2)
     chosen = [*order[:worst], *order[start : start + middle], *order[max(0, len(order) - best) :]]

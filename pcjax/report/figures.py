@@ -1,21 +1,23 @@
-"""Matplotlib's drawings as SVG that is part of the page: its text, its colours in light and dark, its width.
+"""Draw with matplotlib, as SVG that takes over the page's font, colours and width.
 
-A figure is drawn at the width of a phone, so that its text is never smaller than it should be; where there is more
-room, figures stand side by side.
+A figure is as wide as a phone, so that its text stays readable. Where there is room, figures stand
+side by side.
 """
 
+import base64
+import functools
 import io
 import re
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pcjax.report.page import Markup, tag
+from pcjax.report.page import STYLE, Markup, joined, tag
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Colours that nothing else has stand for the page's own, which are put in their places afterwards.
+# Placeholders: unique colours that are replaced by the page's own afterwards.
 _NAMES = (
     "text",
     "muted",
@@ -28,6 +30,7 @@ _NAMES = (
 )
 COLOURS = {name: f"#f0fe{place + 16:02x}" for place, name in enumerate(_NAMES)}
 CLASSES = [COLOURS[f"class-{place}"] for place in range(10)]
+SMALL = 180  # pixels of a panel among many; larger figures can be saved
 PIXELS_PER_INCH = 72  # of an SVG by matplotlib
 HALO = "halo"
 
@@ -40,20 +43,20 @@ def draw(
     width: int = 380,
     height: int = 270,
 ) -> Markup:
-    """What `paint` draws, as an SVG element.
+    """Return the drawing of `paint` as an SVG element.
 
     Args:
-      name: of the figure, unique on its page and of letters, digits and hyphens: it becomes part of the markup.
-      paint: draws into the axes it is given, in `COLOURS`; text whose gid is `HALO` stands out from what is below it.
-      alternative: what one sees, in words.
-      width: in the page's pixels, at which the text has its own size.
-      height: likewise.
+      name: unique on its page, of letters, digits and hyphens; it becomes part of the markup.
+      paint: draws into the given axes, in `COLOURS`; text with the gid `HALO` gets an outline.
+      alternative: a description in words.
+      width: in the page's pixels.
+      height: in the page's pixels.
     """
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_style(name)), warnings.catch_warnings():
-        # It is the reader's browser that has the letters, or not.
+        # The reader's browser draws the letters.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure = Figure(
             figsize=(width / PIXELS_PER_INCH, height / PIXELS_PER_INCH), layout="constrained"
@@ -63,7 +66,7 @@ def draw(
         paint(axes)
         written = io.StringIO()
         figure.savefig(written, format="svg", metadata={"Date": None}, transparent=True)
-    return _of_the_page(name, written.getvalue(), alternative)
+    return _of_the_page(name, written.getvalue(), alternative, saved=width > SMALL)
 
 
 def _style(name: str) -> dict[Any, Any]:
@@ -95,8 +98,8 @@ def _style(name: str) -> dict[Any, Any]:
     }
 
 
-def _of_the_page(name: str, svg: str, alternative: str) -> Markup:
-    """The drawing without what belongs to a file of its own, and with the page's colours and names."""
+def _of_the_page(name: str, svg: str, alternative: str, saved: bool) -> Markup:
+    """Return matplotlib's SVG in the page's colours, and a link that saves it."""
     view = re.search(r'viewBox="([^"]+)"', svg)
     body = re.search(r"<svg[^>]*>(.*)</svg>", svg, re.DOTALL)
     if view is None or body is None:
@@ -108,13 +111,29 @@ def _of_the_page(name: str, svg: str, alternative: str) -> Markup:
     used = set(re.findall(r"#([\w-]+)[\")]", inside))
     inside = re.sub(
         r' id="([^"]+)"',
-        lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "",
+        lambda match: f' id="{name}-{match[1]}"' if match[1] in used else "",
         inside,
     )
     inside = re.sub(r'(xlink:)?href="#([^"]+)"', rf'href="#{name}-\2"', inside)
     inside = inside.replace("url(#", f"url(#{name}-")
-    for colour, sentinel in COLOURS.items():
-        inside = inside.replace(sentinel, f"var(--{colour})")
+    for colour, placeholder in COLOURS.items():
+        inside = inside.replace(placeholder, f"var(--{colour})")
     inside = re.sub(r"font: ([\d.]+px) [^;\"]+", r"font-size: \1", inside)
     inside = re.sub(r"\s*\n\s*", " ", inside)
-    return tag("svg", Markup(inside), viewBox=view[1], role="img", aria_label=alternative)
+    drawing = tag("svg", Markup(inside), viewBox=view[1], role="img", aria_label=alternative)
+    return joined([drawing, _saved(name, svg)]) if saved else drawing
+
+
+def _saved(name: str, svg: str) -> Markup:
+    """Return a link that saves a drawing as a file, in the page's light colours."""
+    for colour, placeholder in COLOURS.items():
+        svg = svg.replace(placeholder, _light_colours()[colour])
+    address = f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
+    return tag("a", "save as SVG", class_="save", download=f"{name}.svg", href=address)
+
+
+@functools.cache
+def _light_colours() -> dict[str, str]:
+    """Return the colours of the style sheet; the first of each name is the light one."""
+    colours = re.findall(r"--([\w-]+):\s*(#[0-9a-fA-F]+)", STYLE.read_text())
+    return dict(reversed(colours))

@@ -68,7 +68,7 @@ def cell(value: Any, unit: str) -> str:
 
 
 def result_table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return columns and rows of the table of teacher and student; rows without values are left out."""
+    """Return columns and rows of the table of models; leave rows without values out."""
     models = {name: results[name] for name in MODELS if name in results}
     specs = sorted(value_specs().items(), key=lambda item: item[1][1] != "share")
     metrics = [path for path, _ in specs]

@@ -1,4 +1,4 @@
-"""Nearest neighbours of teacher and student, as rows of pictures."""
+"""Draw the nearest neighbours by teacher and student, as rows of pictures."""
 
 import base64
 import io
@@ -15,21 +15,17 @@ LARGEST = 64  # pixels of a picture's longer side
 
 
 class Seen(NamedTuple):
-    """Examples that were sampled, and what is known of them."""
+    """Sampled examples with their labels and class names."""
 
     examples: Examples  # all of them
     labels: np.ndarray | None  # of the sampled ones
     classes: list[str]
 
     def name_of(self, label: int) -> str:
-        """What a class is called."""
-        return (
-            self.classes[label]
-            if 0 <= label < len(self.classes)
-            else f"{label}"
-            if label >= 0
-            else "unknown"
-        )
+        """Return the name of a class."""
+        if label < 0:
+            return "unknown"
+        return self.classes[label] if label < len(self.classes) else f"{label}"
 
 
 def rows_of(
@@ -39,14 +35,14 @@ def rows_of(
     coherence: Mapping[str, np.ndarray],
     near: Mapping[str, np.ndarray],
 ) -> list[Markup]:
-    """Examples with their nearest, as every model sees them.
+    """Show examples with their nearest neighbours by every model.
 
     Args:
-      test: the examples that were sampled.
-      places: (n,) where they are among all.
-      chosen: which of the sampled ones are shown, those seen most differently first.
-      coherence: (n,) of the teacher with each student, seen from each.
-      near: (n, k) the nearest of each; the teacher's first, then the students', by their names.
+      test: the sampled examples.
+      places: (n,) their positions among all test examples.
+      chosen: positions of the shown ones among the sampled, the least coherent first.
+      coherence: student -> (n,) coherence with the teacher, seen from each example.
+      near: model -> (n, k) the nearest of each example; the teacher comes first.
     """
     by = {who: of[chosen] for who, of in near.items()}
     (teacher, own), *students = by.items()
@@ -61,10 +57,10 @@ def rows_of(
 
     def one(place: int, shared: bool = False) -> Markup:
         label = "" if test.labels is None else f", class {test.name_of(int(test.labels[place]))}"
-        said = f"test example {places[place]}{label}{', shared' if shared else ''}"
+        title = f"test example {places[place]}{label}{', shared' if shared else ''}"
         if not shown:
-            return tag("span", f"{places[place]}{label.replace(', class', ':')}", title=said)
-        return tag("img", src=shown[place], alt=said, title=said)
+            return tag("span", f"{places[place]}{label.replace(', class', ':')}", title=title)
+        return tag("img", src=shown[place], alt=title, title=title)
 
     def strip(who: str, nearest: np.ndarray, shared: set[int]) -> list[Markup]:
         cells = [
@@ -72,8 +68,8 @@ def rows_of(
             for other in nearest.tolist()
         ]
         several = len(students) > 1 and who != teacher
-        said = f"by {who}: {len(shared)} of {k} shared" if several else f"nearest by {who}"
-        return [tag("div", said, class_="by"), tag("ol", *cells)]
+        text = f"by {who}: {len(shared)} of {k} shared" if several else f"nearest by {who}"
+        return [tag("div", text, class_="by"), tag("ol", *cells)]
 
     items = []
     for row, place in enumerate(chosen):
@@ -84,20 +80,15 @@ def rows_of(
             strips += strip(who, of[row], shared[who])
         label = "" if test.labels is None else f"class {test.name_of(int(test.labels[place]))}, "
         seen = sorted(float(of[place]) for of in coherence.values())
-        said = (
-            f"coherence {seen[0]:.3f}"
-            if len(seen) == 1
-            else f"coherence {seen[0]:.3f} to {seen[-1]:.3f}"
-        )
-        said += f", {len(kept)} of {k} shared{' by all' if len(students) > 1 else ''}"
-        items.append(
-            tag("li", tag("p", f"{label}{said}"), tag("div", one(int(place))), tag("div", *strips))
-        )
+        text = f"{label}coherence {seen[0]:.3f}{f' to {seen[-1]:.3f}' if seen[1:] else ''}"
+        text += f", {len(kept)} of {k} shared{' by all' if len(students) > 1 else ''}"
+        item = tag("p", text), tag("div", one(int(place))), tag("div", *strips)
+        items.append(tag("li", *item))
     return [tag("ul", *items, class_="rows")]
 
 
 def _pictures(examples: Examples, rows: np.ndarray) -> list[str]:
-    """The examples as small pictures; none, if they are no images."""
+    """Return the examples as small pictures; none where they are not images."""
     if len(examples.shape) != 3:
         return []
     images = np.asarray(examples.take(rows))

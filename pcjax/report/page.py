@@ -1,4 +1,4 @@
-"""HTML: text is escaped unless it is markup already; one page that needs nothing but itself."""
+"""Write HTML: plain text is escaped, and the page needs no other file."""
 
 import html
 import pathlib
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 VOID = ("br", "img", "meta", "link")
 STYLE = pathlib.Path(__file__).with_name("style.css")
-# A page that may load nothing: even a mistake in it reaches no network.
+# The page may load nothing: even a mistake in it reaches no network.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -17,24 +17,23 @@ class Markup(str):
 
 
 def tag(name: str, /, *content: str, **attributes: object) -> Markup:
-    """An element; `class_` gives class, `aria_label` aria-label, an attribute that is None is left out.
+    """Return an element; `class_` gives class, `aria_label` aria-label; None leaves one out.
 
     >>> print(tag("p", "1 < 2 ", tag("b", "so"), class_="note"))
     <p class="note">1 &lt; 2 <b>so</b></p>
     """
-    given = {
-        key.rstrip("_").replace("_", "-"): value
+    written = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"'
         for key, value in attributes.items()
         if value is not None
-    }
-    written = "".join(f' {key}="{html.escape(str(value))}"' for key, value in given.items())
+    )
     if name in VOID:
         return Markup(f"<{name}{written}>")
     return Markup(f"<{name}{written}>{joined(content)}</{name}>")
 
 
 def joined(parts: Iterable[str]) -> Markup:
-    """One piece of markup, in which what was text is escaped."""
+    """Join text and markup; escape the text."""
     return Markup(
         "".join(
             part if isinstance(part, Markup) else html.escape(part, quote=False) for part in parts
@@ -43,7 +42,7 @@ def joined(parts: Iterable[str]) -> Markup:
 
 
 def page(title: str, lead: Sequence[str], sections: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """The whole document: a title, what stands below it, and the sections by their titles."""
+    """Return the whole document: title, lead and sections."""
     named = [
         (f"section-{place}", name, content) for place, (name, content) in enumerate(sections, 1)
     ]
@@ -76,13 +75,13 @@ def table(
     rows: Sequence[Sequence[str]],
     shades: Sequence[Sequence[float]] | None = None,
 ) -> Markup:
-    """A table whose first column names the rows; where it is too wide, it scrolls and not the page.
+    """Return a table whose first column names the rows; a wide table scrolls by itself.
 
     Args:
-      caption: what it shows.
-      columns: their names, that of the first included.
-      rows: text, or markup, of every cell.
-      shades: of a matrix, how strongly each cell is coloured, from 0 to 1.
+      caption: its caption.
+      columns: names of all columns.
+      rows: text or markup of every cell.
+      shades: the strength of each cell's colour in a matrix, from 0 to 1.
     """
     body = []
     for place, (name, *cells) in enumerate(rows):
@@ -104,17 +103,17 @@ def table(
 
 
 def figure(content: str, caption: str, class_: str | None = None) -> Markup:
-    """What there is to see, and how to read it."""
+    """Return a figure with its caption."""
     return tag("figure", content, tag("figcaption", caption), class_=class_)
 
 
 def terms(pairs: Mapping[str, str]) -> Markup:
-    """Names and what they are."""
+    """Return a list of terms and their values."""
     return tag(
         "dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs.items())
     )
 
 
 def details(summary: str, text: str) -> Markup:
-    """What only some readers want to see."""
+    """Return a text that is folded away."""
     return tag("details", tag("summary", summary), tag("pre", text, tabindex="0"))

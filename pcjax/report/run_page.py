@@ -1,4 +1,4 @@
-"""The report of a run: its training, and how its student sees the world beside its teacher."""
+"""The report of a run: its results, its training, and how student and teacher see the examples."""
 
 import dataclasses
 import datetime
@@ -25,7 +25,7 @@ Sections = list[tuple[str, Sequence[str]]]
 
 @dataclasses.dataclass(frozen=True)
 class ReportInput:
-    """What the report of a run shows.
+    """Everything that the report of a run is drawn from.
 
     job: "distill" or "teach".
     config: the run's config.
@@ -55,13 +55,14 @@ def run_page(run: ReportInput) -> str:
         terms(formatting.describe_config(run.job, run.config)),
         details("The whole config", json.dumps(stored, indent=1)),
     ]
-    sections: Sections = [("Results", _results(run)), ("Training", _training(run))]
+    results = [tag("div", *_results(run)), tag("div", tag("h3", "Training"), *_training(run))]
+    sections: Sections = [("Results", [tag("div", *results, class_="beside")])]
     sections += _distilled(run) if "student" in run.embeddings else _taught(run)
     return page(f"{run.folder.resolve().name}: report of pcjax {run.job}", lead, sections)
 
 
 def made(result: Mapping[str, Any]) -> str:
-    """Say when, how fast and with which versions something was made."""
+    """Describe when, how fast and with which versions a run was made."""
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     lengths = [f"{value:,} {name}" for name in ("steps", "seconds") if (value := result.get(name))]
     took = f" in {' and '.join(lengths)}" if lengths else ""
@@ -73,7 +74,7 @@ def _results(run: ReportInput) -> list[str]:
     columns, rows = formatting.result_table(run.result)
     dissimilarity = run.config.evaluation.dissimilarity
     caption = (
-        f"On {len(run.dataset.test):,} test examples, which no choice was made by. Coherence and "
+        f"On {len(run.dataset.test):,} test examples, which no choice depends on. Coherence and "
         f"retrieval use {dissimilarity} dissimilarities; 95 % intervals stand below the values."
     )
     return [table(caption, columns, rows), details("result.json", json.dumps(run.result, indent=1))]
@@ -111,7 +112,8 @@ def _curves(model: str, records: Sequence[Mapping[str, Any]]) -> list[Markup]:
         figures.append(figure(drawn, f"{title.capitalize()} on the validation examples."))
     skipped = [record["skipped"] for record in records if record.get("skipped")]
     if skipped:
-        figures.append(tag("p", f"{skipped[-1]:.0f} steps of the {model} were skipped (not finite)."))
+        text = f"{skipped[-1]:.0f} steps of the {model} were skipped (not finite)."
+        figures.append(tag("p", text))
     return figures
 
 

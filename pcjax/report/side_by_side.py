@@ -1,4 +1,4 @@
-"""How the students of a comparison see the same test examples, beside their teacher."""
+"""Draw how the students of a comparison, and their teacher, see the same test examples."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -15,13 +15,13 @@ from pcjax.report.page import Markup, figure, joined, table, tag
 from pcjax.run import path_inside
 
 RUNS, TEACHER = "runs", "the teacher"
-FEATURES = "test_features.npy"  # of a run: the student's features of the sampled test examples
+FEATURES = "test_features.npy"  # of a run: features of the sampled test examples
 BINS, DOTS, MAX_CLASSES = 16, 500, 100  # of the small panels
 WORST, MIDDLE, BEST, SHOWN = 2, 1, 1, 6  # rows of pictures, and pictures in each
 
 
 class _Sight(NamedTuple):
-    """How one model sees the examples."""
+    """The examples as one model sees them."""
 
     plane: embedding_math.Map
     near: np.ndarray
@@ -31,7 +31,7 @@ class _Sight(NamedTuple):
 
 
 class _Given(NamedTuple):
-    """What all models see, and how the teacher sees it."""
+    """The examples that all models see, and the teacher's view of them."""
 
     section: Evaluation
     total: int  # of test examples
@@ -74,16 +74,16 @@ def sections_of(
         own_ranks = embedding_math.ranks(features, section.dissimilarity)
         seen[label] = _sight(given, own_ranks, embedding_math.plane(features))
     missing = [label for label in losses if label not in seen]
-    said = _said(given, {label: first[label] for label in seen if label in first}, missing)
+    lead = _lead(given, {label: first[label] for label in seen if label in first}, missing)
     if len(seen) == 1:
-        return [("Spaces", said)]
+        return [("Spaces", lead)]
     drawn = [
         *(tag("h3", "Maps"), _maps(seen, given)),
         *(tag("h3", "Coherence per anchor"), _histograms(seen)),
         *(tag("h3", "Rank against rank"), _densities(seen)),
     ]
     neighbours, confusions = _neighbours(seen, given), _confusions(seen, given)
-    spaces = [*said, _table(seen, first, given.test), *drawn]
+    spaces = [*lead, _table(seen, first, given.test), *drawn]
     sections: list[tuple[str, list[str]]] = [("Spaces", spaces), ("Neighbours", neighbours)]
     return [*sections, ("Confusion", confusions)] if confusions else sections
 
@@ -110,19 +110,19 @@ def _sight(given: _Given, ranks: np.ndarray, plane: embedding_math.Map) -> _Sigh
     return _Sight(turned, near[:, :SHOWN], coherence, density, confusion)
 
 
-def _said(given: _Given, first: Mapping[str, str], missing: Sequence[str]) -> list[str]:
-    """Say which runs are drawn."""
+def _lead(given: _Given, first: Mapping[str, str], missing: Sequence[str]) -> list[str]:
+    """Describe the drawn runs."""
     seeds = sorted(set(first.values()), key=lambda seed: (len(seed), seed))
     of = f"seed {seeds[0]}" if len(seeds) == 1 else "its first finished seed (see the table)"
     count = f"{len(given.places):,} of " if len(given.places) < given.total else ""
     text = (
-        f"Every loss's student of {of}, on the same {count}{given.total:,} test examples. The "
-        "report of a run shows more of it."
+        f"The students of {of}, on the same {count}{given.total:,} test examples. The report of "
+        "a run shows more."
     )
-    said: list[str] = [tag("p", text)] if first else []
+    lead: list[str] = [tag("p", text)] if first else []
     if missing:
-        said.append(tag("p", f"Without a finished run, and not drawn: {', '.join(missing)}."))
-    return said
+        lead.append(tag("p", f"Not drawn, as no run is finished: {', '.join(missing)}."))
+    return lead
 
 
 def _students(seen: Mapping[str, _Sight]) -> dict[str, _Sight]:
@@ -149,10 +149,10 @@ def _table(seen: Mapping[str, _Sight], first: Mapping[str, str], test: Seen) -> 
     columns = ["loss", "seed", "coherence", "lowest tenth", "ranked alike", "in the plane"]
     columns += ["neighbours right", "most frequent mistake"] * labelled
     caption = (
-        "What the figures show, in numbers: the median of coherence over the anchors and what a tenth of them lie "
-        "below, the pairs near the diagonal, the share of the variance that the map holds"
+        "The figures in numbers: the median and the lowest tenth of coherence over the anchors, "
+        "the pairs near the diagonal, the share of the variance that the map holds"
     )
-    right = ", and how often the nearest examples tell the class" if labelled else ""
+    right = ", and the share of classes that the nearest examples get right" if labelled else ""
     return table(f"{caption}{right}.", columns, rows)
 
 
@@ -161,30 +161,30 @@ def _right(confusion: np.ndarray) -> float:
 
 
 def _panels(drawings: Mapping[str, tuple[str, Markup]], how: str, *below: Markup) -> Markup:
-    """One small panel a model, with its name and a few words above it."""
+    """Draw a small panel for each model, with its name and a note above it."""
     shown = [
-        tag("div", tag("p", label, tag("br"), tag("small", said)), drawn)
-        for label, (said, drawn) in drawings.items()
+        tag("div", tag("p", label, tag("br"), tag("small", note)), drawn)
+        for label, (note, drawn) in drawings.items()
     ]
     return figure(joined([tag("div", *shown, class_="small panels"), *below]), how)
 
 
 def _maps(seen: Mapping[str, _Sight], given: _Given) -> Markup:
     groups = panels.most_numerous(given.test)
-    some = np.unique(
+    dots = np.unique(
         np.linspace(0, len(given.places) - 1, min(len(given.places), DOTS)).astype(np.int64)
     )
-    few = {name: np.flatnonzero(np.isin(some, members)) for name, members in groups.items()}
+    few = {name: np.flatnonzero(np.isin(dots, members)) for name, members in groups.items()}
     drawings = {}
     for place, (label, sight) in enumerate(seen.items()):
         share = f"{100 * sight.plane.share:.0f} % of the variance"
-        said = f"Map of {len(some)} test examples as {label} sees them, {len(groups)} classes in colour."
-        drawings[label] = (
-            share,
-            charts.scatter(
-                f"space-{place}", label, sight.plane.points[some], few, said, small=True
-            ),
+        alternative = (
+            f"Map of {len(dots)} test examples as {label} sees them, {len(groups)} classes in "
+            "colour."
         )
+        points = sight.plane.points[dots]
+        drawn = charts.scatter(f"space-{place}", label, points, few, alternative, small=True)
+        drawings[label] = share, drawn
     how = f"{panels.A_MAP}; the students' maps are turned or mirrored to lie on the teacher's"
     colours = [
         tag("li", name, style=f"--dot: var(--class-{place})") for place, name in enumerate(groups)
@@ -204,14 +204,16 @@ def _histograms(seen: Mapping[str, _Sight]) -> Markup:
     drawings = {}
     for place, (label, share) in enumerate(shares.items()):
         own = seen[label].coherence
-        said = f"Histogram of {label}'s coherence: {panels.middle_and_tenth(own)}."
-        drawn = charts.histogram_against_all(f"anchors-{place}", share, all_, edges, top, said)
+        alternative = f"Histogram of {label}'s coherence: {panels.middle_and_tenth(own)}."
+        drawn = charts.histogram_against_all(
+            f"anchors-{place}", share, all_, edges, top, alternative
+        )
         drawings[label] = f"median {np.median(own):.3f}", drawn
     return _panels(
         drawings,
-        "How alike teacher and student rank all others, seen from each of "
-        f"{len(everyone) // len(drawings):,} test examples, as % of these; 1 is the same order, 0 unrelated. Behind each "
-        "student all of them together, as a grey line.",
+        f"Seen from each of {len(everyone) // len(drawings):,} test examples: how alike teacher "
+        "and student rank all others, in % of the examples. 1 is the same order, 0 an unrelated "
+        "one. The grey line is all students together.",
     )
 
 
@@ -223,17 +225,17 @@ def _densities(seen: Mapping[str, _Sight]) -> Markup:
     drawings, unrelated = {}, 0.0
     for place, (label, sight) in enumerate(_students(seen).items()):
         share, unrelated = panels.near_diagonal(sight.density)
-        said = f"{share:.0f} % near the diagonal"
-        alternative = f"Density of {label}'s ranks against the teacher's: {share:.0f} % of the pairs lie near the diagonal."
-        drawings[label] = (
-            said,
-            charts.rank_density(f"ranks-{place}", "", sight.density, alternative, charts.PANEL),
+        alternative = (
+            f"Density of {label}'s ranks against the teacher's: {share:.0f} % of the pairs lie "
+            "near the diagonal."
         )
+        drawn = charts.rank_density(f"ranks-{place}", "", sight.density, alternative, charts.PANEL)
+        drawings[label] = f"{share:.0f} % near the diagonal", drawn
     return _panels(
         drawings,
-        "All pairs of an anchor and another example: how near the teacher ranks it (across, from the left) and the "
-        "student (up); the stronger the colour, the more pairs. On the diagonal both agree; of unrelated models "
-        f"{unrelated:.0f} % of the pairs lie near it.",
+        "All pairs of an anchor and another example: how near the teacher ranks it (across), and "
+        "the student (up). A stronger colour means more pairs. On the diagonal both agree; of "
+        f"unrelated models {unrelated:.0f} % of the pairs would lie near it.",
     )
 
 
@@ -243,10 +245,11 @@ def _neighbours(seen: Mapping[str, _Sight], given: _Given) -> list[str]:
     chosen = embedding_math.telling(mean, WORST, MIDDLE, BEST)
     near = {label: sight.near for label, sight in seen.items()}
     how = (
-        f"Test examples and their {min(SHOWN, len(mean) - 1)} nearest among the {len(mean):,} sampled, the nearest "
-        "first, as the teacher and every student see them; what a student shares with the teacher is framed, and of "
-        f"the teacher's what all share. First {WORST} whose surroundings the students see most differently on average, "
-        "then a usual one and one that they see most alike."
+        f"Test examples and their {min(SHOWN, len(mean) - 1)} nearest among {len(mean):,} sampled "
+        "ones, the nearest first, by the teacher and every student. A frame marks neighbours that "
+        "a student shares with the teacher, and in the teacher's row those that all share. First "
+        f"{WORST} examples with the lowest mean coherence, then a typical one, then the one with "
+        "the highest."
     )
     coherence = {label: sight.coherence for label, sight in students.items()}
     return [tag("p", how), *rows_of(given.test, given.places, chosen, coherence, near)]
@@ -259,15 +262,16 @@ def _confusions(seen: Mapping[str, _Sight], given: _Given) -> list[str]:
             return []
         right = _right(sight.confusion)
         shares = sight.confusion / np.maximum(sight.confusion.sum(axis=1, keepdims=True), 1)
-        said = f"Confusion of {len(shares)} classes as {label} sees them: {right:.1f} % are right."
-        drawings[label] = (
-            f"{right:.1f} % right",
-            charts.confusion_map(f"classes-{place}", shares, said),
+        alternative = (
+            f"Confusion of {len(shares)} classes as {label} sees them: {right:.1f} % are right."
         )
+        drawn = charts.confusion_map(f"classes-{place}", shares, alternative)
+        drawings[label] = f"{right:.1f} % right", drawn
     k = min(given.section.neighbours, len(given.places) - 1)
     how = (
-        f"The class that most of an example's {k} nearest among these test examples have. A row is a true class, a "
-        "column the class it was taken for, both in the order of their numbers: off the diagonal is wrong. The "
-        "accuracies above look among the training examples, as the confusion in a run's own report does."
+        f"Each example gets the most frequent class among its {k} nearest test examples. A row is "
+        "a true class, a column the class it was taken for, in the order of their numbers; off "
+        "the diagonal are mistakes. The accuracies above, and a run's own report, use the training "
+        "examples instead."
     )
     return [_panels(drawings, how)]

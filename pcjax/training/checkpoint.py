@@ -91,17 +91,16 @@ class Checkpoints:
         alone = ocp.options.MultiprocessingOptions(
             primary_host=0, active_processes={0}, barrier_sync_key_prefix="first_process"
         )
+        # Orbax's own read_only would warn of itself; nothing is written without a save.
         options: dict[str, Any] = {
+            "create": False,
             "temporary_path_class": COMMITTED,
             "multiprocessing_options": alone,
         }
-        if self._read_only:
-            options["read_only"] = True
-        else:
+        if not self._read_only:
             self.folder.mkdir(parents=True, exist_ok=True)
             policy = ocp.checkpoint_managers
             options |= {
-                "create": False,
                 "cleanup_tmp_directories": True,
                 "preservation_policy": policy.AnyPreservationPolicy(
                     [policy.LatestN(self._keep), _KeepBest(self)]

@@ -16,7 +16,10 @@ FOOTRULE, SPEARMAN, KENDALL, NEIGHBOURS = range(4)
 
 
 def related(n, noise, seed):
-    """A student that sees the teacher's three latent factors through noise and another map."""
+    """Draw a teacher's and a student's features from three common latent factors.
+
+    The student sees them through noise and another map.
+    """
     fixed, drawn = np.random.default_rng(7), np.random.default_rng(seed)
     to_teacher, to_student = fixed.normal(size=(3, 6)), fixed.normal(size=(3, 4))
     latent = drawn.normal(size=(n, 3))
@@ -46,12 +49,12 @@ def by_brute_force(student, teacher, k, name="cosine"):
 @pytest.mark.parametrize("name", ["euclidean", "cosine", "manhattan"])
 def test_equals_scipy(name):
     student, teacher = related(40, 0.5, 0)
-    found = coherence(student, teacher, k=5, dissimilarity=name)
-    assert isinstance(found, Coherence)
+    result = coherence(student, teacher, k=5, dissimilarity=name)
+    assert isinstance(result, Coherence)
     assert np.allclose(
-        [e.value for e in found], by_brute_force(student, teacher, 5, name).mean(axis=0), atol=1e-5
+        [e.value for e in result], by_brute_force(student, teacher, 5, name).mean(axis=0), atol=1e-5
     )
-    assert all(e.low < e.value < e.high for e in found)
+    assert all(e.low < e.value < e.high for e in result)
 
 
 def test_the_definitions_formula_without_ties():
@@ -62,12 +65,12 @@ def test_the_definitions_formula_without_ties():
         np.array([(scipy.stats.rankdata(np.delete(x[i], i)) - 0.5) / 29 for i in range(30)])
         for x in d
     )
-    found = coherence(student, teacher, k=5)
+    result = coherence(student, teacher, k=5)
     assert np.allclose(
-        found.spearman.value, 1 - 6 * np.mean((u - v) ** 2) * 29**2 / (29**2 - 1), atol=1e-5
+        result.spearman.value, 1 - 6 * np.mean((u - v) ** 2) * 29**2 / (29**2 - 1), atol=1e-5
     )
     assert np.allclose(
-        found.footrule.value, 1 - 3 * np.mean(np.abs(u - v)) * 29**2 / (29**2 - 1), atol=1e-5
+        result.footrule.value, 1 - 3 * np.mean(np.abs(u - v)) * 29**2 / (29**2 - 1), atol=1e-5
     )
 
 
@@ -75,30 +78,30 @@ def test_one_for_coherent_models_of_any_scale_and_turn(rng):
     _, teacher = related(30, 0, 0)
     teacher[3] = teacher[4]
     student = 5 * teacher @ np.linalg.qr(rng.normal(size=(6, 6)))[0].astype(np.float32)[:, ::-1]
-    for found in (coherence(teacher, teacher, k=4), coherence(student, teacher, k=4)):
-        assert np.allclose([tuple(e) for e in found], 1, atol=1e-4)
+    for result in (coherence(teacher, teacher, k=4), coherence(student, teacher, k=4)):
+        assert np.allclose([tuple(e) for e in result], 1, atol=1e-4)
 
 
 def test_zero_for_unrelated_models_on_average(rng):
     values = []
     for _ in range(60):
-        found = coherence(rng.normal(size=(30, 3)), rng.normal(size=(30, 5)), k=5)
-        values.append([e.value for e in found])
+        result = coherence(rng.normal(size=(30, 3)), rng.normal(size=(30, 5)), k=5)
+        values.append([e.value for e in result])
     error = np.std(values, axis=0) / 60**0.5
     assert (np.abs(np.mean(values, axis=0) - [0, 0, 0, 5 / 29]) < 4 * error).all()
 
 
 def test_ties_and_a_collapsed_student():
     _, teacher = related(30, 0, 0)
-    found = coherence(np.ones((30, 4)), teacher, k=4)
-    assert np.allclose(found.spearman, 0, atol=1e-6)
-    assert np.allclose(found.kendall.value, 0)
-    assert np.isfinite(jax.tree.leaves(found)).all()
+    result = coherence(np.ones((30, 4)), teacher, k=4)
+    assert np.allclose(result.spearman, 0, atol=1e-6)
+    assert np.allclose(result.kendall.value, 0)
+    assert np.isfinite(jax.tree.leaves(result)).all()
     assert np.allclose([e.value for e in coherence(np.ones((30, 4)), np.ones((30, 2)), k=4)], 1)
     coarse = np.round(teacher[:, :3])  # sums of whole numbers are exact, and so are their ties
     expected = by_brute_force(coarse, teacher, 4, "manhattan")[:, SPEARMAN].mean()
-    found = coherence(coarse, teacher, k=4, dissimilarity="manhattan")
-    assert np.allclose(found.spearman.value, expected, atol=1e-5)
+    result = coherence(coarse, teacher, k=4, dissimilarity="manhattan")
+    assert np.allclose(result.spearman.value, expected, atol=1e-5)
 
 
 def test_symmetric_in_student_and_teacher():
@@ -108,7 +111,8 @@ def test_symmetric_in_student_and_teacher():
 
 
 def test_the_jackknife_of_neighbours_by_leaving_points_out():
-    # The influence of a point on the share of common neighbours, against the share really computed without it.
+    # A point's influence on the share of common neighbours, against the share recomputed without
+    # it.
     student, teacher = related(20, 0.5, 3)
     n, k = 20, 4
     full = by_brute_force(student, teacher, k)[:, NEIGHBOURS]
@@ -116,9 +120,9 @@ def test_the_jackknife_of_neighbours_by_leaving_points_out():
     without = np.array([by_brute_force(*part, k)[:, NEIGHBOURS].mean() for part in parts])
     influence = (n - 1) * (full.mean() - without)
     jackknife = np.sum((influence - influence.mean()) ** 2) / (n * (n - 1))
-    found = coherence(student, teacher, k=k).neighbours
-    half = (found.high - found.low) / 2 / _student_t_975(n - 1)
-    # Ours leaves out what is noise in the plain jackknife: below it, but not by orders of magnitude.
+    result = coherence(student, teacher, k=k).neighbours
+    half = (result.high - result.low) / 2 / _student_t_975(n - 1)
+    # Our interval leaves out the noise of the plain jackknife: it is narrower, but not much.
     assert 0.3 * jackknife**0.5 < half <= jackknife**0.5
 
 
@@ -155,23 +159,26 @@ def test_students_t():
 
 
 def hits(n, noise, repetitions, k, population=4000, **given):
-    """How often the interval of each degree contains the truth, here the mean over many samples of this size."""
-    found = np.array(
+    """Compute how often each degree's interval contains the truth.
+
+    The truth is the mean over many samples of this size.
+    """
+    result = np.array(
         [
             [tuple(e) for e in coherence(*related(n, noise, 1000 + i), k=k, **given)]
             for i in range(repetitions)
         ]
     )
-    truth = found[:, :, 0].mean(axis=0)
-    # For the three degrees that do not depend on n also the truth of the population.
+    truth = result[:, :, 0].mean(axis=0)
+    # Three degrees do not depend on n: their truth is the population's.
     truth[:NEIGHBOURS] = [e.value for e in coherence(*related(population, noise, 5), k=k)][
         :NEIGHBOURS
     ]
-    return np.mean((found[:, :, 1] <= truth) & (truth <= found[:, :, 2]), axis=0)
+    return np.mean((result[:, :, 1] <= truth) & (truth <= result[:, :, 2]), axis=0)
 
 
 def test_intervals_cover():
-    # 40 samples: a true 95 % is seen as less than 85 % once in 300 times.
+    # Of 40 samples, a true 95 % gives less than 85 % once in 300 times.
     assert (hits(60, 0.5, 40, 5, population=1500) >= 0.85).all()
 
 
@@ -204,7 +211,7 @@ def test_fifty_thousand_examples():
 
 @pytest.mark.bad_input
 @pytest.mark.parametrize("who", ["student", "teacher"])
-def test_what_is_not_finite_is_refused(who):
+def test_features_that_are_not_finite_are_refused(who):
     given = dict(zip(("student", "teacher"), related(9, 0.5, 0), strict=True))
     given[who] = np.where(np.arange(9)[:, None] == 4, np.nan, given[who])
     with pytest.raises(

@@ -11,7 +11,7 @@ K, CLASSES = 7, 4
 
 
 def clusters(rng, n, d=6):
-    """Overlapping classes: no method gets all of them, so that agreement means something."""
+    """Draw overlapping classes, which no method separates: so agreement means something."""
     labels = rng.integers(0, CLASSES, n)
     centres = np.random.default_rng(7).normal(size=(CLASSES, d))
     return (centres[labels] + 0.8 * rng.normal(size=(n, d))).astype(np.float32), labels
@@ -23,7 +23,7 @@ def sets(rng):
 
 
 def by_brute_force(features, gallery, labels, k, temperature, exclude_self=False):
-    """Votes added up one by one; temperature None is the majority."""
+    """Add up votes one by one; temperature None is the majority."""
     x, y = (np.asarray(f, np.float64) for f in (features, gallery))
     x, y = (f / np.linalg.norm(f, axis=1, keepdims=True) for f in (x, y))
     predicted = []
@@ -70,9 +70,7 @@ def test_equals_scikit_learn(sets):
         ("majority", "uniform"),
         ("cosine", lambda distances: np.exp((1 - distances) / 0.07)),
     ):
-        k = (
-            1 if weighting == "majority" else K
-        )  # scikit-learn breaks ties of votes by the class's number
+        k = 1 if weighting == "majority" else K  # scikit-learn breaks ties of votes by class
         oracle = KNeighborsClassifier(k, metric="cosine", weights=weights, algorithm="brute")
         expected = oracle.fit(gallery, gallery_labels).predict(features)
         assert (
@@ -91,8 +89,9 @@ def test_chunks_change_nothing(chunk_size, exclude_self, sets, monkeypatch):
 
 
 def test_by_hand():
-    # Similarities to (1, 0): 1, 0.8 and 0.6. At temperature 0.2 the two farther weigh e^-1 + e^-2 = 0.50 of the
-    # nearest together, at 1 e^-0.2 + e^-0.4 = 1.49.
+    # Similarities to (1, 0) are 1, 0.8 and 0.6. The weights of the other two, relative to the
+    # nearest, sum to e^-1 + e^-2 = 0.50 at temperature 0.2. At temperature 1 it is e^-0.2 + e^-0.4
+    # = 1.49.
     gallery, labels = np.array([[3.0, 0.0], [0.8, 0.6], [1.2, -1.6]]), np.array([0, 1, 1])
     query = np.array([[2.0, 0.0]])
     assert knn_predict(query, gallery, labels, k=3, temperature=0.2) == 0
@@ -105,10 +104,10 @@ def test_by_hand():
 def test_ties_go_to_the_nearest_and_then_to_the_first():
     gallery = np.array([[0.0, 1.0], [1.0, 0.5], [1.0, 0.1], [1.0, 0.5]])
     query = np.array([[1.0, 0.0]])
-    # of two votes each, the class of the nearest, whatever its number
+    # two votes each: the class of the nearest wins, whatever its number
     assert knn_predict(query, gallery, np.array([5, 5, 9, 9]), k=4, weighting="majority") == 9
     assert knn_predict(query, gallery, np.array([9, 9, 5, 5]), k=4, weighting="majority") == 5
-    # the second and the fourth are equally far: only one of them fits into k = 2, the earlier, in chunks too
+    # equally far: only the earlier one fits, in chunks too
     for chunk_size in (1, 3, 4):
         duplicates = np.array([[1.0, 0.5], [1.0, 0.5], [1.0, 0.5], [1.0, 0.5]])
         assert (
@@ -121,7 +120,7 @@ def test_a_zero_vector_has_no_direction():
     assert (
         knn_predict(np.array([[1.0, 0.0], [0.0, 0.0]]), gallery, labels, k=1) == np.array([2, 0])
     ).all()
-    # to (1, 0) a zero vector is nearer than what points away
+    # a zero vector is nearer to (1, 0) than its opposite
     assert knn_predict(np.array([[1.0, 0.0]]), gallery[:2], labels[:2], k=1) == 0
 
 
@@ -136,11 +135,11 @@ def test_rotation_and_scale_change_nothing(sets, rng):
 
 
 def test_leave_one_out_never_sees_the_example_itself(rng):
-    # Labels drawn by lot: seeing itself an example would always be right with k = 1.
+    # With random labels and k = 1, an example that sees itself is always right.
     features, labels = rng.normal(size=(100, 4)), rng.integers(0, 4, 100)
     assert knn_accuracy(features, labels, features, labels, k=1) == 1
     assert knn_accuracy(features, labels, features, labels, k=1, exclude_self=True) < 0.5
-    # a duplicate is another example, and does vote
+    # a duplicate is another example and votes
     twice, both = np.concatenate([features, features]), np.concatenate([labels, labels])
     assert knn_accuracy(twice, both, twice, both, k=1, exclude_self=True) == 1
 
@@ -161,29 +160,31 @@ def test_a_million_in_the_gallery_and_ten_thousand_queries_fit_into_2_gb():
     n, m, d, k = 10_000, 1_000_000, 128, 200
     features, gallery = (jax.ShapeDtypeStruct((rows, d), jnp.float32) for rows in (n, m))
     given = {"k": k, "rows": QUERIES_AT_A_TIME, "chunk": 16384, "exclude_self": False}
-    found = (jax.ShapeDtypeStruct((n, k), dtype) for dtype in (jnp.float32, jnp.int32))
+    neighbours = (jax.ShapeDtypeStruct((n, k), dtype) for dtype in (jnp.float32, jnp.int32))
     labels = jax.ShapeDtypeStruct((m,), jnp.int32)
     searched = _search.lower(features, gallery, **given).compile().memory_analysis()
     voted = (
-        _vote.lower(*found, labels, 0.07, rows=VOTES_AT_A_TIME // k**2).compile().memory_analysis()
+        _vote.lower(*neighbours, labels, 0.07, rows=VOTES_AT_A_TIME // k**2)
+        .compile()
+        .memory_analysis()
     )
     for memory in (searched, voted):
         assert memory.temp_size_in_bytes + memory.output_size_in_bytes < 2e9
-    # both at once, and what the features themselves take: what the whole of it needs
+    # both at once, with the features themselves
     together = searched.temp_size_in_bytes + voted.temp_size_in_bytes + voted.argument_size_in_bytes
     assert searched.argument_size_in_bytes + together < 2e9
 
 
 def test_neighbours_found_once_serve_every_vote(sets):
     features, _, gallery, labels = sets
-    found = nearest(features, gallery, k=K)
+    neighbours = nearest(features, gallery, k=K)
     x, y = (f / np.linalg.norm(f, axis=1, keepdims=True) for f in (features, gallery))
     similarities = x @ y.T
-    assert (found.places == np.argsort(-similarities, axis=1, kind="stable")[:, :K]).all()
-    assert np.allclose(found.similarity, -np.sort(-similarities, axis=1)[:, :K], atol=1e-6)
+    assert (neighbours.places == np.argsort(-similarities, axis=1, kind="stable")[:, :K]).all()
+    assert np.allclose(neighbours.similarity, -np.sort(-similarities, axis=1)[:, :K], atol=1e-6)
     for weighting in ("cosine", "majority"):
         expected = knn_predict(features, gallery, labels, k=K, weighting=weighting)
-        assert (vote(found, labels, weighting=weighting) == expected).all()
+        assert (vote(neighbours, labels, weighting=weighting) == expected).all()
 
 
 X = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
@@ -198,10 +199,10 @@ WITH_NAN = np.where(np.arange(8)[:, None] == 5, np.nan, X)
         ({"k": 9}, "got k 9 for a gallery of 8: expected an integer from 1 to 8"),
         (
             {"k": 8, "exclude_self": True},
-            "got k 8 for a gallery of 8, of which each leaves itself out: expected an",
+            "got k 8 for a gallery of 8 without the query itself: expected an integer from 1 to 7",
         ),
         ({"gallery": X[:7], "gallery_labels": Y[:7], "exclude_self": True}, "pass them as both"),
-        ({"gallery": X[:0], "gallery_labels": Y[:0]}, "got a gallery of 0: expected one to find"),
+        ({"gallery": X[:0], "gallery_labels": Y[:0]}, "got a gallery of 0: expected at least one"),
         ({"features": X[:0], "labels": Y[:0]}, "got features (0, 4): expected at least one row"),
         (
             {"features": WITH_NAN},
@@ -236,7 +237,7 @@ WITH_NAN = np.where(np.arange(8)[:, None] == 5, np.nan, X)
         ),
         (
             {"gallery_labels": 0 * Y + 2},
-            "got gallery_labels of the one class 2: expected at least two, or everything",
+            "got gallery_labels of the one class 2: expected at least two; add examples",
         ),
         (
             {"weighting": "distance"},

@@ -14,7 +14,7 @@ N, D, CLASSES = 250, 5, 4
 
 
 def examples(n, seed, d=D, classes=CLASSES, noise=1.0):
-    """Overlapping classes on very different scales, away from the origin."""
+    """Draw overlapping classes on very different scales, away from the origin."""
     fixed, drawn = np.random.default_rng(7), np.random.default_rng(seed)
     centres, scales = fixed.normal(size=(classes, d)), np.logspace(-3, 3, d)
     labels = drawn.integers(0, classes, n)
@@ -27,7 +27,7 @@ TRAIN, TEST = examples(N, 0), examples(300, 1)
 
 
 def fitted(penalty, statistics_of, features, labels):
-    """Scikit-learn's, in its units, and the standardisation before it."""
+    """Standardise and fit scikit-learn's regression, with the penalty in its units."""
     x = np.asarray(statistics_of, np.float64)
     mean, deviation = x.mean(axis=0), x.std(axis=0)
     deviation[deviation == 0] = 1
@@ -38,15 +38,14 @@ def fitted(penalty, statistics_of, features, labels):
 
 @pytest.mark.parametrize("penalty", [1e-5, 1e-3, 1e-1, 10.0])
 def test_equals_scikit_learn(penalty):
-    found = linear_probe(*TRAIN, *TEST, penalties=(penalty,))
+    probe = linear_probe(*TRAIN, *TEST, penalties=(penalty,))
     _, score = fitted(penalty, TRAIN[0], *TRAIN)
-    assert isinstance(found, Probe)
-    assert np.allclose(
-        found.accuracy, score(*TEST), atol=1 / 300 + 1e-9
-    )  # one on the border may fall either way
-    assert found.penalty == penalty
-    assert found.converged
-    assert 0 < found.iterations < 200
+    assert isinstance(probe, Probe)
+    # One example on the border may fall either way.
+    assert np.allclose(probe.accuracy, score(*TEST), atol=1 / 300 + 1e-9)
+    assert probe.penalty == penalty
+    assert probe.converged
+    assert 0 < probe.iterations < 200
 
 
 @pytest.mark.parametrize("penalty", [1e-4, 1e-1])
@@ -73,14 +72,14 @@ def test_the_minimiser_is_scikit_learns(penalty):
 def test_the_penalty_is_chosen_on_the_validation_set():
     penalties = (1e-3, 1.0, 3e-2, 1e3)
     train, held = tuple(x[:200] for x in TRAIN), tuple(x[200:] for x in TRAIN)
-    found = linear_probe(*train, *TEST, validation=held, penalties=penalties)
+    probe = linear_probe(*train, *TEST, validation=held, penalties=penalties)
     scores = {p: fitted(p, TRAIN[0], *train)[1](*held) for p in penalties}
-    assert np.allclose(found.validation_accuracy, max(scores.values()), atol=1 / 50 + 1e-9)
-    assert scores[found.penalty] == pytest.approx(found.validation_accuracy, abs=1 / 50 + 1e-9)
+    assert np.allclose(probe.validation_accuracy, max(scores.values()), atol=1 / 50 + 1e-9)
+    assert scores[probe.penalty] == pytest.approx(probe.validation_accuracy, abs=1 / 50 + 1e-9)
     assert len(set(scores.values())) > 1
-    # then fitted to all of it
-    _, score = fitted(found.penalty, TRAIN[0], *TRAIN)
-    assert np.allclose(found.accuracy, score(*TEST), atol=1 / 300 + 1e-9)
+    # then it is fitted to all examples
+    _, score = fitted(probe.penalty, TRAIN[0], *TRAIN)
+    assert np.allclose(probe.accuracy, score(*TEST), atol=1 / 300 + 1e-9)
 
 
 def test_of_penalties_that_do_equally_well_the_strongest_is_chosen(rng):
@@ -88,8 +87,8 @@ def test_of_penalties_that_do_equally_well_the_strongest_is_chosen(rng):
     separate = np.eye(D, dtype=np.float32)[labels] + 0.01 * rng.normal(size=(N, D)).astype(
         np.float32
     )
-    found = linear_probe(separate, labels, separate, labels, penalties=(1e-5, 1e-3, 1e-4))
-    assert found[:3] == (1.0, 1e-3, 1.0)
+    probe = linear_probe(separate, labels, separate, labels, penalties=(1e-5, 1e-3, 1e-4))
+    assert probe[:3] == (1.0, 1e-3, 1.0)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.2, 0.5])
@@ -101,10 +100,10 @@ def test_of_each_class_the_same_share_is_held_out(share, rng):
     assert not np.array_equal(held_out, other)
 
 
-def test_numbers_of_classes_order_place_and_scale_do_not_matter(rng):
+def test_class_numbers_order_offset_and_scale_do_not_matter(rng):
     expected = linear_probe(*TRAIN, *TEST)
     assert expected == linear_probe(*TRAIN, *TEST)
-    names = np.array([3, 70_000, 11, 5])  # the order changes, and with it what is held out
+    names = np.array([3, 70_000, 11, 5])  # another order, so other examples are held out
     renamed = linear_probe(TRAIN[0], names[TRAIN[1]], TEST[0], names[TEST[1]])
     assert abs(renamed.accuracy - expected.accuracy) < 0.03
     scales, shifts = (
@@ -118,35 +117,35 @@ def test_numbers_of_classes_order_place_and_scale_do_not_matter(rng):
     assert abs(moved.accuracy - expected.accuracy) <= 1 / 300 + 1e-9
 
 
-def test_a_constant_feature_says_nothing_even_where_the_test_set_differs():
+def test_a_constant_feature_is_ignored_even_where_the_test_set_differs():
     train, test = TRAIN[0].copy(), TEST[0].copy()
-    # but for a rounding, which beside the others is enormous
+    # constant up to a rounding, which is enormous beside the other features
     train[:, 2] = np.where(
         np.arange(N) % 2, np.float32(1.1e20), np.nextafter(np.float32(1.1e20), np.float32(0))
     )
     _, score = fitted(1e-2, train[:, [0, 1, 3, 4]], train[:, [0, 1, 3, 4]], TRAIN[1])
     for value in (1.1e20, -1e6):
         test[:, 2] = value
-        found = linear_probe(train, TRAIN[1], test, TEST[1], penalties=(1e-2,))
+        probe = linear_probe(train, TRAIN[1], test, TEST[1], penalties=(1e-2,))
         assert np.allclose(
-            found.accuracy, score(test[:, [0, 1, 3, 4]], TEST[1]), atol=1 / 300 + 1e-9
+            probe.accuracy, score(test[:, [0, 1, 3, 4]], TEST[1]), atol=1 / 300 + 1e-9
         )
 
 
 def test_a_class_that_was_not_in_training_counts_as_an_error():
-    found = linear_probe(*TRAIN, *TEST, penalties=(1e-2,))
+    probe = linear_probe(*TRAIN, *TEST, penalties=(1e-2,))
     new = np.where(np.arange(300) < 150, 17, TEST[1])
     missed = linear_probe(*TRAIN, TEST[0], new, penalties=(1e-2,))
-    assert missed.accuracy <= 0.5 < found.accuracy
+    assert missed.accuracy <= 0.5 < probe.accuracy
 
 
-def test_says_so_when_it_did_not_converge(monkeypatch):
+def test_reports_a_fit_that_did_not_converge(monkeypatch):
     monkeypatch.setattr(module, "MOST_ITERATIONS", 2)
     module._fit.clear_cache()
-    found = linear_probe(*TRAIN, *TEST, penalties=(1e-5,))
+    probe = linear_probe(*TRAIN, *TEST, penalties=(1e-5,))
     module._fit.clear_cache()
-    assert not found.converged
-    assert found.iterations == 2
+    assert not probe.converged
+    assert probe.iterations == 2
 
 
 @pytest.mark.nightly
@@ -157,9 +156,9 @@ def test_quick_on_two_cores(n, seconds):
     for _ in range(3):
         jax.clear_caches()
         start = time.perf_counter()
-        found = linear_probe(*train, *test)
+        probe = linear_probe(*train, *test)
         taken.append(time.perf_counter() - start)
-        assert found.converged
+        assert probe.converged
     assert min(taken) < seconds
 
 
@@ -176,7 +175,10 @@ WITH_NAN = np.where(np.arange(N)[:, None] == 5, np.nan, TRAIN[0])
         ),
         (
             {"train_labels": np.full(N, 3), "validation": TRAIN},
-            "the one class 3, beside 250 held out for validation: expected at least two classes; give examples of more",
+            (
+                "the one class 3, beside 250 held out for validation: expected at least two "
+                "classes; add examples of others"
+            ),
         ),
         (
             {"train_features": WITH_NAN},
@@ -207,7 +209,7 @@ WITH_NAN = np.where(np.arange(N)[:, None] == 5, np.nan, TRAIN[0])
         ({"validation": None}, "got validation None: expected a share"),
         (
             {"validation": 1e-3},
-            "got validation 0.001 of 250 training examples, which holds out none: expected one",
+            "got validation 0.001 of 250 training examples, which holds out none: expected at",
         ),
         (
             {"validation": (TEST[0],)},

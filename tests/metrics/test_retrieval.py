@@ -17,13 +17,13 @@ module = importlib.import_module("pcjax.metrics.retrieval")  # the name itself i
 KS = (1, 3, 6)
 
 
-def values(found):
-    """Everything but the count, as one vector."""
-    return np.array([*found.recall_at.values(), *found[1:4]])
+def values(result):
+    """Return everything but the count, as one vector."""
+    return np.array([*result.recall_at.values(), *result[1:4]])
 
 
 def of_order(relevant, ks):
-    """Of one query, given whether each of the sorted gallery is relevant."""
+    """Compute the values of one query, given which of the sorted gallery are relevant."""
     r, total = np.asarray(relevant, float), int(np.sum(relevant))
     precision = np.cumsum(r) / np.arange(1, len(r) + 1)
     recall = [float(r[:k].any()) for k in ks]
@@ -38,8 +38,8 @@ def of_order(relevant, ks):
 
 
 def by_brute_force(d, labels, gallery_labels, ks, itself=False):
-    """Expectations over all orders of what is tied, by trying them."""
-    found = []
+    """Average the values over all orders of the ties."""
+    result = []
     for i, row in enumerate(d):
         keep = np.arange(len(row)) != i if itself else np.ones(len(row), bool)
         row, relevant = row[keep], gallery_labels[keep] == labels[i]
@@ -47,12 +47,15 @@ def by_brute_force(d, labels, gallery_labels, ks, itself=False):
             continue
         runs = [relevant[row == value] for value in np.unique(row)]
         orders = itertools.product(*(list(itertools.permutations(run)) for run in runs))
-        found.append(np.mean([of_order(np.concatenate(order), ks) for order in orders], axis=0))
-    return np.mean(found, axis=0), len(found)
+        result.append(np.mean([of_order(np.concatenate(order), ks) for order in orders], axis=0))
+    return np.mean(result, axis=0), len(result)
 
 
 def drawn(rng):
-    """Twenty queries, one of which has nothing to find, and a gallery long enough for the sorting network."""
+    """Draw twenty queries, one of which has nothing to find, and a gallery.
+
+    The gallery is long enough for the sorting network.
+    """
     labels = rng.integers(0, 3, 20)
     labels[3] = 9
     return rng.normal(size=(20, 3)), labels, rng.normal(size=(90, 3)), rng.integers(0, 3, 90)
@@ -60,23 +63,23 @@ def drawn(rng):
 
 def test_equals_brute_force_and_scikit_learn(rng):
     queries, labels, gallery, gallery_labels = drawn(rng)
-    found = retrieval(queries, labels, gallery, gallery_labels, ks=KS)
+    result = retrieval(queries, labels, gallery, gallery_labels, ks=KS)
     d = oracles.dissimilarity("cosine", queries, gallery)
     expected, counted = by_brute_force(d, labels, gallery_labels, KS)
-    assert isinstance(found, Retrieval)
-    assert tuple(found.recall_at) == KS
-    assert np.allclose(values(found), expected, atol=1e-6)
-    assert found.queries == counted == 19
+    assert isinstance(result, Retrieval)
+    assert tuple(result.recall_at) == KS
+    assert np.allclose(values(result), expected, atol=1e-6)
+    assert result.queries == counted == 19
     precisions = [
         average_precision_score(gallery_labels == y, -row)
         for y, row in zip(labels, d, strict=True)
         if y < 3
     ]
-    assert np.allclose(found.mean_average_precision, np.mean(precisions))
+    assert np.allclose(result.mean_average_precision, np.mean(precisions))
 
 
 def itself(features, labels, dissimilarity="euclidean"):
-    """Sixty queries among themselves, always compiled for the same shapes."""
+    """Search sixty queries among themselves, so that one program serves many tests."""
     return retrieval(features, labels, dissimilarity=dissimilarity, ks=KS)
 
 
@@ -86,9 +89,9 @@ def test_none_finds_itself(rng):
     expected, counted = by_brute_force(
         oracles.dissimilarity("euclidean", features, features), labels, labels, KS, itself=True
     )
-    found = itself(features, labels)
-    assert np.allclose(values(found), expected, atol=1e-6)
-    assert found.queries == counted == 59
+    result = itself(features, labels)
+    assert np.allclose(values(result), expected, atol=1e-6)
+    assert result.queries == counted == 59
 
 
 @functools.cache
@@ -99,22 +102,19 @@ def of_a_line(points, labels):
 
 
 def test_by_hand():
-    # From 0 the second and the fourth of the others are of its class: R = 2.
-    found = of_a_line((0, 1, 2, 3, 4, 5, 6), (1, 0, 1, 0, 1, 0, 0))
-    assert np.allclose(list(found.recall_at.values()), [0, 1, 1, 1])
-    assert np.allclose(found.mean_average_precision, (1 / 2 + 2 / 4) / 2)
-    assert np.allclose(found.r_precision, 1 / 2)
-    assert np.allclose(found.map_at_r, (1 / 2) / 2)
+    # Seen from 0, the second and the fourth of the others are of its class: R = 2.
+    result = of_a_line((0, 1, 2, 3, 4, 5, 6), (1, 0, 1, 0, 1, 0, 0))
+    assert np.allclose(list(result.recall_at.values()), [0, 1, 1, 1])
+    assert np.allclose(result.mean_average_precision, (1 / 2 + 2 / 4) / 2)
+    assert np.allclose(result.r_precision, 1 / 2)
+    assert np.allclose(result.map_at_r, (1 / 2) / 2)
 
 
 @pytest.mark.parametrize(
     ("points", "labels"),
     [
         ((0, 1, 1, 1, 1, 1, 1), (1, 0, 1, 0, 0, 1, 0)),  # one run of ties
-        (
-            (0, 1, 1, 2, 2, 2, 3),
-            (1, 0, 0, 1, 1, 0, 1),
-        ),  # within the first k, across them, and beyond
+        ((0, 1, 1, 2, 2, 2, 3), (1, 0, 0, 1, 1, 0, 1)),  # within the first k, across, beyond
         ((0, 0, 0, 1, 1, -1, -1), (1, 0, 1, 1, 0, 0, 0)),
         ((0, 2, 2, 1, 1, 1, 2), (1, 1, 1, 1, 1, 0, 1)),
     ],
@@ -126,19 +126,19 @@ def test_ties_count_as_their_mean_over_all_orders(points, labels):
 
 
 def test_a_collapsed_model_draws_lots(rng):
-    # 20 of each of 3 classes, sorted by class: in the order they came in the first would seem to be found.
+    # 20 of each of 3 classes, sorted by class: in gallery order the first would seem right.
     labels = np.repeat(np.arange(3), 20)
-    found = itself(np.ones((60, 4)), labels)
-    assert np.allclose([found.recall_at[1], found.r_precision], 19 / 59, atol=1e-6)
+    result = itself(np.ones((60, 4)), labels)
+    assert np.allclose([result.recall_at[1], result.r_precision], 19 / 59, atol=1e-6)
     lots = [of_order(rng.permutation(labels[1:] == 0), KS) for _ in range(3000)]
-    assert np.allclose(values(found), np.mean(lots, axis=0), atol=0.03)
+    assert np.allclose(values(result), np.mean(lots, axis=0), atol=0.03)
 
 
 def test_perfect_and_hopeless(rng):
     labels = np.arange(60) % 4
     features = np.eye(4)[labels] + 0.01 * rng.normal(size=(60, 4))
     assert np.allclose(values(itself(features, labels)), 1)
-    # each class is in pairs of points as far apart as any: what is near is always of another
+    # each class is a pair far apart: all near points are of other classes
     far = np.repeat([[0.0], [1000.0]], 30, axis=0) * [1, 0, 0, 0] + rng.normal(size=(60, 4))
     assert np.allclose(values(itself(far, np.arange(60) % 30))[:-3], 0)
 
@@ -198,7 +198,10 @@ Y = np.arange(8) % 3
     [
         (
             {"ks": (1, 8)},
-            "got k 8 in ks for 8 queries, none of which finds itself: expected an integer from 1 to 7",
+            (
+                "got k 8 in ks for 8 queries, none of which finds itself: expected an integer "
+                "from 1 to 7"
+            ),
         ),
         (
             {"gallery": X[:5], "gallery_labels": Y[:5]},
@@ -218,11 +221,11 @@ Y = np.arange(8) % 3
         ),
         (
             {"labels": np.arange(8)},
-            "and no class of a query in it: expected some; check both sets' labels",
+            "and no class of a query in it: expected at least one; check both sets' labels",
         ),
         (
             {"labels": 0 * Y},
-            "got labels of the one class 0: expected at least two, or everything would be right",
+            "got labels of the one class 0: expected at least two; add examples of others",
         ),
         ({"gallery": X, "gallery_labels": 0 * Y}, "got gallery_labels of the one class 0"),
         ({"labels": Y - 1}, "got labels with -1 among them"),

@@ -11,7 +11,10 @@ def pair(rng, n=40):
 
 
 def hsic(K, L, unbiased):
-    """From n x n Gram matrices, as published: Song et al. (2012), equation 5, and Gretton et al. (2005)."""
+    """Compute HSIC from n x n Gram matrices, as published.
+
+    Song et al. (2012), equation 5, and Gretton et al. (2005).
+    """
     n, one = len(K), np.ones(len(K))
     if not unbiased:
         H = np.eye(n) - 1 / n
@@ -39,7 +42,7 @@ def test_equals_the_published_definition(unbiased, rng):
 
 
 def test_zero_on_average_for_unrelated_features_only_if_unbiased(rng):
-    # as many features as examples, where the biased one is near 1/2
+    # with as many features as examples the biased one is near 1/2
     drawn = [(rng.normal(size=(40, 40)), rng.normal(size=(40, 40))) for _ in range(100)]
     unbiased = np.array([linear_cka(*both) for both in drawn])
     assert np.abs(unbiased.mean()) < 4 * unbiased.std() / 10
@@ -48,7 +51,7 @@ def test_zero_on_average_for_unrelated_features_only_if_unbiased(rng):
 
 
 @pytest.mark.parametrize("unbiased", [True, False])
-def test_rotation_place_and_scale_change_nothing(unbiased, rng):
+def test_rotation_translation_and_scale_change_nothing(unbiased, rng):
     x, y = pair(rng)
     value = linear_cka(x, y, unbiased=unbiased)
     turn = np.linalg.qr(rng.normal(size=(6, 6)))[0]
@@ -69,7 +72,7 @@ def test_nothing_to_compare_is_0(rng):
             np.tile(rng.normal(size=6), (40, 1)),
         ):
             assert linear_cka(constant, x, unbiased=unbiased) == 0
-    # all of them equally far from each other
+    # all are equally far apart
     assert linear_cka(np.eye(40), rng.normal(size=(40, 6))) == 0
 
 
@@ -94,7 +97,7 @@ def test_refused(shapes, given, message):
 
 
 @pytest.mark.bad_input
-def test_what_is_not_a_number_is_refused():
+def test_features_that_are_not_finite_are_refused():
     with pytest.raises(
         ValueError, match=r"got y with 1 of 8 rows that hold NaN or infinity, row 2 the first"
     ):

@@ -29,7 +29,7 @@ FLAGS = (
 
 
 def missing():
-    """Which of the two programs is not there."""
+    """Return which of the two programs are missing."""
     return [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
 
 
@@ -56,22 +56,22 @@ class Browser:
         self._ask("url", url=path.resolve().as_uri())
 
     def run(self, script):
-        """What a function body returns."""
+        """Run the body of a function; return its value."""
         return self._ask("execute/sync", script=script, args=[])
 
     def console(self):
-        """What the page complained about since it was asked last."""
+        """Return what the page complained about since the last call."""
         return [entry["message"] for entry in self._ask("se/log", type="browser")]
 
     def requests(self):
-        """The addresses that were asked for since it was asked last."""
+        """Return the addresses that were requested since the last call."""
         entries = self._ask("se/log", type="performance")
         messages = [json.loads(entry["message"])["message"] for entry in entries]
         sent = [message for message in messages if message["method"] == "Network.requestWillBeSent"]
         return [message["params"]["request"]["url"] for message in sent]
 
     def picture(self, path):
-        """The whole page as a PNG."""
+        """Save the whole page as a PNG."""
         taken = self.devtools("Page.captureScreenshot", format="png", captureBeyondViewport=True)
         path.write_bytes(base64.b64decode(taken["data"]))
 
@@ -92,14 +92,14 @@ def browser():
             start = {"session.restore_on_startup": 4, "session.startup_urls": ["about:blank"]}
             arguments = [*FLAGS, f"--user-data-dir={profile}"]
             options = {"binary": shutil.which("chromium"), "args": arguments, "prefs": start}
-            asked = {
+            capabilities = {
                 "goog:chromeOptions": options,
                 "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
             }
             _wait_for(port)
-            session = _ask(port, "POST", "/session", {"capabilities": {"alwaysMatch": asked}})[
-                "sessionId"
-            ]
+            session = _ask(
+                port, "POST", "/session", {"capabilities": {"alwaysMatch": capabilities}}
+            )["sessionId"]
             try:
                 yield Browser(port, f"/session/{session}")
             finally:

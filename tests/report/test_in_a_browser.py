@@ -1,13 +1,11 @@
-"""Reports as a browser shows them: drawn, readable on a phone and in the dark, and silent."""
+"""Reports in a browser: drawn, readable on a phone and in the dark, without a request."""
 
 import re
 
 import pytest
 from browser import browser, missing
-from synthetic import compared_from, write_comparison
-from test_report_run import SMALL
-
-from pcjax import cli
+from small import QUICK
+from synthetic import page_of, write_comparison
 
 pytestmark = [
     pytest.mark.nightly,
@@ -23,15 +21,19 @@ DRAWN = """return [...document.querySelectorAll('svg, img')].every(e => {
     return box.width > 0 && box.height > 0;
 })"""
 WIDE = "return [document.documentElement.scrollWidth, window.innerWidth]"
-TEXTS = """return [...document.querySelectorAll('svg text')].filter(e => e.textContent.trim()).map(e => {
+TEXTS = """
+return [...document.querySelectorAll('svg text')].filter(e => e.textContent.trim()).map(e => {
     const box = e.getBoundingClientRect(), frame = e.closest('svg').getBoundingClientRect();
     const scale = frame.width / e.closest('svg').viewBox.baseVal.width;
     return [e.textContent, parseFloat(getComputedStyle(e).fontSize) * scale,
-            box.left - frame.left, frame.right - box.right, box.top - frame.top, frame.bottom - box.bottom];
+            box.left - frame.left, frame.right - box.right,
+            box.top - frame.top, frame.bottom - box.bottom];
 })"""
-COLOURS = """return [...document.querySelectorAll('p, td, th, caption, figcaption, a, dt, dd, svg text')]
+COLOURS = """
+const all = 'p, td, th, caption, figcaption, a, dt, dd, svg text';
+return [...document.querySelectorAll(all)]
     .filter(e => e.textContent.trim() && e.getBoundingClientRect().width)
-    .map(e => { const s = getComputedStyle(e); return e instanceof SVGElement ? s.fill : s.color; })"""
+    .map(e => getComputedStyle(e)[e instanceof SVGElement ? 'fill' : 'color'])"""
 
 
 def luminance(colour):
@@ -43,29 +45,25 @@ def luminance(colour):
 
 
 def contrast(one, other):
-    """As WCAG defines it."""
+    """Compute the contrast of two colours as WCAG defines it."""
     high, low = sorted((luminance(one), luminance(other)), reverse=True)
     return (high + 0.05) / (low + 0.05)
 
 
+LONG = "a_loss_with_a_name_that_is_far_too_long_for_a_chart"
+
+
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory):
+def reports(tmp_path_factory, run_command):
+    """Draw a run, a comparison with made-up numbers, and one of the command."""
     folder = tmp_path_factory.mktemp("reports")
-    cli.main(["distill", *SMALL, "--workdir", str(folder / "run")])
-    names = (
-        "perception_coherence",
-        "a_loss_with_a_name_that_is_far_too_long_for_a_chart",
-        "crd",
-        "kd",
-    )
-    (folder / "comparison").mkdir()
-    write_comparison(folder / "comparison", labels=names, diverged={("kd", 0)})
-    (folder / "compared").mkdir()
-    compared_from(folder / "run", folder / "compared", names)
-    names = ("run", "comparison", "compared")
-    for name in names:
-        cli.main(["report", str(folder / name)])
-    return [folder / name / "report.html" for name in names]
+    made_up = folder / "made_up"
+    write_comparison(made_up, ("perception_coherence", LONG, "crd", "kd"), diverged={("kd", 0)})
+    page_of(made_up)
+    assert run_command("distill", *QUICK, "--workdir", folder / "run") == 0
+    words = ["--losses", "pkt,kd", "--seeds", "1", "--workdir", folder / "compared"]
+    assert run_command("compare", *QUICK, *words) == 0
+    return [folder / name / "report.html" for name in ("run", "made_up", "compared")]
 
 
 def test_reports_in_a_browser(reports):

@@ -1,11 +1,11 @@
-"""The numbers behind the figures, beside SciPy, brute force and the package's own metrics."""
+"""The numbers behind the figures equal SciPy's, brute force and the package's own metrics."""
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from pcjax import metrics
-from pcjax.report import embedding_math as space
+from pcjax.report import embedding_math as maths
 
 
 @pytest.fixture(scope="module")
@@ -19,73 +19,73 @@ def features():
 
 def test_ranks_are_those_of_the_distances(features):
     student = features[1].astype(np.float64)
-    found = space.ranks(features[1])
+    result = maths.ranks(features[1], "euclidean")
     for anchor in range(len(student)):
         others = np.arange(len(student)) != anchor
         distances = np.linalg.norm(student - student[anchor], axis=1)[others]
-        np.testing.assert_array_equal(found[anchor, others], stats.rankdata(distances))
-        assert found[anchor, anchor] == 0
+        np.testing.assert_array_equal(result[anchor, others], stats.rankdata(distances))
+        assert result[anchor, anchor] == 0
 
 
 def test_coherence_per_anchor_has_the_mean_that_the_metric_reports(features):
-    teacher, student = (space.ranks(of) for of in features)
-    found = space.correlations(teacher, student)
-    assert found.mean() == pytest.approx(
+    teacher, student = (maths.ranks(of) for of in features)
+    result = maths.correlations(teacher, student)
+    assert result.mean() == pytest.approx(
         float(metrics.coherence(features[1], features[0]).spearman.value), abs=1e-5
     )
     others = np.arange(60) != 5
-    assert found[5] == pytest.approx(stats.pearsonr(teacher[5, others], student[5, others])[0])
+    assert result[5] == pytest.approx(stats.pearsonr(teacher[5, others], student[5, others])[0])
 
 
 def test_density_of_equal_ranks_is_the_diagonal_and_of_unrelated_ones_is_flat():
     random = np.random.default_rng(0)
-    one, other = (space.ranks(random.normal(size=(400, 3)).astype(np.float32)) for _ in range(2))
-    np.testing.assert_allclose(space.density(one, one, 8), 8 * np.eye(8), atol=0.2)
-    unrelated = space.density(one, random.permuted(other, axis=1), 4)
+    one, other = (maths.ranks(random.normal(size=(400, 3)).astype(np.float32)) for _ in range(2))
+    np.testing.assert_allclose(maths.density(one, one, 8), 8 * np.eye(8), atol=0.2)
+    unrelated = maths.density(one, random.permuted(other, axis=1), 4)
     np.testing.assert_allclose(unrelated, 1, atol=0.1)
 
 
 def test_the_nearest_are_the_nearest(features):
-    found = space.nearest(space.ranks(features[0]), 4)
+    result = maths.nearest(maths.ranks(features[0], "euclidean"), 4)
     distances = np.linalg.norm(features[0][:, None] - features[0], axis=2) + 1e9 * np.eye(60)
-    np.testing.assert_array_equal(found, np.argsort(distances, axis=1)[:, :4])
+    np.testing.assert_array_equal(result, np.argsort(distances, axis=1)[:, :4])
 
 
 def test_a_plane_holds_the_most_variance_and_turning_it_back_finds_it(features):
-    found = space.plane(features[0])
+    result = maths.plane(features[0])
     values = np.sort(np.linalg.eigvalsh(np.cov(features[0].T)))[::-1]
-    assert found.share == pytest.approx(values[:2].sum() / values.sum(), abs=1e-5)
-    assert (found.points**2).mean() == pytest.approx(1)
+    assert result.share == pytest.approx(values[:2].sum() / values.sum(), abs=1e-5)
+    assert (result.points**2).mean() == pytest.approx(1)
     turn = np.array([[0.0, 1.0], [1.0, 0.0]])  # a mirror
     np.testing.assert_allclose(
-        space.turned(found.points @ turn, found.points), found.points, atol=1e-9
+        maths.turned(result.points @ turn, result.points), result.points, atol=1e-9
     )
-    line = space.plane(np.arange(5.0)[:, None])
+    line = maths.plane(np.arange(5.0)[:, None])
     assert line.points.shape == (5, 2)
     assert not line.points[:, 1].any()
 
 
 def test_confusion_counts():
-    found = space.confusion(np.array([0, 0, 1, 2]), np.array([0, 2, 1, 2]), 3)
-    np.testing.assert_array_equal(found, [[1, 0, 1], [0, 1, 0], [0, 0, 1]])
+    result = maths.confusion(np.array([0, 0, 1, 2]), np.array([0, 2, 1, 2]), 3)
+    np.testing.assert_array_equal(result, [[1, 0, 1], [0, 1, 0], [0, 0, 1]])
 
 
 def test_what_most_of_the_nearest_are_and_of_equally_many_those_that_are_nearer():
     labels = np.array([0, 1, 2, 2, 1])
     near = np.array([[1, 2, 3, 4], [2, 4, 3, 0], [1, 0, 3, 4], [1, 2, 4, 0], [0, 0, 1, 1]])
-    np.testing.assert_array_equal(space.voted(near, labels), [1, 2, 1, 1, 0])
-    np.testing.assert_array_equal(space.voted(near[:, :1], labels), [1, 2, 1, 1, 0])
+    np.testing.assert_array_equal(maths.voted(near, labels), [1, 2, 1, 1, 0])
+    np.testing.assert_array_equal(maths.voted(near[:, :1], labels), [1, 2, 1, 1, 0])
 
 
 def test_what_is_worth_a_look_begins_with_the_worst():
     values = np.array([0.9, 0.1, 0.5, 0.3, 0.7])
-    np.testing.assert_array_equal(space.telling(values, 2, 1, 1), [1, 3, 2, 0])
-    np.testing.assert_array_equal(space.telling(values, 6, 3, 3), [1, 3, 2, 4, 0])
+    np.testing.assert_array_equal(maths.telling(values, 2, 1, 1), [1, 3, 2, 0])
+    np.testing.assert_array_equal(maths.telling(values, 6, 3, 3), [1, 3, 2, 4, 0])
 
 
 def test_a_sample_is_even_and_the_same_every_time():
-    np.testing.assert_array_equal(space.sample(5), np.arange(5))
-    large = space.sample(100_000)
-    assert len(large) == space.ANCHORS
+    np.testing.assert_array_equal(maths.sample(5), np.arange(5))
+    large = maths.sample(100_000)
+    assert len(large) == maths.ANCHORS
     assert (large[0], large[-1]) == (0, 99_999)
-    np.testing.assert_array_equal(large, space.sample(100_000))
+    np.testing.assert_array_equal(large, maths.sample(100_000))
