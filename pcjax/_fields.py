@@ -1,4 +1,4 @@
-"""Dataclasses whose fields hold the declared types, whether built in Python or decoded from JSON."""
+"""Dataclasses with checked field types, whether built in Python or decoded from JSON."""
 
 import dataclasses
 import functools
