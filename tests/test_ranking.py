@@ -128,7 +128,10 @@ def long_rows(temperature, method):
 
 @methods
 @machines
-@pytest.mark.parametrize("temperature", [1e-4, 1e-2, 0.5, 3.0, 30.0])
+@pytest.mark.parametrize(
+    "temperature",
+    [1e-2, *(pytest.param(t, marks=pytest.mark.nightly) for t in (1e-4, 0.5, 3.0, 30.0))],
+)
 def test_float32_is_within_a_thousandth_of_a_rank_at_4096(
     method, machine, temperature, monkeypatch
 ):
@@ -248,7 +251,10 @@ GROUPS = {
 
 @methods
 @machines
-@pytest.mark.parametrize("rows", GROUPS)
+@pytest.mark.parametrize(
+    "rows",
+    [*GROUPS][:2] + [pytest.param(name, marks=pytest.mark.nightly) for name in [*GROUPS][2:]],
+)
 def test_gradient_of_the_temperature_across_far_gaps(rows, method, machine, rng, monkeypatch):
     on(machine, monkeypatch)
     x = GROUPS[rows](rng).astype(np.float32)

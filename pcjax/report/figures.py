@@ -58,12 +58,16 @@ def draw(
     with matplotlib.rc_context(_style(name)), warnings.catch_warnings():
         # The reader's browser draws the letters.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        figure = Figure(
-            figsize=(width / PIXELS_PER_INCH, height / PIXELS_PER_INCH), layout="constrained"
-        )
+        size = (width / PIXELS_PER_INCH, height / PIXELS_PER_INCH)
+        figure = Figure(size, dpi=PIXELS_PER_INCH, layout="constrained")
         axes = figure.add_subplot()
         axes.set_axisbelow(True)
         paint(axes)
+        # Laid out here, as savefig would draw everything once more for it.
+        layout = figure.get_layout_engine()
+        if layout is not None:
+            layout.execute(figure)
+        figure.set_layout_engine("none")
         written = io.StringIO()
         figure.savefig(written, format="svg", metadata={"Date": None}, transparent=True)
     return _of_the_page(name, written.getvalue(), alternative, saved=width > SMALL)

@@ -1,6 +1,8 @@
 """The commands, as a user gives them, in this process."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import shlex
 import shutil
@@ -79,16 +81,22 @@ def test_the_seconds_of_all_commands_are_added_up(run, command, tmp_path):
     assert result_of(copy)["seconds"] > manifest["seconds"] > 0
 
 
-def test_features_and_runs_serve_as_teachers(run, command, tmp_path):
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory, run_command):
+    """Train a teacher alone and store its features."""
+    folder = tmp_path_factory.mktemp("teacher") / "a teacher"
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        assert run_command("teach", *QUICK, "--workdir", folder) == 0
+        lines = {"--teacher.run": output.getvalue().splitlines()[-1]}
+        assert run_command("embed", folder) == 0
+        lines["--teacher.features"] = output.getvalue().splitlines()[-1]
+    return folder, lines
+
+
+def test_features_and_runs_serve_as_teachers(run, teacher, command, tmp_path):
     """The commands that `teach` and `embed` print at the end give the same student."""
-    teacher = tmp_path / "a teacher"
-    status, output, _ = command("teach", *QUICK, "--workdir", teacher)
-    assert status == 0
+    teacher, lines = teacher
     assert result_of(teacher)["teacher"] == result_of(run)["teacher"]
-    lines = {"--teacher.run": output.splitlines()[-1]}
-    status, output, _ = command("embed", teacher)
-    assert status == 0
-    lines["--teacher.features"] = output.splitlines()[-1]
     expected = result_of(run)["student"]
     for option, line in lines.items():
         job, *words = shlex.split(line.removeprefix("next: pcjax "))
@@ -96,7 +104,7 @@ def test_features_and_runs_serve_as_teachers(run, command, tmp_path):
         assert option in words
         status, _, complaint = command(job, *words)
         assert status == 0, complaint
-        student = tmp_path / "a teacher-student"
+        student = teacher.with_name("a teacher-student")
         assert not (student / "teacher").exists()
         assert result_of(student)["student"] == expected
         student.rename(tmp_path / option)
@@ -106,25 +114,24 @@ def test_features_and_runs_serve_as_teachers(run, command, tmp_path):
     assert result_of(tmp_path / "again")["student"] == expected
 
 
-def test_plain_features_are_in_the_order_of_the_source(run, command, tmp_path):
+def test_plain_features_are_in_the_order_of_the_source(teacher, command, tmp_path):
     """Take one .npy with a row for every example, and notice a wrong order."""
-    teacher = tmp_path / "teacher"
-    assert command("teach", *QUICK, "--data.part", "1.0", "--workdir", teacher)[0] == 0
-    assert command("embed", teacher)[0] == 0
-    dataset = data.load("digits", validation=0.2)
-    with np.load(teacher / "features.npz") as stored:
-        rows = np.empty((1797, stored["train"].shape[1]), np.float32)
+    dataset = data.load("digits", part=0.4, validation=0.2)
+    with np.load(teacher[0] / "features.npz") as stored:
+        rows = np.zeros((1797, stored["train"].shape[1]), np.float32)
         for part, examples in dataset.parts.items():
             rows[examples.rows] = stored[part]
     np.save(tmp_path / "rows.npy", rows)
-    np.save(tmp_path / "wrong.npy", np.random.default_rng(0).permutation(rows))
+    wrong = np.random.default_rng(0).permutation(rows[rows.any(axis=1)])
+    np.save(tmp_path / "wrong.npy", np.resize(wrong, rows.shape))
     for name in ("rows", "wrong"):
-        words = ["--data.part", "1.0", "--teacher.features", tmp_path / f"{name}.npy"]
-        status, output, complaint = command("distill", *QUICK, *words, "--workdir", tmp_path / name)
+        words = ["--teacher.features", tmp_path / f"{name}.npy", "--workdir", tmp_path / name]
+        status, output, complaint = command("distill", *QUICK, *words)
         assert status == 0, complaint
         assert ("WARNING: the teacher's features are unrelated" in output) == (name == "wrong")
-    coherence = result_of(tmp_path / "rows")["teacher"]["knn_accuracy"]
-    assert coherence == result_of(teacher)["teacher"]["knn_accuracy"]
+    results = [result_of(path)["teacher"] for path in (tmp_path / "rows", teacher[0])]
+    for name in ("knn_accuracy", "linear_probe_accuracy", "retrieval"):
+        assert results[0][name] == results[1][name]
     np.save(tmp_path / "few.npy", rows[:-1])
     status, _, complaint = command(
         "distill", *QUICK, "--teacher.features", tmp_path / "few.npy", "--workdir", tmp_path / "few"
