@@ -82,8 +82,8 @@ def suspicious(tree):
 
 def test_no_source_loads_or_runs_what_a_file_holds():
     trees = {str(path.relative_to(FOLDER)): ast.parse(path.read_text()) for path in SOURCES}
-    found = {(name, what) for name, tree in trees.items() for what, _ in suspicious(tree)}
-    assert found == EXCEPTIONS
+    result = {(name, what) for name, tree in trees.items() for what, _ in suspicious(tree)}
+    assert result == EXCEPTIONS
 
 
 def test_the_search_finds_what_it_looks_for():
@@ -123,9 +123,9 @@ def test_no_loaded_module_holds_a_loader():
     out = subprocess.run(
         [sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=300
     ).stdout
-    count, found = json.loads(out.splitlines()[-1])
+    count, result = json.loads(out.splitlines()[-1])
     assert count == len(SOURCES) - len(list(FOLDER.rglob("__main__.py")))
-    assert found == []
+    assert result == []
 
 
 # Everything that is unpickled or unmarshalled while commands run, but for Python's own modules.
@@ -161,6 +161,6 @@ print(json.dumps([control, found]))
 def test_nothing_is_unpickled_while_commands_run(tmp_path):
     words = [sys.executable, "-c", USED, tmp_path / "run", tmp_path / "student", *QUICK]
     done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=True)
-    control, found = json.loads(done.stdout.splitlines()[-1])
+    control, result = json.loads(done.stdout.splitlines()[-1])
     assert control == ["pickle.find_class", "marshal.loads"]
-    assert found == []
+    assert result == []

@@ -122,13 +122,13 @@ def proto2proto(
     patches, prototypes = (
         (t, teacher_prototypes) if active == "teacher" else (s, student_prototypes)
     )
-    found = set()
+    result = set()
     for i, prototype in itertools.product(range(len(s)), prototypes):
         squared = (patches[i] - prototype).square().sum(1)
         if squared.min() < threshold:
-            found.add((i, squared.argmin().item()))
-    assert 0 < len(found) < s.shape[0] * s.shape[1]
-    apart = sum((s[place] - t[place]).square().sum() for place in found) / (2 * len(found) + 1)
+            result.add((i, squared.argmin().item()))
+    assert 0 < len(result) < s.shape[0] * s.shape[1]
+    apart = sum((s[place] - t[place]).square().sum() for place in result) / (2 * len(result) + 1)
     moved = (student_prototypes - teacher_prototypes).norm(dim=1).mean()
     return prototype_weight * moved + patch_weight * apart
 

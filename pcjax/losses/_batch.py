@@ -141,6 +141,15 @@ class Batch:
         """Count the valid examples of all devices; 1 if there are none, as it divides."""
         return jnp.maximum(self.total(self.valid.astype(self.student.dtype)), 1)
 
+    @property
+    def factor(self) -> Any:
+        """Return the factor of the sum over valid examples, for means and sums; else None."""
+        factors = {
+            jnp.mean: axis_size(self.axis_name) / self.count,
+            jnp.sum: axis_size(self.axis_name),
+        }
+        return factors.get(self.reduce_fn)
+
     def reduced(self, values: Float[Array, "n"]) -> Array:
         """Reduce per-example values, so that the mean over devices is that of the whole batch."""
         # A NaN teacher shows even where comparisons, which are False, would hide it.
@@ -148,10 +157,8 @@ class Batch:
         values = jnp.where(self.valid, values, 0).astype(self.student.dtype)
         if self.reduce_fn is None:
             return values
-        if self.reduce_fn is jnp.mean:
-            return jnp.sum(values) * (axis_size(self.axis_name) / self.count)
-        if self.reduce_fn is jnp.sum:
-            return jnp.sum(values) * axis_size(self.axis_name)
+        if self.factor is not None:
+            return jnp.sum(values) * self.factor
         return self.reduce_fn(values, where=self.valid) if self.masked else self.reduce_fn(values)
 
     def whole(self, value: Float[Array, ""]) -> Float[Array, ""]:

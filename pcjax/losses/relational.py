@@ -18,8 +18,8 @@ from jaxtyping import Array, ArrayLike, Float
 
 from pcjax import _checks
 from pcjax.dissimilarity import euclidean
-from pcjax.losses._batch import Batch, huber, products, require_number, unit
-from pcjax.losses._sweep import swept_values
+from pcjax.losses._batch import Batch, Points, huber, products, require_number, unit
+from pcjax.losses._sweep import swept_sum, swept_values
 from pcjax.losses.registry import Law, RecipeTerm, loss, recipe
 
 
@@ -126,24 +126,24 @@ def rkd_angle(
     )
     points = batch.points()
     n, (m, dt) = batch.student.shape[0], points.teacher.shape
-
-    def cosines(corners: Array, others: Array) -> Array:
-        directions = unit(others - corners[:, None])
-        return products(directions, directions)
-
-    def corner_values(
-        corners: Array, others: Array, teacher_corners: Array, teacher_others: Array
-    ) -> Array:
-        difference = cosines(corners, others) - cosines(teacher_corners, teacher_others)
-        return points.mean(points.mean(huber(difference)))
-
     # At most some 2 million numbers at a time of every intermediate result.
     block = max(1, 2**21 // (m * (m + max(dt, points.student.shape[1]))))
-    chunk_size = None if block >= n else block
-    values = swept_values(
-        corner_values, batch.student, points.student, batch.teacher, points.teacher, chunk_size
-    )
-    return batch.reduced(values)
+    inputs = _corner_values, batch.student, points.student, batch.teacher, points
+    if block >= n or batch.factor is None:
+        return batch.reduced(swept_values(*inputs, None if block >= n else block))
+    # A sum is swept once, with its gradient.
+    return swept_sum(*inputs, jnp.where(batch.valid, batch.factor, 0), block)
+
+
+def _corner_values(corners: Array, others: Array, teacher: Array, points: Points) -> Array:
+    """Compare the cosines at every corner."""
+    difference = _cosines(corners, others) - _cosines(teacher, points.teacher)
+    return points.mean(points.mean(huber(difference)))
+
+
+def _cosines(corners: Array, others: Array) -> Array:
+    directions = unit(others - corners[:, None])
+    return products(directions, directions)
 
 
 @loss(weight=3000.0)

@@ -64,15 +64,15 @@ def test_examples_are_corrupted_on_the_scale_that_they_are_normalised_on(dtype, 
     stored = np.rint(images * scale) if dtype == np.uint8 else images * scale - 3
     stored.flat[0], stored.flat[-1] = (0, 255) if dtype == np.uint8 else (-3, 4)
     train = whole(Arrays(stored.astype(dtype), None), None)
-    some = Examples(train.store, np.array([5, 2]))
-    clean = corrupted_examples(some, "brightness", 0, train)
+    pair = Examples(train.store, np.array([5, 2]))
+    clean = corrupted_examples(pair, "brightness", 0, train)
     normalise = statistics(train)
 
     def seen(examples):
         return Normaliser(examples, normalise)(examples.take(np.arange(2)))
 
-    assert np.allclose(seen(clean), seen(some), atol=1e-4)
-    bright = seen(corrupted_examples(some, "brightness", 1, train)) - seen(some)
+    assert np.allclose(seen(clean), seen(pair), atol=1e-4)
+    bright = seen(corrupted_examples(pair, "brightness", 1, train)) - seen(pair)
     most = 0.15 / normalise[1] * (1 if dtype == np.uint8 else 7)
     assert np.allclose(
         bright[(bright < 0.99 * most) | (bright > 1.01 * most)].max(initial=0), 0, atol=most

@@ -75,13 +75,13 @@ def test_unseen_classes_are_evaluated_among_themselves(small):
     assert results["student"] == results["teacher"]
     unseen, labels = results["student"]["unseen"], dataset.unseen.labels
     assert (unseen["examples"], unseen["classes"]) == (len(labels), 3)
-    for part, found in (("unseen", unseen), ("test", results["student"])):
+    for part, result in (("unseen", unseen), ("test", results["student"])):
         features = teacher.features[part].astype(np.float64)
         knn, recall, precision = by_brute_force(features, dataset.parts[part].labels, 4)
-        assert found["retrieval"]["recall_at_1"] == pytest.approx(recall, abs=1e-6)
-        assert found["retrieval"]["mean_average_precision"] == pytest.approx(precision, abs=1e-5)
+        assert result["retrieval"]["recall_at_1"] == pytest.approx(recall, abs=1e-6)
+        assert result["retrieval"]["mean_average_precision"] == pytest.approx(precision, abs=1e-5)
         if part == "unseen":
-            assert found["knn_accuracy"] == pytest.approx(knn)
+            assert result["knn_accuracy"] == pytest.approx(knn)
     assert unseen["linear_probe_accuracy"] is None
     assert unseen["coherence"]["neighbours"]["value"] == pytest.approx(1)
     assert unseen["linear_cka"] == pytest.approx(1, abs=1e-5)
@@ -127,20 +127,20 @@ def test_the_own_data_as_other_data_have_the_same_metrics(small, coloured):
     section = Evaluation(neighbours=4, batch=64, other=coloured)
     fitted = load_other(section, dataset, Data())
     assert fitted.train.shape == (8, 8, 1)
-    found = evaluate({}, teacher, dataset, section, fitted).results["teacher"]["other"][coloured]
-    assert found["linear_probe_accuracy"] > 0.9
+    result = evaluate({}, teacher, dataset, section, fitted).results["teacher"]["other"][coloured]
+    assert result["linear_probe_accuracy"] > 0.9
 
 
 def test_corruptions_change_the_queries_alone(small):
     dataset, model, teacher = small
     names = ("gaussian_noise", "brightness", "gaussian_noise")
     section = Evaluation(neighbours=4, batch=64, corruptions=names)
-    found = corruption_metrics(model, teacher.features, teacher, dataset, section)
-    assert list(found) == ["clean", "gaussian_noise", "brightness", "mean"]
-    noise = found["gaussian_noise"]
+    result = corruption_metrics(model, teacher.features, teacher, dataset, section)
+    assert list(result) == ["clean", "gaussian_noise", "brightness", "mean"]
+    noise = result["gaussian_noise"]
     assert noise["mean"] == pytest.approx((noise["1"] + noise["2"] + noise["3"]) / 3)
-    assert noise["3"] < found["clean"]
-    assert corruption_metrics(model, teacher.features, teacher, dataset, section) == found
+    assert noise["3"] < result["clean"]
+    assert corruption_metrics(model, teacher.features, teacher, dataset, section) == result
 
 
 def test_without_labels_corruptions_are_measured_by_coherence(tmp_path):

@@ -29,17 +29,17 @@ def test_means_and_differences_are_scipys():
     losses = summarised(RUNS)["losses"]
     assert [*losses] == ["a", "b", "c", "d"]
     a, b = ([run.metrics[KNN] for run in RUNS[name].values()] for name in "ab")
-    for expected, found in (
+    for expected, actual in (
         (stats.ttest_1samp(b, 0), losses["b"]["summary"][KNN]),
         (stats.ttest_rel(b, a), losses["b"]["paired"][KNN]),
     ):
         interval = expected.confidence_interval(0.95)
-        assert (found["low"], found["high"]) == pytest.approx((interval.low, interval.high))
-        assert found["n"] == 3
+        assert (actual["low"], actual["high"]) == pytest.approx((interval.low, interval.high))
+        assert actual["n"] == 3
     assert losses["b"]["paired"][KNN]["to"] == "a"
     # One common seed: its difference, without an interval.
-    found = losses["c"]["paired"][KNN]
-    assert found == {
+    actual = losses["c"]["paired"][KNN]
+    assert actual == {
         "to": "a",
         "mean": pytest.approx(0.5 - 0.92),
         "low": None,
@@ -57,15 +57,15 @@ def test_a_contender_that_diverged_once_is_not_the_best():
 
 
 def test_all_may_have_diverged():
-    found = summary.summarise({"d": RUNS["d"]}, {"d": True})
-    assert found["primary"] is None
-    assert summary.table(found)[1][0][:2] == ["d (labels) (1 of 1 diverged)", ""]
+    actual = summary.summarise({"d": RUNS["d"]}, {"d": True})
+    assert actual["primary"] is None
+    assert summary.table(actual)[1][0][:2] == ["d (labels) (1 of 1 diverged)", ""]
 
 
 def test_two_seeds_have_no_interval_and_a_table_fits_80_columns():
     few = {name: {0: outcome(0.5), 1: outcome(0.6)} for name in ("perception_coherence", "rkd")}
-    found = summarised(few)
-    columns, rows = summary.table(found, short=True)
+    actual = summarised(few)
+    columns, rows = summary.table(actual, short=True)
     assert not any("±" in cell for row in rows for cell in row)
     widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
     assert sum(widths) + 3 * len(widths) + 1 <= 80

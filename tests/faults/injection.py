@@ -61,7 +61,7 @@ def inject(inside, first="", at=0, files=0, errors=0, hangs=0):
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def kill_at_files():
-        while sum(len(found) for _, _, found in os.walk(name)) < files:
+        while sum(len(result) for _, _, result in os.walk(name)) < files:
             pass
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -137,16 +137,16 @@ def test_nothing_in_a_file_is_run_and_nothing_it_claims_is_allocated(
             claims = "header" in what or "bomb" in what
             if claims:  # all else is slower while it is watched
                 tracemalloc.start()
-            status, said, complaint = command(*arguments(path), "--workdir", new)
+            status, output, complaint = command(*arguments(path), "--workdir", new)
             peak = tracemalloc.get_traced_memory()[1] if claims else 0
             tracemalloc.stop()
-            got = f"{what} as {way}: {status} {complaint[:400]}"
-            assert (status, said, complaint.count("\n")) == (2, "", 1), got
-            assert "Traceback" not in complaint, got
-            assert path.name in complaint, got
-            assert peak < MEMORY, f"{got}: {peak / 2**20:.0f} MiB"
-            assert not canary.exists(), got
-            assert not new.exists(), got
+            message = f"{what} as {way}: {status} {complaint[:400]}"
+            assert (status, output, complaint.count("\n")) == (2, "", 1), message
+            assert "Traceback" not in complaint, message
+            assert path.name in complaint, message
+            assert peak < MEMORY, f"{message}: {peak / 2**20:.0f} MiB"
+            assert not canary.exists(), message
+            assert not new.exists(), message
             tried("a file made to harm", "refused, nothing run, little allocated")
 
 
@@ -208,9 +208,9 @@ def test_code_in_a_config_is_text(tmp_path, command, tried, monkeypatch):
             for prefix in ("", "arrays:", "tfds:") if field in ("source", "other") else ("",):
                 changed = whole | {section: whole[section] | {field: prefix + code}}
                 path.write_text(json.dumps({"job": "distill", "config": changed}))
-                status, said, complaint = command("distill", path, "--workdir", new)
-                got = f"{section}.{field} {prefix}{code!r}: {status} {complaint!r}"
-                assert (status, said, complaint.count("\n")) == (2, "", 1), got
-                assert complaint[:-1].isprintable(), got
-                assert [*tmp_path.iterdir()] == [path], got
+                status, output, complaint = command("distill", path, "--workdir", new)
+                message = f"{section}.{field} {prefix}{code!r}: {status} {complaint!r}"
+                assert (status, output, complaint.count("\n")) == (2, "", 1), message
+                assert complaint[:-1].isprintable(), message
+                assert [*tmp_path.iterdir()] == [path], message
                 tried("code in a config", "refused, nothing run")

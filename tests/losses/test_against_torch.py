@@ -244,11 +244,11 @@ def test_value_and_gradient_are_those_of_pytorch(name, setting, rng, x64):
     loss = getattr(losses, name.split()[0])
     moved = (0, 1) if given.get("teacher_gradient") else (0,)
 
-    def found(student, teacher):
+    def result(student, teacher):
         both = (student,) if name == "cross_entropy" else (student, teacher)
         return loss(*both, **given)
 
-    evaluate = jax.jit(jax.value_and_grad(found, moved))
+    evaluate = jax.jit(jax.value_and_grad(result, moved))
     for badly_scaled in (False, True):
         if badly_scaled and name == "proto2proto":  # its threshold is one for all scales
             continue

@@ -3,6 +3,7 @@
 import functools
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,7 +47,7 @@ def values_of(loss, student, teacher, **given):
 def test_info_nce(symmetric, with_queue, both, points, x64):
     student, teacher = both
     queue = {"queue": queue_of(points)} if with_queue else {}
-    found = values_of(
+    actual = values_of(
         losses.info_nce, student, teacher, temperature=0.3, symmetric=symmetric, **queue
     )
     u, v, k = unit(student), unit(teacher), unit(points) if with_queue else np.zeros((0, D))
@@ -54,7 +55,7 @@ def test_info_nce(symmetric, with_queue, both, points, x64):
         positive = np.exp(u[i] @ v[i] / 0.3)
         one = -np.log(positive / (np.exp(v @ u[i] / 0.3).sum() + np.exp(k @ u[i] / 0.3).sum()))
         other = -np.log(positive / np.exp(u @ v[i] / 0.3).sum())
-        assert np.isclose(found[i], (one + other) / 2 if symmetric else one)
+        assert np.isclose(actual[i], (one + other) / 2 if symmetric else one)
 
 
 def test_the_teachers_head_may_be_learnt(both, x64):
@@ -80,22 +81,22 @@ def test_the_teachers_head_may_be_learnt(both, x64):
 def test_relational_representation(both, points, x64):
     student, teacher = both
     given = {"temperature": 0.5, "teacher_temperature": 0.2}
-    found = values_of(
+    actual = values_of(
         losses.relational_representation, student, teacher, queue=queue_of(points), **given
     )
     p = scipy.special.softmax(unit(teacher) @ unit(points).T / 0.2, axis=1)
     q = scipy.special.softmax(unit(student) @ unit(points).T / 0.5, axis=1)
-    assert np.allclose(found, -(p * np.log(q)).sum(axis=1))
+    assert np.allclose(actual, -(p * np.log(q)).sum(axis=1))
 
 
 def test_similarity_kl_with_one_queue_and_with_two(both, points, rng, x64):
     student, teacher = both
     wide, more = rng.normal(size=(N, 5)), rng.normal(size=(7, 5))
     for s, queue, anchors in ((student, points, points), (wide, (more, points), more)):
-        found = values_of(losses.similarity_kl, s, teacher, queue=queue_of(queue), temperature=0.3)
+        actual = values_of(losses.similarity_kl, s, teacher, queue=queue_of(queue), temperature=0.3)
         p = scipy.special.softmax(unit(teacher) @ unit(points).T / 0.3, axis=1)
         q = scipy.special.softmax(unit(s) @ unit(anchors).T / 0.3, axis=1)
-        assert np.allclose(found, scipy.special.rel_entr(p, q).sum(axis=1))
+        assert np.allclose(actual, scipy.special.rel_entr(p, q).sum(axis=1))
 
 
 def test_an_empty_queue_says_nothing(both):
@@ -117,7 +118,7 @@ def test_bingo(both, points, rng, x64):
         "student_mixtures": u_m,
         "share": share,
     }
-    found = values_of(losses.bingo, student, teacher, queue=queue_of(points), own=0.7, **given)
+    actual = values_of(losses.bingo, student, teacher, queue=queue_of(points), own=0.7, **given)
 
     def loss(query, key):
         query, key = unit(query), unit(key)
@@ -128,7 +129,7 @@ def test_bingo(both, points, rng, x64):
         own = loss(student[i], teacher[i]) + loss(u_p[i], v_p[i])
         other = loss(student[i], v_p[i]) + loss(u_p[i], teacher[i])
         mixed = share[i] * loss(u_m[i], teacher[i]) + (1 - share[i]) * loss(u_m[i], v_p[i])
-        assert np.isclose(found[i], (0.7 * own + 0.3 * other + mixed) / 3)
+        assert np.isclose(actual[i], (0.7 * own + 0.3 * other + mixed) / 3)
 
 
 def crd_given(started=False, **given):
@@ -235,9 +236,8 @@ def test_the_memory_of_eight_devices_is_that_of_one(rng):
     by_pmap = jax.pmap(step, axis_name="batch", in_axes=(None, 0, 0, 0, 0))(memory, *split)
     mesh = Mesh(np.array(jax.devices()), ("batch",))
     mapped = jax.shard_map(step, mesh=mesh, in_specs=(P(), *[P("batch")] * 4), out_specs=P())
-    for found in (jax.tree.map(lambda x: x[5], by_pmap), jit(mapped)(memory, *batch)):
-        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-            assert np.allclose(one, other, atol=1e-6)
+    for result in (jax.tree.map(lambda x: x[5], by_pmap), jit(mapped)(memory, *batch)):
+        chex.assert_trees_all_close(result, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_nothing_valid_starts_nothing():

@@ -127,8 +127,8 @@ WAYS = {
 }
 
 
-def assert_same(found, expected, dtype):
-    for one, other in zip(found, expected, strict=True):
+def assert_same(result, expected, dtype):
+    for one, other in zip(result, expected, strict=True):
         assert np.abs(one - other).max() <= TOLERANCE[dtype] * np.abs(other).max()
 
 
@@ -229,8 +229,8 @@ def test_two_mapped_axes(rng, x64):
     mapped = jax.shard_map(
         step, mesh=mesh, in_specs=(P(), P(both), P(both), P(both)), out_specs=P()
     )
-    found = jax.jit(mapped)(weights, x, teacher, where)
-    assert_same(found, one_device(x, weights, teacher, where, more), np.float64)
+    result = jax.jit(mapped)(weights, x, teacher, where)
+    assert_same(result, one_device(x, weights, teacher, where, more), np.float64)
 
 
 def test_one_example_a_device(rng, x64):
@@ -266,12 +266,12 @@ def test_what_only_some_arguments_vary_over(rng):
 
         return jax.grad(lambda x: lax.psum(total(x), "batch"))(x)
 
-    found = jax.shard_map(rank_gradient, mesh=mesh, in_specs=P("batch"), out_specs=P())(where)
+    result = jax.shard_map(rank_gradient, mesh=mesh, in_specs=P("batch"), out_specs=P())(where)
     expected = sum(
         jax.grad(lambda x: jnp.sum(soft_rank(x, temperature=0.3, where=row) ** 2))(x)
         for row in where
     )
-    assert np.allclose(found, expected, atol=1e-4)
+    assert np.allclose(result, expected, atol=1e-4)
 
     def loss(student, teacher, chunk_size):
         return perception_coherence(student, teacher, temperature=0.3, chunk_size=chunk_size)
@@ -279,8 +279,8 @@ def test_what_only_some_arguments_vary_over(rng):
     def gradient(student, teachers):
         return jax.grad(lambda student: lax.pmean(loss(student, teachers[0], 2), "batch"))(student)
 
-    found = jax.shard_map(gradient, mesh=mesh, in_specs=(P(), P("batch")), out_specs=P())(
+    result = jax.shard_map(gradient, mesh=mesh, in_specs=(P(), P("batch")), out_specs=P())(
         student, teachers
     )
     expected = np.mean([jax.grad(loss)(student, teacher, None) for teacher in teachers], axis=0)
-    assert np.allclose(found, expected, atol=1e-6)
+    assert np.allclose(result, expected, atol=1e-6)

@@ -32,13 +32,13 @@ def test_hint(rng, x64):
 
 def test_variational_information(rng, x64):
     mean, teacher, variance = maps(rng, 3, 2, 5), maps(rng, 3, 2, 5), rng.uniform(0.1, 3, size=5)
-    found = values_of(losses.variational_information, mean, teacher, variance=variance)
+    result = values_of(losses.variational_information, mean, teacher, variance=variance)
     for i in range(N):
         # The likelihood of a Gaussian, less its constant.
         density = np.exp(-((mean[i] - teacher[i]) ** 2) / (2 * variance)) / np.sqrt(
             2 * np.pi * variance
         )
-        assert np.isclose(found[i], -np.log(density).mean() - np.log(2 * np.pi) / 2)
+        assert np.isclose(result[i], -np.log(density).mean() - np.log(2 * np.pi) / 2)
     # The best variance is the squared error: where the gradient to it vanishes.
     loss = functools.partial(losses.variational_information, np.full((N, 1), 3.0), np.zeros((N, 1)))
     assert abs(jit(jax.grad(lambda variance: loss(variance=variance)))(9.0)) < 1e-12
@@ -128,8 +128,8 @@ def test_locality_preserving(rng, x64):
             / 2
             for i, row in enumerate(nearest)
         ]
-        found = values_of(losses.locality_preserving, student, teacher, neighbours=2, width=width)
-        assert np.allclose(found, expected)
+        result = values_of(losses.locality_preserving, student, teacher, neighbours=2, width=width)
+        assert np.allclose(result, expected)
         assert not values_of(
             losses.locality_preserving, 0 * student, teacher, neighbours=2, width=width
         ).any()  # collapse
@@ -148,8 +148,8 @@ def test_attention_transfer(rng, x64):
     assert np.allclose(
         values_of(losses.attention_transfer, student, teacher), (differences**2).mean(axis=1)
     )
-    found = values_of(losses.attention_transfer, student, teacher, form="distance")
-    assert np.allclose(found, np.linalg.norm(differences, axis=1))
+    result = values_of(losses.attention_transfer, student, teacher, form="distance")
+    assert np.allclose(result, np.linalg.norm(differences, axis=1))
 
 
 def test_maps_of_other_sizes_are_averaged_down(rng, x64):
@@ -165,7 +165,7 @@ def test_maps_of_other_sizes_are_averaged_down(rng, x64):
 
 def test_neuron_selectivity(rng, x64):
     student, teacher = maps(rng, 2, 3, 2), maps(rng, 2, 3, 4)
-    found = values_of(losses.neuron_selectivity, student, teacher)
+    result = values_of(losses.neuron_selectivity, student, teacher)
 
     def kernel(a, b):
         a, b = (
@@ -178,7 +178,7 @@ def test_neuron_selectivity(rng, x64):
 
     for i in range(N):
         s, t = student[i], teacher[i]
-        assert np.isclose(found[i], kernel(t, t) + kernel(s, s) - 2 * kernel(s, t))
+        assert np.isclose(result[i], kernel(t, t) + kernel(s, s) - 2 * kernel(s, t))
 
 
 @pytest.mark.parametrize("active", ["teacher", "student"])
@@ -191,7 +191,7 @@ def test_proto2proto(active, rng, x64):
         "threshold": 1.0,
         "active": active,
     }
-    found = values_of(
+    result = values_of(
         losses.proto2proto, student, teacher, prototype_weight=2.0, patch_weight=3.0, **given
     )
     seen, by = (teacher, prototypes) if active == "teacher" else (student, others)
@@ -208,7 +208,7 @@ def test_proto2proto(active, rng, x64):
     count = sum(marked)
     assert 0 < count < 4 * N
     prototype_term = np.linalg.norm(others - prototypes, axis=1).mean()
-    assert np.allclose(found, 2 * prototype_term + 3 * N * distance / (2 * count + 1))
+    assert np.allclose(result, 2 * prototype_term + 3 * N * distance / (2 * count + 1))
 
 
 def test_prototypes_get_gradients_as_they_should(rng, x64):

@@ -186,11 +186,11 @@ def compiled(name):
     def everything(student, teacher, rows, where):
         loss = functools.partial(call, name, rows=rows, where=where)
         mean, gradients = jax.value_and_grad(loss, argnums=(0, 1))(student, teacher)
-        found = {"mean": mean, "gradient": gradients[0], "teacher": gradients[1]}
+        result = {"mean": mean, "gradient": gradients[0], "teacher": gradients[1]}
         if CASES[name].per_example:
-            found["values"] = loss(student, teacher, reduce_fn=None)
-            found["sum"] = loss(student, teacher, reduce_fn=jnp.sum)
-        return found
+            result["values"] = loss(student, teacher, reduce_fn=None)
+            result["sum"] = loss(student, teacher, reduce_fn=jnp.sum)
+        return result
 
     def evaluate(student, teacher, rows, where=None):
         where = np.ones(len(student), bool) if where is None else where
@@ -199,8 +199,8 @@ def compiled(name):
     return evaluate
 
 
-def assert_close(found, expected, tolerance=1e-9):
-    assert np.abs(found - expected).max() <= tolerance * max(np.abs(expected).max(), 1e-3)
+def assert_close(result, expected, tolerance=1e-9):
+    assert np.abs(result - expected).max() <= tolerance * max(np.abs(expected).max(), 1e-3)
 
 
 def stated(name):
@@ -210,9 +210,9 @@ def stated(name):
         r"Least (.+?), (for|in) (.+?)\. "
         r"The student's ([a-z, ]+?) (do not|does not|) ?matter( to cosines|\.)"
     )
-    found = re.search(form, text)
-    assert found, name
-    return found
+    result = re.search(form, text)
+    assert result, name
+    return result
 
 
 @every_loss
@@ -238,16 +238,16 @@ def test_no_student_pays_less_than_is_stated(name, rng, x64):
 @every_loss
 def test_the_gradient_is_the_differences(name, rng, x64):
     student, teacher, rows = problem(name, rng)
-    found = compiled(name)(student, teacher, rows)
+    result = compiled(name)(student, teacher, rows)
 
     def means(moved):
         return np.array([compiled(name)(one, teacher, rows)["mean"] for one in moved])
 
     directions = rng.normal(size=(4, *student.shape))
     numeric = (means(student + 1e-6 * directions) - means(student - 1e-6 * directions)) / 2e-6
-    oracles.assert_gradients_agree(np.sum(found["gradient"] * directions, axis=(1, 2)), numeric)
-    assert np.abs(found["gradient"]).max() > 1e-6
-    assert not np.any(found["teacher"])
+    oracles.assert_gradients_agree(np.sum(result["gradient"] * directions, axis=(1, 2)), numeric)
+    assert np.abs(result["gradient"]).max() > 1e-6
+    assert not np.any(result["teacher"])
 
 
 @every_loss
@@ -255,11 +255,11 @@ def test_mean_sum_and_values_agree(name, rng, x64):
     if not CASES[name].per_example:
         pytest.skip("no mean over examples")
     where = np.arange(N) % 3 != 1
-    found = compiled(name)(*problem(name, rng), where)
-    assert np.ptp(found["values"][where]) > 1e-6
-    assert not np.any(found["values"][~where])
-    assert_close(found["mean"], found["values"].sum() / where.sum())
-    assert_close(found["sum"], found["values"].sum())
+    result = compiled(name)(*problem(name, rng), where)
+    assert np.ptp(result["values"][where]) > 1e-6
+    assert not np.any(result["values"][~where])
+    assert_close(result["mean"], result["values"].sum() / where.sum())
+    assert_close(result["sum"], result["values"].sum())
 
 
 @every_loss
@@ -268,20 +268,20 @@ def test_masked_equals_subset(name, rng, x64):
     where = np.ones(N, bool)
     where[[0, 5, 9]] = False
     student[~where], teacher[~where] = np.nan, np.inf
-    found = compiled(name)(student, teacher, rows, where)
+    result = compiled(name)(student, teacher, rows, where)
     rest = {key: value[where] for key, value in rows.items()}
     loss = jit(jax.value_and_grad(functools.partial(call, name)))
     mean, gradient = loss(student[where], teacher[where], rest)
-    assert_close(found["mean"], mean)
-    assert_close(found["gradient"][where], gradient)
-    assert not np.any(found["gradient"][~where])
+    assert_close(result["mean"], mean)
+    assert_close(result["gradient"][where], gradient)
+    assert not np.any(result["gradient"][~where])
 
 
 @every_loss
 def test_all_masked_is_nothing(name, rng, x64):
-    found = compiled(name)(*problem(name, rng), np.zeros(N, bool))
-    assert found["mean"] == 0
-    assert not np.any(found["gradient"])
+    result = compiled(name)(*problem(name, rng), np.zeros(N, bool))
+    assert result["mean"] == 0
+    assert not np.any(result["gradient"])
 
 
 @every_loss
@@ -289,11 +289,11 @@ def test_the_order_of_the_batch_does_not_matter(name, rng, x64):
     student, teacher, rows = problem(name, rng)
     where = np.arange(N) % 5 != 3
     order = rng.permutation(N)
-    found = compiled(name)(student, teacher, rows, where)
+    result = compiled(name)(student, teacher, rows, where)
     shuffled = {key: value[order] for key, value in rows.items()}
     again = compiled(name)(student[order], teacher[order], shuffled, where[order])
-    assert_close(again["mean"], found["mean"])
-    assert_close(again["gradient"], found["gradient"][order])
+    assert_close(again["mean"], result["mean"])
+    assert_close(again["gradient"], result["gradient"][order])
 
 
 @every_loss
@@ -313,8 +313,8 @@ def unseen_by(loss, student, rng):
         "rotation": student @ np.linalg.qr(rng.normal(size=(student.shape[1],) * 2))[0],
         "translation": student + rng.normal(size=student.shape[1]),
     }
-    found = loss(student)
-    changes = {what: abs(loss(features) - found) / abs(found) for what, features in moved.items()}
+    result = loss(student)
+    changes = {what: abs(loss(features) - result) / abs(result) for what, features in moved.items()}
     assert all(change < 1e-9 or change > 1e-4 for change in changes.values()), changes
     return {what for what, change in changes.items() if change < 1e-9}
 

@@ -39,8 +39,8 @@ def kd_values(student, teacher, temperature):
 
 def test_softened_distributions(rng, x64):
     student, teacher = pair(rng)
-    found = evaluate(losses.kd, student, teacher, temperature=3.0, reduce_fn=None)
-    assert np.allclose(found, kd_values(student, teacher, 3.0), atol=1e-12)
+    result = evaluate(losses.kd, student, teacher, temperature=3.0, reduce_fn=None)
+    assert np.allclose(result, kd_values(student, teacher, 3.0), atol=1e-12)
 
 
 def test_softened_distributions_by_hand():
@@ -104,8 +104,8 @@ def compiled_dkd():
 def test_decoupled(rng, x64):
     student, teacher = pair(rng)
     labels = rng.integers(0, CLASSES, N)
-    found = compiled_dkd()(student, teacher, labels, 0.5, 2.0)
-    assert np.allclose(found, decoupled(student, teacher, labels, 0.5, 2.0, 3.0), atol=1e-12)
+    result = compiled_dkd()(student, teacher, labels, 0.5, 2.0)
+    assert np.allclose(result, decoupled(student, teacher, labels, 0.5, 2.0, 3.0), atol=1e-12)
     # `kd` is the true class plus the others, weighted by the teacher's doubt.
     target, rest = (
         compiled_dkd()(student, teacher, labels, *weights) for weights in ((1.0, 0.0), (0.0, 1.0))
@@ -152,10 +152,10 @@ def test_examples_without_a_label_do_not_count(rng, x64):
     student, teacher = pair(rng)
     labels = np.array([0, -1, 3, 2, -1, 4, 1])
     kept = labels >= 0
-    found = compiled_dkd()(student, teacher, labels, 1.0, 8.0)
+    result = compiled_dkd()(student, teacher, labels, 1.0, 8.0)
     expected = decoupled(student[kept], teacher[kept], labels[kept], 1.0, 8.0, 3.0)
-    assert np.allclose(found[kept], expected, atol=1e-12)
-    assert not found[~kept].any()
+    assert np.allclose(result[kept], expected, atol=1e-12)
+    assert not result[~kept].any()
     where = np.arange(N) != 0
     mean = evaluate(losses.dkd, student, teacher, labels=labels, where=where, temperature=3.0)
     assert np.allclose(mean, expected[1:].mean(), atol=1e-12)
@@ -180,8 +180,8 @@ def test_correlations(rng, x64):
         [scipy.stats.pearsonr(a, b).statistic for a, b in zip(p.T, q.T, strict=True)]
     )
     expected = 4 * (0.5 * (1 - over_classes) + 3 * (1 - over_examples))
-    found = evaluate(losses.dist, student, teacher, beta=0.5, gamma=3.0, temperature=2.0)
-    assert np.allclose(found, expected, rtol=1e-6)
+    result = evaluate(losses.dist, student, teacher, beta=0.5, gamma=3.0, temperature=2.0)
+    assert np.allclose(result, expected, rtol=1e-6)
 
 
 def test_correlations_by_hand():
@@ -220,8 +220,8 @@ def test_one_head_reads_both(rng, x64):
 
 def test_maps_of_features(rng):
     student, teacher = rng.normal(size=(2, 3, 2, 2, 4))
-    found = evaluate(losses.simkd, student, teacher, reduce_fn=None)
-    assert np.allclose(found, ((student - teacher) ** 2).mean(axis=(1, 2, 3)), atol=1e-6)
+    result = evaluate(losses.simkd, student, teacher, reduce_fn=None)
+    assert np.allclose(result, ((student - teacher) ** 2).mean(axis=(1, 2, 3)), atol=1e-6)
 
 
 X = np.ones((4, 3), np.float32)

@@ -20,9 +20,9 @@ def test_it_equals_brute_force_alone_and_mapped(rng, x64):
     def loss(student, teacher, axis_name=None):
         return perception_coherence(student, teacher, temperature=TEMPERATURE, axis_name=axis_name)
 
-    found, gradient = jax.jit(jax.value_and_grad(loss))(student, teacher)
+    result, gradient = jax.jit(jax.value_and_grad(loss))(student, teacher)
     expected = oracles.perception_coherence(student, teacher, temperature=TEMPERATURE)
-    assert np.allclose(found, expected.mean(), atol=1e-9)
+    assert np.allclose(result, expected.mean(), atol=1e-9)
 
     def at(moved):
         return np.array(
@@ -34,12 +34,12 @@ def test_it_equals_brute_force_alone_and_mapped(rng, x64):
 
     oracles.assert_gradients_agree(gradient, oracles.central_differences(at, student))
     both = jax.vmap(loss)(np.stack([student, student[::-1]]), np.stack([teacher, teacher[::-1]]))
-    assert np.allclose(both, found, atol=1e-12)
+    assert np.allclose(both, result, atol=1e-12)
     halves = [x.reshape(2, N // 2, -1) for x in (student, teacher)]
     mapped = jax.pmap(
         lambda s, t: lax.pmean(loss(s, t, "x"), "x"), axis_name="x", devices=jax.devices()[:2]
     )
-    assert np.allclose(mapped(*halves), found, atol=1e-12)
+    assert np.allclose(mapped(*halves), result, atol=1e-12)
 
 
 def test_memory_of_the_chunked_sweep():

@@ -84,17 +84,17 @@ def test_eight_devices_put_in_what_one_would(way, rng):
 
     if way == "pmap":
         split = batch.reshape(8, 2, 2), where.reshape(8, 2)
-        found = jax.pmap(step, axis_name="batch", in_axes=(None, 0, 0))(queue, *split)
-        assert all((x == x[0]).all() for x in found)
-        found = jax.tree.map(lambda x: x[7], found)
+        result = jax.pmap(step, axis_name="batch", in_axes=(None, 0, 0))(queue, *split)
+        assert all((x == x[0]).all() for x in result)
+        result = jax.tree.map(lambda x: x[7], result)
     else:
         # That the queues are all the same is known, and does not have to be taken on trust.
         mesh = Mesh(np.array(jax.devices()), ("batch",))
         mapped = jax.shard_map(
             step, mesh=mesh, in_specs=(P(), P("batch"), P("batch")), out_specs=P()
         )
-        found = jit(mapped)(queue, batch, where)
-    assert all(np.array_equal(*both) for both in zip(found, expected, strict=True))
+        result = jit(mapped)(queue, batch, where)
+    assert all(np.array_equal(*both) for both in zip(result, expected, strict=True))
 
 
 X = np.zeros((3, 2), np.float32)

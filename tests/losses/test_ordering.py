@@ -170,14 +170,14 @@ def test_rank_correlation_is_scipys_as_the_temperature_goes_to_0(rng, x64):
         functools.partial(losses.spearman, temperature=1e-7, dissimilarity="cosine", reduce_fn=None)
     )
     student, teacher = pair(rng, student=5)
-    found = loss(student, teacher)
+    result = loss(student, teacher)
     d = [oracles.dissimilarity("cosine", x, x) for x in (student, teacher)]
     others = ~np.eye(7, dtype=bool)
     expected = [
         1 - scipy.stats.spearmanr(d[0][i, others[i]], d[1][i, others[i]]).statistic
         for i in range(7)
     ]
-    assert np.allclose(found, expected, atol=1e-9)
+    assert np.allclose(result, expected, atol=1e-9)
     assert np.abs(loss(teacher, teacher)).max() < 1e-9
 
 
@@ -187,14 +187,14 @@ def test_rank_correlation_by_hand():
     # order is reversed.
     student, teacher = [[0.0], [1.0], [3.0], [3.5]], [[0.0], [1.0], [3.0], [-9.0]]
     given = {"temperature": 1e-6, "dissimilarity": "euclidean", "reduce_fn": None}
-    found = evaluate(losses.spearman, student, teacher, **given)
-    assert np.allclose(found, [0, 0, 1.5, 2], atol=1e-5)
+    result = evaluate(losses.spearman, student, teacher, **given)
+    assert np.allclose(result, [0, 0, 1.5, 2], atol=1e-5)
 
 
 def test_anchors_that_see_no_difference_correlate_with_nothing():
     teacher = np.arange(8.0).reshape(4, 2)
-    found = evaluate(losses.spearman, np.ones((4, 2)), teacher, temperature=0.1, reduce_fn=None)
-    assert np.array_equal(found, np.ones(4))
+    result = evaluate(losses.spearman, np.ones((4, 2)), teacher, temperature=0.1, reduce_fn=None)
+    assert np.array_equal(result, np.ones(4))
 
 
 X = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)

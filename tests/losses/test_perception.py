@@ -110,12 +110,12 @@ def compiled(name, chunk_size=None, **given):
     return everything
 
 
-def assert_matches_brute_force(found, student, teacher, name, anchors=None, **given):
+def assert_matches_brute_force(result, student, teacher, name, anchors=None, **given):
     """Values against float64 brute force, the gradients against its differences."""
     given = {"temperature": TEMPERATURE, **VARIANTS[name][1], **given, "anchors": anchors}
     losses = oracles.perception_coherence(student, teacher, **given)
-    assert np.allclose(found["values"], losses, atol=1e-9)
-    assert np.allclose(found["mean"], losses.mean(), atol=1e-9)
+    assert np.allclose(result["values"], losses, atol=1e-9)
+    assert np.allclose(result["mean"], losses.mean(), atol=1e-9)
 
     def losses_at(moved):
         batch = [
@@ -126,7 +126,7 @@ def assert_matches_brute_force(found, student, teacher, name, anchors=None, **gi
         return np.array([oracles.perception_coherence(s, teacher, **given).mean() for s in batch])
 
     rows = student if anchors is None else student[:anchors]
-    oracles.assert_gradients_agree(found["gradient"], oracles.central_differences(losses_at, rows))
+    oracles.assert_gradients_agree(result["gradient"], oracles.central_differences(losses_at, rows))
 
     def losses_of(temperatures):
         return np.array(
@@ -137,8 +137,8 @@ def assert_matches_brute_force(found, student, teacher, name, anchors=None, **gi
         )
 
     numeric = oracles.central_differences(losses_of, np.float64(TEMPERATURE))
-    assert abs(found["temperature"] - numeric) <= 1e-6 * max(
-        abs(numeric), np.abs(found["gradient"]).max()
+    assert abs(result["temperature"] - numeric) <= 1e-6 * max(
+        abs(numeric), np.abs(result["gradient"]).max()
     )
 
 
@@ -161,7 +161,7 @@ def test_equals_brute_force(name, chunk_size, rng, x64):
 def test_fifty_gradients_equal_differences(name, rng, x64):
     for _ in range(50):
         student, teacher = features_for(name, rng, n=6)
-        found = compiled(name)(student, teacher)["gradient"]
+        result = compiled(name)(student, teacher)["gradient"]
         given = {"temperature": TEMPERATURE, **VARIANTS[name][1]}
 
         def losses_at(moved):
@@ -169,7 +169,7 @@ def test_fifty_gradients_equal_differences(name, rng, x64):
                 [oracles.perception_coherence(s, teacher, **given).mean() for s in moved]
             )
 
-        oracles.assert_gradients_agree(found, oracles.central_differences(losses_at, student))
+        oracles.assert_gradients_agree(result, oracles.central_differences(losses_at, student))
 
 
 @costly
@@ -178,64 +178,64 @@ def test_masked_equals_subset(name, chunk_size, rng, x64):
     where = np.arange(10) != 0
     where[[4, 8]] = False
     student[~where], teacher[~where] = np.nan, np.inf
-    found = compiled(name, chunk_size)(student, teacher, where)
-    assert (found["gradient"][~where] == 0).all()
-    assert (found["values"][~where] == 0).all()
-    found = {**found, "gradient": found["gradient"][where], "values": found["values"][where]}
-    assert_matches_brute_force(found, student[where], teacher[where], name)
+    result = compiled(name, chunk_size)(student, teacher, where)
+    assert (result["gradient"][~where] == 0).all()
+    assert (result["values"][~where] == 0).all()
+    result = {**result, "gradient": result["gradient"][where], "values": result["values"][where]}
+    assert_matches_brute_force(result, student[where], teacher[where], name)
 
 
 @variants_and_chunks
 def test_all_masked_is_zero(name, chunk_size, rng, x64):
     student, teacher = features_for(name, rng)
     for valid in range(3):  # one neighbour has no order either
-        found = compiled(name, chunk_size)(student, teacher, np.arange(10) < valid)
-        assert valid > 0 or all((value == 0).all() for value in found.values())
-        assert all(np.isfinite(value).all() for value in found.values())
+        result = compiled(name, chunk_size)(student, teacher, np.arange(10) < valid)
+        assert valid > 0 or all((value == 0).all() for value in result.values())
+        assert all(np.isfinite(value).all() for value in result.values())
 
 
 @variants_and_chunks
 def test_the_batch_may_come_in_any_order(name, chunk_size, rng, x64):
     student, teacher = features_for(name, rng)
     where, order = np.arange(10) != 7, rng.permutation(10)
-    found = compiled(name, chunk_size)(student, teacher, where)
+    result = compiled(name, chunk_size)(student, teacher, where)
     shuffled = compiled(name, chunk_size)(student[order], teacher[order], where[order])
     for key in ("values", "gradient"):
-        assert np.allclose(shuffled[key], found[key][order], atol=1e-10)
+        assert np.allclose(shuffled[key], result[key][order], atol=1e-10)
     for key in ("mean", "temperature"):
-        assert np.allclose(shuffled[key], found[key], atol=1e-10)
+        assert np.allclose(shuffled[key], result[key], atol=1e-10)
 
 
 @pytest.mark.parametrize("name", SWEPT)
 def test_references_are_points_without_gradient(name, rng, x64):
     student, teacher = features_for(name, rng)
-    found = compiled(name)(student[:6], teacher[:6], None, (student[6:], teacher[6:]))
-    assert_matches_brute_force(found, student, teacher, name, anchors=6)
+    result = compiled(name)(student[:6], teacher[:6], None, (student[6:], teacher[6:]))
+    assert_matches_brute_force(result, student, teacher, name, anchors=6)
 
 
 @pytest.mark.nightly
 def test_references_of_chunks_masks_and_none_at_all(rng, x64):
     student, teacher = pair(rng)
     more = student[6:], teacher[6:]
-    found = compiled("default", 4)(student[:6], teacher[:6], None, more)
-    assert_matches_brute_force(found, student, teacher, "default", anchors=6)
+    result = compiled("default", 4)(student[:6], teacher[:6], None, more)
+    assert_matches_brute_force(result, student, teacher, "default", anchors=6)
     where = np.arange(6) < 4
-    found = compiled("default")(student[:6], teacher[:6], where, more)
+    result = compiled("default")(student[:6], teacher[:6], where, more)
     expected = compiled("default")(student[:4], teacher[:4], None, more)
-    assert np.allclose(found["mean"], expected["mean"], atol=1e-12)
-    assert np.allclose(found["gradient"][:4], expected["gradient"], atol=1e-12)
+    assert np.allclose(result["mean"], expected["mean"], atol=1e-12)
+    assert np.allclose(result["gradient"][:4], expected["gradient"], atol=1e-12)
     # A third array says which of the references there are, whatever the others hold.
     places = np.array([2, 0, 5, 3])
     padded = [np.full((6, x.shape[1]), np.nan) for x in more]
     for x, points in zip(padded, more, strict=True):
         x[places] = points
     for mask in (None, where):
-        found = compiled("default")(
+        result = compiled("default")(
             student[:6], teacher[:6], mask, (*padded, np.isin(np.arange(6), places))
         )
         expected = compiled("default")(student[:6], teacher[:6], mask, more)
-        assert np.allclose(found["mean"], expected["mean"], atol=1e-12)
-        assert np.allclose(found["gradient"], expected["gradient"], atol=1e-12)
+        assert np.allclose(result["mean"], expected["mean"], atol=1e-12)
+        assert np.allclose(result["gradient"], expected["gradient"], atol=1e-12)
     none = compiled("default")(student, teacher, None, (student[:0], teacher[:0]))
     assert np.allclose(
         none["gradient"], compiled("default")(student, teacher)["gradient"], atol=1e-12
@@ -522,9 +522,9 @@ def test_self_pairs_never_enter(scale, rng, x64):
         given = {"dissimilarity": dissimilarity, "scale": scale, "teacher_temperature": 0.1}
         return perception_coherence(student, teacher, temperature=0.2, **given)
 
-    found = jax.value_and_grad(loss)(student, infinite_for_itself)
+    result = jax.value_and_grad(loss)(student, infinite_for_itself)
     expected = jax.value_and_grad(loss)(student, "euclidean")
-    assert all(np.allclose(*both, atol=1e-12) for both in zip(found, expected, strict=True))
+    assert all(np.allclose(*both, atol=1e-12) for both in zip(result, expected, strict=True))
 
 
 @pytest.mark.parametrize("broken", ["student", "teacher", "references"])
@@ -567,13 +567,13 @@ def test_an_asymmetric_dissimilarity_is_seen_from_the_anchor(rng, x64):
     def lopsided(x, y):
         return jnp.sum(jnp.maximum(x[:, None] - y[None], 0) * jnp.arange(1.0, 7), axis=-1)
 
-    found = perception_coherence(
+    result = perception_coherence(
         student, teacher, temperature=1e-8, dissimilarity=lopsided, reduce_fn=None
     )
     d = [np.maximum(f[:, None] - f[None], 0) @ np.arange(1.0, 7) for f in (student, teacher)]
     keep = ~np.eye(10, dtype=bool)
     ranks = [oracles.scipy.stats.rankdata(x[keep].reshape(10, 9), axis=1) for x in d]
-    assert np.allclose(found, np.abs(ranks[0] - ranks[1]).mean(axis=1) / 9, atol=1e-7)
+    assert np.allclose(result, np.abs(ranks[0] - ranks[1]).mean(axis=1) / 9, atol=1e-7)
 
 
 @pytest.mark.nightly

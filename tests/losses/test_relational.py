@@ -104,8 +104,8 @@ ORACLES = {
 @pytest.mark.parametrize("name", ORACLES)
 def test_equals_a_loop(name, rng, x64):
     student, teacher = pair(rng)
-    found = evaluate(getattr(losses, name), student, teacher, reduce_fn=None)
-    assert np.allclose(found, ORACLES[name](student, teacher), atol=1e-12)
+    result = evaluate(getattr(losses, name), student, teacher, reduce_fn=None)
+    assert np.allclose(result, ORACLES[name](student, teacher), atol=1e-12)
 
 
 def test_distances_by_hand():
@@ -116,8 +116,8 @@ def test_distances_by_hand():
     # Distances of 0 are not in the mean: 1 for both models here, where the last seven differ by 1
     # from the teacher's.
     student = np.eye(8)[:, :1]
-    found = evaluate(losses.rkd_distance, student, np.eye(8), reduce_fn=None)
-    assert np.allclose(found, [0] + [6 * 0.5 / 8] * 7)
+    result = evaluate(losses.rkd_distance, student, np.eye(8), reduce_fn=None)
+    assert np.allclose(result, [0] + [6 * 0.5 / 8] * 7)
 
 
 def test_distances_that_differ_much_by_hand(x64):
@@ -125,8 +125,8 @@ def test_distances_that_differ_much_by_hand(x64):
     # others 0, and the teacher has all at 1. Differences of 2 cost 3/2, those of 1 cost 1/2.
     student = 1e-6 * np.arange(6.0)[:, None]
     student[5] = 1
-    found = evaluate(losses.rkd_distance, student, np.eye(6), reduce_fn=None)
-    assert np.allclose(found, [(1.5 + 4 * 0.5) / 6] * 5 + [5 * 1.5 / 6], atol=1e-4)
+    result = evaluate(losses.rkd_distance, student, np.eye(6), reduce_fn=None)
+    assert np.allclose(result, [(1.5 + 4 * 0.5) / 6] * 5 + [5 * 1.5 / 6], atol=1e-4)
 
 
 def test_angles_by_hand():
@@ -178,8 +178,8 @@ def test_the_expansion_becomes_the_gaussian_kernel(rng, x64):
         f = x / lengths(x)
         return np.exp(-0.7 * ((f[:, None] - f) ** 2).sum(axis=-1))
 
-    found = evaluate(losses.correlation_congruence, student, teacher, gamma=0.7, order=20)
-    assert np.allclose(found, np.mean((kernel(student) - kernel(teacher)) ** 2), atol=1e-12)
+    result = evaluate(losses.correlation_congruence, student, teacher, gamma=0.7, order=20)
+    assert np.allclose(result, np.mean((kernel(student) - kernel(teacher)) ** 2), atol=1e-12)
 
 
 @pytest.mark.parametrize("n", [4, 9])
@@ -189,8 +189,8 @@ def test_alignment_of_kernels_is_that_of_features(n, rng, x64):
     cross, own, other = (
         np.linalg.norm(a.T @ b) for a, b in ((student, teacher), (student,) * 2, (teacher,) * 2)
     )
-    found = evaluate(losses.cka, student + rng.normal(size=5), teacher + rng.normal(size=6))
-    assert np.allclose(found, 1 - cross**2 / (own * other), atol=1e-12)
+    result = evaluate(losses.cka, student + rng.normal(size=5), teacher + rng.normal(size=6))
+    assert np.allclose(result, 1 - cross**2 / (own * other), atol=1e-12)
 
 
 def test_alignment_by_hand():
@@ -237,8 +237,8 @@ def test_close_points_far_from_the_origin(rng):
     # |x|^2 + |y|^2 - 2 x y would leave nothing of these distances.
     student, teacher = pair(rng, 12)
     loss = jit(losses.rkd_distance)
-    expected, found = loss(student, teacher), loss(student + 1000, teacher)
-    assert abs(found - expected) < 1e-2 * expected
+    expected, result = loss(student, teacher), loss(student + 1000, teacher)
+    assert abs(result - expected) < 1e-2 * expected
 
 
 def test_a_function_of_the_callers_reduces(rng):

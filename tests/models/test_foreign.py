@@ -1,5 +1,6 @@
 """A Linen module and a plain function behave as our own models do."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -45,9 +46,7 @@ def test_a_linen_module_evaluates_and_trains_as_in_linen(x, variables):
     assert np.allclose(output.logits, expected.logits, atol=1e-6)
     assert np.allclose(output.maps["stage1"], expected.maps["stage1"], atol=1e-6)
     assert output.features.dtype == output.logits.dtype == jnp.float32
-    assert jax.tree.all(
-        jax.tree.map(np.array_equal, pure(model, nnx.BatchStat), variables["batch_stats"])
-    )
+    chex.assert_trees_all_equal(pure(model, nnx.BatchStat), variables["batch_stats"])
 
     model.train()
     features = model(x).features
@@ -110,10 +109,8 @@ def test_a_function_and_its_parameters(x):
     assert len(jax.tree.leaves(state)) == 4
     gradients = jax.grad(lambda state: nnx.merge(graph, state, copy=True)(x).features.sum())(state)
     expected = jax.grad(lambda params: function(params, x).sum())(params)
-    assert all(
-        np.allclose(a, b, rtol=1e-5)
-        for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True)
-    )
+    leaves = jax.tree.leaves(gradients), jax.tree.leaves(expected)
+    chex.assert_trees_all_close(*leaves, rtol=1e-5, atol=1e-8)
     assert from_function(lambda params, x: 2 * x, {})(x).logits is None
 
 

@@ -5,7 +5,7 @@ import os
 import random
 import shutil
 
-import jax
+import chex
 import numpy as np
 import pytest
 
@@ -64,10 +64,7 @@ def save(checkpoints, *steps):
 
 
 def assert_same(one, other):
-    assert jax.tree.structure(one) == jax.tree.structure(other)
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        assert a.dtype == b.dtype
-        assert np.array_equal(a, b)
+    chex.assert_trees_all_equal(one, other, strict=True)
 
 
 def steps_in(folder):

@@ -9,18 +9,18 @@ from pcjax.training.neighbour_views import cutmix, nearest_neighbours
 def test_nearest_by_brute_force(rng):
     # More than are compared at a time.
     features = rng.normal(size=(1100, 6))
-    found = nearest_neighbours(features, k=3)
+    result = nearest_neighbours(features, k=3)
     directions = features / np.linalg.norm(features, axis=1, keepdims=True)
     similarity = directions @ directions.T
     np.fill_diagonal(similarity, -np.inf)
     expected = np.argsort(-similarity, axis=1)[:, :3]
-    assert np.array_equal(np.sort(found), np.sort(expected))
+    assert np.array_equal(np.sort(result), np.sort(expected))
 
 
 def test_an_example_is_never_its_own_neighbour():
-    found = nearest_neighbours(np.zeros((4, 2)))
-    assert found.shape == (4, 3)
-    assert not np.any(found == np.arange(4)[:, None])
+    result = nearest_neighbours(np.zeros((4, 2)))
+    assert result.shape == (4, 3)
+    assert not np.any(result == np.arange(4)[:, None])
 
 
 def test_a_mixture_is_a_box_of_the_other_image(rng):

@@ -81,9 +81,9 @@ def batches():
     )
     given = {"normalise": data.statistics(examples()), "neighbours": near}
     made = data.training_batches(examples(), batch=BATCH, seed=0, **given)
-    found = [next(made) for _ in range(STEPS)]
+    result = [next(made) for _ in range(STEPS)]
     made.close()
-    return found
+    return result
 
 
 @functools.cache
@@ -174,10 +174,10 @@ def test_eight_devices_train_as_one(group):
         for name in ("loss", *names):
             assert np.isclose(one[name], other[name], rtol=1e-5, atol=1e-6), name
     for key, array in named_leaves(expected_states[-1]).items():
-        found = named_leaves(states[-1])[key].astype(float)
+        result = named_leaves(states[-1])[key].astype(float)
         # Rounding of a nearly cancelled gradient changes its norm more than the parameters.
         tolerance = 1e-4 if key == "sums/gradient_norm" else 1e-5
-        assert np.abs(found - array).max() <= tolerance * max(np.abs(array).max(), 1), key
+        assert np.abs(result - array).max() <= tolerance * max(np.abs(array).max(), 1), key
 
 
 @every_group

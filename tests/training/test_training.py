@@ -4,6 +4,7 @@ import dataclasses
 import json
 import signal
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -185,9 +186,7 @@ def test_a_step_that_is_not_finite_is_skipped(lesson, dataset):
     assert np.isnan(metrics["loss"])
     assert (int(after.step), int(after.skipped), int(after.consecutive_skips)) == (1, 1, 1)
     for part in ("student", "statistics", "heads", "memories", "optimiser", "sums"):
-        leaves = [jax.tree.leaves(getattr(state, part)) for state in (after, before)]
-        for one, other in zip(*leaves, strict=True):
-            assert np.array_equal(one, other)
+        chex.assert_trees_all_equal(getattr(after, part), getattr(before, part))
 
 
 def test_a_training_that_ended_in_bad_steps_stays_so(tmp_path, lesson, train):
