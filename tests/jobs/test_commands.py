@@ -196,7 +196,7 @@ MAPS = """
 """
 
 
-@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("live", [pytest.param(False, marks=pytest.mark.nightly), True])
 def test_losses_get_all_that_they_need(live, tmp_path, command):
     options = {"live": live, "model": "cnn" if live else "mlp", "more": MAPS if live else ""}
     (tmp_path / "mine.py").write_text(LOSSES.format(**options))

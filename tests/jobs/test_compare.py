@@ -130,7 +130,7 @@ def test_a_diverged_run_is_reported_and_the_others_continue(comparison, command,
     assert losses["tame"]["runs"]["0"]["status"] == "done"
     assert "diverged" in output
     page = (tmp_path / "wild" / "report.html").read_text()
-    assert "Without a finished run, and not drawn: wild." in page
+    assert "Not drawn, as no run is finished: wild." in page
     words += ["--trials", 1, "--workdir", tmp_path / "tuning"]
     status, output, complaint = command("tune", config, *words)
     assert status == 0, complaint
