@@ -68,11 +68,16 @@ ON_RUNS = ("evaluate", "embed", "export", "report")
 WORKDIRS = {"distill": "", "teach": "-teacher", "compare": "-compared", "tune": "-tuning"}
 MAX_LINE = 2000
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOPPED = tuple(128 + number for number in SIGNALS)
 
 
 def command() -> None:
     """Run the command line of this process and exit."""
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    multihost = sys.modules.get("pcjax.multihost")
+    if status in STOPPED and not (multihost and multihost.is_distributed()):
+        _exit_at_once(status)  # a save in the background would complain that it was cut off
+    sys.exit(status)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -168,8 +173,7 @@ def _train(job: str, words: list[str], resume: str) -> int:
         return _fail(str(error), 1)
     except UnsavedError as error:
         status = _fail(f"{error}. Free the disk, then repeat the command to resume: {resume}", 1)
-        sys.stdout.flush()
-        os._exit(status)  # Orbax's threads would wait for the failed save for minutes
+        _exit_at_once(status)  # Orbax's threads would wait for the failed save for minutes
     finally:
         unlock_folder()
 
@@ -276,7 +280,7 @@ def _fail(message: str, status: int) -> int:
     if len(line) > MAX_LINE:
         line = f"{line[: MAX_LINE // 2]} ... {line[-MAX_LINE // 2 :]}"
     print(f"pcjax: {line}", file=sys.stderr)  # noqa: T201
-    if status not in (128 + number for number in SIGNALS):
+    if status not in STOPPED:
         _end_all_processes(status)
     return status
 
@@ -285,6 +289,11 @@ def _end_all_processes(status: int = 1) -> None:
     """End this process at once in a job of several: JAX then ends the others."""
     multihost = sys.modules.get("pcjax.multihost")
     if multihost is not None and multihost.is_distributed():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        _exit_at_once(status)
+
+
+def _exit_at_once(status: int) -> None:
+    """Exit without waiting for the threads of other libraries."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
