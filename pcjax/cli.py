@@ -11,7 +11,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 HELP = """pcjax transfers the representation of a large teacher model to a lightweight student.
 
@@ -292,7 +292,7 @@ def _end_all_processes(status: int = 1) -> None:
         _exit_at_once(status)
 
 
-def _exit_at_once(status: int) -> None:
+def _exit_at_once(status: int) -> NoReturn:
     """Exit without waiting for the threads of other libraries."""
     sys.stdout.flush()
     sys.stderr.flush()
