@@ -275,11 +275,14 @@ def metric_primitives(length: int) -> Primitives:
 
 def cache_rows(length: int) -> int | None:
     """Return how many rows of this length fit in a core's cache; None to rank all at once."""
-    return (
-        max(16, 2**17 // length, min(64, 2**18 // length))
-        if jax.default_backend() == "cpu"
-        else None
-    )
+    if jax.default_backend() != "cpu":
+        return None
+    return max(16, 2**17 // length, min(64, 2**18 // length))
+
+
+def block_entries() -> int:
+    """Return how many entries of an intermediate result to compute at a time."""
+    return 2**17 if jax.default_backend() == "cpu" else 2**21
 
 
 class Sorted(NamedTuple):

@@ -17,6 +17,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
 from pcjax import _checks
+from pcjax._sorting import block_entries
 from pcjax.dissimilarity import euclidean
 from pcjax.losses._batch import Batch, Points, huber, products, require_number, unit
 from pcjax.losses._sweep import swept_sum, swept_values
@@ -126,8 +127,7 @@ def rkd_angle(
     )
     points = batch.points()
     n, (m, dt) = batch.student.shape[0], points.teacher.shape
-    # At most some 2 million numbers at a time of every intermediate result.
-    block = max(1, 2**21 // (m * (m + max(dt, points.student.shape[1]))))
+    block = max(1, block_entries() // (m * (m + max(dt, points.student.shape[1]))))
     inputs = _corner_values, batch.student, points.student, batch.teacher, points
     if block >= n or batch.factor is None:
         return batch.reduced(swept_values(*inputs, None if block >= n else block))

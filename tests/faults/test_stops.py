@@ -65,7 +65,7 @@ def test_a_signal_while_a_run_is_evaluated_again(job, unstopped, tried):
     assert (status, complaint.count("\n")) == (143, 1)
     assert (unstopped / "result.json").read_bytes() == before
     assert not (unstopped / "features.npz").exists()
-    tried(f"SIGTERM while a run is to be {job}d", "one line, nothing changed")
+    tried(f"SIGTERM before `{job}`", "one line, nothing changed")
 
 
 def test_a_hang_that_holds_the_interpreter(whole, tmp_path, tried):
