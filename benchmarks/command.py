@@ -32,9 +32,9 @@ def run(start: float) -> None:
     seconds = {"start and imports": time.time() - start}
     compiling = [0.0]
 
-    def listen(event: str, duration: float, **_: object) -> None:
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
         if event.endswith(COMPILING):
-            compiling[0] += duration
+            compiling[0] += duration_secs
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     compiled = {"start and imports": 0.0}
