@@ -25,7 +25,7 @@ def requested():
     project, groups = PROJECT["project"], PROJECT["dependency-groups"]
     extras = project["optional-dependencies"]
     lines = [*project["dependencies"], *PROJECT["build-system"]["requires"], *groups["build"]]
-    lines += [line for extra in ("export", "tensorboard", "test", "dev") for line in extras[extra]]
+    lines += [line for extra in ("tensorboard", "test", "dev") for line in extras[extra]]
     return [Requirement(line) for line in lines if not line.startswith("pcjax")]
 
 

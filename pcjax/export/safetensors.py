@@ -16,6 +16,8 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import safetensors
+import safetensors.numpy
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -128,7 +130,6 @@ def export(
       arrays: parameters and statistics, float32, by path: "layers/0/kernel".
       about: "version", "features" and "config", see `Exported`.
     """
-    safetensors = require_safetensors()
     named = {n.replace("/", "."): np.ascontiguousarray(x) for n, x in sorted(arrays.items())}
     metadata = {
         "format": FORMAT,
@@ -159,7 +160,6 @@ def load(path: str | pathlib.Path) -> Exported:
         path = path / "student.safetensors"
     if not path.is_file():
         raise RequestError(f"There is no file {path}; `pcjax export RUN` writes it.")
-    safetensors = require_safetensors()
     try:
         _check_header(path)
         with safetensors.safe_open(path, framework="numpy") as file:
@@ -183,18 +183,6 @@ def load(path: str | pathlib.Path) -> Exported:
     module = nnx.merge(graph, nnx.from_flat_state(filled))
     module.eval()
     return Exported(module, inputs, {name: metadata[name] for name in ABOUT})
-
-
-def require_safetensors() -> Any:
-    """Import safetensors; say how to install it where it is missing."""
-    try:
-        import safetensors
-        import safetensors.numpy
-    except ImportError as error:
-        raise RequestError(
-            'Exports need safetensors; install it with `pip install "pcjax[export]"`.'
-        ) from error
-    return safetensors
 
 
 def _check_header(path: pathlib.Path) -> None:

@@ -20,7 +20,6 @@ EXPORTED = "student.safetensors"
 
 def export(folder: pathlib.Path, display: Display) -> None:
     """Write the trained student to RUN/student.safetensors, which `pcjax.load` reads."""
-    safetensors.require_safetensors()
     run = single_run(folder, display)
     if run.job != "distill":
         raise RequestError(

@@ -3,7 +3,6 @@
 import json
 import pathlib
 import pickle
-import sys
 
 import chex
 import numpy as np
@@ -243,7 +242,7 @@ def test_foreign_metadata_is_refused(sound, tmp_path):
     )
 
 
-def test_other_examples_paths_and_a_missing_package_are_refused(sound, tmp_path, monkeypatch):
+def test_other_examples_and_paths_are_refused(sound, tmp_path):
     path = tmp_path / "a.safetensors"
     path.write_bytes(sound)
     model = load(path)
@@ -258,7 +257,3 @@ def test_other_examples_paths_and_a_missing_package_are_refused(sound, tmp_path,
             model.prepare(wrong)
     with pytest.raises(OSError, match="No such file"):
         written(pathlib.Path(tmp_path / "nowhere" / "a.safetensors"), "mlp")
-    for name in ("safetensors", "safetensors.numpy"):
-        monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(RequestError, match=r"pcjax\[export\]"):
-        load(path)
