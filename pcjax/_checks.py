@@ -17,6 +17,10 @@ class RequestError(ValueError):
     """A request cannot be served: says what was given, what is expected, and what to do."""
 
 
+class FailedError(Exception):
+    """A job failed after it had begun: says why, and what to do."""
+
+
 def _dtype_of(x: Any) -> np.dtype:
     dtype = getattr(x, "dtype", None)
     return np.asarray(x).dtype if dtype is None else dtype

@@ -85,7 +85,7 @@ def read_signed(path: pathlib.Path, remedy: str, limit: int = MAX_JSON_BYTES) ->
 
     Args:
       path: the file.
-      remedy: what the user can do about a corrupt file; the last part of the error.
+      remedy: advice for a corrupt file; the last part of the error.
       limit: the largest size in bytes.
     """
     try:
@@ -93,7 +93,7 @@ def read_signed(path: pathlib.Path, remedy: str, limit: int = MAX_JSON_BYTES) ->
     except RequestError as error:
         raise RequestError(f"{str(error).removesuffix('.')}: {remedy}") from error
     if not isinstance(content, dict) or content.pop("digest", None) != digest(content):
-        raise RequestError(f"{path} is corrupt, it differs from what was written: {remedy}")
+        raise RequestError(f"{path} is corrupt, it changed since it was written: {remedy}")
     return content
 
 

@@ -1,6 +1,7 @@
 """`pcjax JOB ...`: read the command line, call the job, turn errors into a line and a status.
 
-Exit status: 0 done; 2 the request was wrong; 128 + signal (143, 130) stopped; 1 anything else.
+Exit status: 0 done; 2 the request was wrong; 128 + signal (143, 130, and 141 for output that nobody
+reads) stopped; 1 anything else.
 """
 
 import importlib
@@ -34,8 +35,15 @@ TRAINING_HELP = """pcjax {job} [CONFIG] [--workdir DIR] [--section.field value .
 {purpose}
 
   --workdir DIR                    folder of the run; a stopped run there is resumed [{workdir}]
-  --losses NAME[,NAME ...]         {losses}{extra}
   --data.source SOURCE             digits, tfds:NAME or arrays:PATH
+{options}
+  --no-cache                       compile everything anew
+  --help-all                       print every field of the config
+
+Example: {example}
+"""
+STUDENT_OPTIONS = """\
+  --losses NAME[,NAME ...]         {losses}{extra}
   --student.name NAME              architecture of the student; `pcjax list models`
   --student.features N             number of the student's features
   --teacher.run DIR                use the teacher of an earlier run
@@ -43,15 +51,17 @@ TRAINING_HELP = """pcjax {job} [CONFIG] [--workdir DIR] [--section.field value .
   --training.epochs N              length of the student's training
   --training.batch N               examples a step
   --training.learning-rate X
-  --training.seed N
-  --no-cache                       compile everything anew
-  --help-all                       print every field of the config
-
-Example: {example}
-"""
+  --training.seed N"""
+TEACHER_OPTIONS = """\
+  --teacher.model.name NAME        architecture of the teacher; `pcjax list models`
+  --teacher.model.features N       number of its features
+  --teacher.training.epochs N      length of its training
+  --teacher.training.batch N       examples a step
+  --teacher.training.learning-rate X
+  --teacher.training.seed N"""
 EVALUATE_HELP = """pcjax evaluate RUN [options]
 
-Evaluate a finished run again, and on what the options add. The results join RUN/result.json.
+Evaluate a finished run again, and on more data. The results join RUN/result.json.
 
   --other SOURCE          another data set, on which the models are evaluated by its labels
   --other-dir DIR         folder where TFDS keeps that data set
@@ -91,14 +101,22 @@ def main(arguments: Sequence[str]) -> int:
         signal.signal(signal.SIGTERM, _raise_exit)
         return _run(words, resume)
     except KeyboardInterrupt:
-        return _fail(f"stopped by SIGINT; repeat the command to resume: {resume}", 130)
+        return _stopped("SIGINT", resume)
     except SystemExit as exit_:
         if exit_.code == 128 + signal.SIGTERM:
-            return _fail(f"stopped by SIGTERM; repeat the command to resume: {resume}", 143)
+            return _stopped("SIGTERM", resume)
         raise
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _stopped(name: str, resume: str) -> int:
+    """End after a signal outside a training; JAX then ends the other processes of the job."""
+    status = 128 + signal.Signals[name]
+    _fail(f"stopped by {name}; repeat the command to resume: {resume}", status)
+    _end_all_processes(status)
+    return status
 
 
 def _raise_exit(number: int, _: Any) -> None:
@@ -107,10 +125,10 @@ def _raise_exit(number: int, _: Any) -> None:
 
 def _run(words: list[str], resume: str) -> int:
     """Run a job and turn its errors into exit statuses."""
-    from pcjax._checks import RequestError
+    from pcjax._checks import FailedError, RequestError
 
-    job, rest = words[0], words[1:]
     try:
+        job, rest = words[0], words[1:]
         if job == "--version":
             from pcjax import __version__
 
@@ -126,9 +144,10 @@ def _run(words: list[str], resume: str) -> int:
         require_name("job", job, (*JOBS, *ON_RUNS, "list"))
     except RequestError as error:
         return _fail(str(error), 2)
-    except BrokenPipeError:  # nobody reads the output any more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+    except FailedError as error:
+        return _fail(str(error), 1)
+    except BrokenPipeError:
+        return _unread()
     except OSError as error:
         path = f"{error.filename}: " if error.filename else ""
         return _fail(f"{path}{error.strerror or error}; then repeat: {resume}", 1)
@@ -152,7 +171,6 @@ def _train(job: str, words: list[str], resume: str) -> int:
     from pcjax.display import Display
     from pcjax.run import unlock_folder
     from pcjax.training.checkpoint import UnsavedError
-    from pcjax.training.loop import BadStepsError
     from pcjax.training.stopping import StoppedError
 
     options = overrides.parse(words)
@@ -169,8 +187,6 @@ def _train(job: str, words: list[str], resume: str) -> int:
         return 0
     except StoppedError as stopped:
         return _fail(f"{stopped}; repeat the command to resume: {resume}", 128 + stopped.number)
-    except BadStepsError as error:
-        return _fail(str(error), 1)
     except UnsavedError as error:
         status = _fail(f"{error}. Free the disk, then repeat the command to resume: {resume}", 1)
         _exit_at_once(status)  # Orbax's threads would wait for the failed save for minutes
@@ -206,7 +222,9 @@ def _list(words: list[str]) -> int:
     from pcjax.display import Display
     from pcjax.overrides import LISTS
 
-    _checks.require_name("list", words[0] if words else "", LISTS)
+    if not words:
+        raise _checks.RequestError(f"`pcjax list` needs one of {', '.join(LISTS)}.")
+    _checks.require_name("list", words[0], LISTS)
     LISTS[words[0]](Display())
     return 0
 
@@ -232,7 +250,7 @@ def use_compilation_cache() -> None:
 
 
 def _name_of(path: str | None) -> str:
-    """Return what a run is named after: its config file, or the run a config.json belongs to."""
+    """Return the name of a run: that of its config file, or of the folder of a config.json."""
     if path is None:
         return "digits"
     config = pathlib.Path(path)
@@ -258,19 +276,28 @@ def _help(words: Sequence[str]) -> str:
         "compare": "pcjax compare --losses perception_coherence,rkd,info_nce --seeds 3",
         "tune": "pcjax tune --losses perception_coherence,rkd --trials 8",
     }[job]
+    options = STUDENT_OPTIONS.format(losses=losses, extra=extra)
     return TRAINING_HELP.format(
         job=job,
         purpose=JOBS[job],
         workdir=f"runs/CONFIG{WORKDIRS[job]}",
-        losses=losses,
-        extra=extra,
+        options=TEACHER_OPTIONS if job == "teach" else options,
         example=example,
     )
 
 
 def _print(text: str) -> int:
-    print(text)  # noqa: T201
+    try:
+        print(text, flush=True)  # noqa: T201
+    except BrokenPipeError:
+        return _unread()
     return 0
+
+
+def _unread() -> int:
+    """Silence the output that nobody reads any more; return the status."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
 
 
 def _fail(message: str, status: int) -> int:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pcjax import _checks, _fields, _io
 from pcjax._checks import RequestError
 from pcjax.data import CORRUPTIONS, SOURCES
+from pcjax.data.sources import find_source
 from pcjax.dissimilarity import DISSIMILARITIES
 from pcjax.losses.registry import LOSSES, NOT_CONFIGURABLE, RECIPES, needs_labels
 from pcjax.models import options_of
@@ -73,6 +74,7 @@ class Data:
 
     def __post_init__(self):
         _fields.check_fields(self, "data")
+        find_source(self.source)
         _checks.require_whole("data.crop", self.crop, 0, MAX_SIDE)
         _checks.require_whole("data.unseen", self.unseen, 0, MAX_INT32)
         if self.unseen == 1:
@@ -92,6 +94,7 @@ class Model:
     """An architecture of pcjax.models with its options."""
 
     name: str = "mlp"
+    """see `pcjax list models`"""
     options: dict[str, bool | int | float | str | tuple[int, ...]] = dataclasses.field(
         default_factory=dict
     )
@@ -103,10 +106,16 @@ class Model:
         for option, value in dict(self.options).items():
             if not known:
                 raise RequestError(f"The model {self.name!r} has no options; remove {option!r}.")
-            _checks.require_name(f"option of the model {self.name!r}", option, known)
+            _checks.require_name(f"option of {self.name}", option, known)
             numbers: tuple[Any, ...] = value if isinstance(value, tuple) else (value,)
             if isinstance(known[option].default, tuple):  # one width is a tuple too
                 self.options[option] = numbers
+            default = known[option].default
+            whole = isinstance(default, tuple) or type(default) is int
+            if whole and not all(type(x) is int for x in numbers):
+                raise RequestError(
+                    f"{option}={value!r} of the model {self.name!r} is not a whole number."
+                )
             if any(isinstance(x, (int, float)) and abs(x) > 2**20 for x in numbers):
                 raise RequestError(f"{option}={value} of the model {self.name!r} exceeds 2^20.")
 
@@ -116,7 +125,9 @@ class Loss:
     """One term of the weighted sum that the student minimises."""
 
     name: str = "perception_coherence"
+    """see `pcjax list losses`"""
     weight: float | Ramp = 1.0
+    """its factor in the sum"""
     head: Literal["none", "linear", "mlp", "orthogonal", "conv", "variational"] = "none"
     """a learnt map of the student's features or maps into the teacher's dimension"""
     bank: int = 0
@@ -207,7 +218,7 @@ def recipe(name: str) -> tuple[Loss, ...]:
     )
 
 
-# Fields of a training that change nothing in what is learnt.
+# Fields of a training that do not change its result.
 RUNTIME_FIELDS = ("devices", "keep", "watchdog_seconds", "tensorboard")
 
 
@@ -216,12 +227,14 @@ class Training:
     """How a model is trained."""
 
     epochs: int = 30
+    """number of passes over the training examples"""
     steps: int | None = None
     """number of steps, in place of epochs"""
     batch: int = 256
     """examples a step, over all devices"""
     optimiser: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = 1e-3
+    """its highest value"""
     schedule: Literal["cosine", "constant", "steps"] = "cosine"
     """steps: a tenth after 5/8, 3/4 and 7/8 of the training"""
     warmup: float = 0.05
@@ -232,6 +245,7 @@ class Training:
     clip: float | None = None
     """largest norm of the gradient; longer ones are shortened to it"""
     seed: int = 0
+    """seed of the initial weights, the order of the data and the augmentation"""
     parallel: Literal["pmap", "shard_map"] = "pmap"
     """how the train step is mapped over devices; both give the same result"""
     devices: int | None = None
@@ -313,10 +327,11 @@ class Evaluation:
     """How a representation is evaluated."""
 
     dissimilarity: str = "cosine"
-    """dissimilarity of coherence, k-NN and retrieval"""
+    """dissimilarity of coherence and retrieval; k-NN uses the cosine"""
     neighbours: int = 10
     """number of neighbours that vote in k-NN and that coherence compares"""
     batch: int = 512
+    """examples computed at a time"""
     other: str | None = None
     """another data set, written as data.source, to evaluate the models on"""
     other_dir: str | None = None

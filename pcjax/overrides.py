@@ -12,7 +12,7 @@ from typing import Any
 
 from pcjax import _checks, _fields, config, models
 from pcjax._checks import RequestError
-from pcjax.config import Config, Contender, Loss, Model, recipe
+from pcjax.config import Config, Contender, Loss, Model, Training, recipe
 from pcjax.data.sources import all_sources
 from pcjax.display import Display
 from pcjax.losses.registry import RECIPES
@@ -49,6 +49,9 @@ def apply(base: Config, job: str, options: Options) -> Config:
     if losses is not None:
         names = [name for word in losses for name in word.split(",") if name]
         base = _with_losses(base, job, names)
+    for name in ("seeds", "trials") if job not in ("compare", "tune") else ():
+        if name in options:
+            raise RequestError(f"--{name} is for `pcjax compare` and `pcjax tune` only.")
     for name in ("seeds", "trials") if job in ("compare", "tune") else ():
         if name in options:
             options[f"comparison.{name}"] = options.pop(name)
@@ -60,6 +63,8 @@ def apply(base: Config, job: str, options: Options) -> Config:
 
 
 def _with_losses(base: Config, job: str, names: list[str]) -> Config:
+    if job == "teach":
+        raise RequestError("A teacher is trained with cross-entropy; leave --losses out.")
     if not names:
         raise RequestError("--losses names no loss; `pcjax list losses` prints them.")
     contenders = {contender.name: contender for contender in base.comparison.contenders}
@@ -88,7 +93,10 @@ def _set(tree: dict[str, Any], name: str, words: list[str]) -> None:
                 hint, node = hints[open_field], node[open_field]
             else:
                 siblings = [".".join([*parts[:place], field]) for field in hints]
-                _checks.require_name("option", f"--{where}", [f"--{s}" for s in siblings])
+                if part in _fields.hints(Training) and not place:
+                    siblings = [f"training.{part}"]
+                known = [f"--{sibling.replace('_', '-')}" for sibling in siblings]
+                _checks.require_name("option", f"--{where.replace('_', '-')}", known)
         key: Any = part
         if isinstance(node, list):
             if not part.isdecimal() or int(part) >= len(node):
@@ -178,7 +186,7 @@ def decode_options(cls: Any, options: Options) -> Any:
 
 def describe_fields() -> str:
     """List every field of a config with its default and its description."""
-    lines = ["Every field, its default and what it does:\n"]
+    lines = ["Every field with its default and its meaning:\n"]
     sections = {
         "data": config.Data(),
         "student": Config().student,

@@ -46,7 +46,7 @@ class Clock:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """One folder and what a job needs to work in it."""
+    """A folder, and everything that a job needs to work in it."""
 
     folder: pathlib.Path
     config: Config

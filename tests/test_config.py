@@ -101,8 +101,9 @@ REFUSED = {
     lambda: Data(unseen=1): "data.unseen must be 0 or at least 2",
     lambda: Data(source="a\0b"): "null character",
     lambda: Model("resnet21"): "unknown model 'resnet21' (did you mean 'resnet32'?)",
-    lambda: Model("mlp", {"width": 8}): "unknown option of the model 'mlp' 'width'",
-    lambda: Model("mlp", {"widths": 2.5, "features": 2**30}): "exceeds 2^20",
+    lambda: Model("mlp", {"width": 8}): "unknown option of mlp 'width'",
+    lambda: Model("mlp", {"widths": 2.5}): "is not a whole number",
+    lambda: Model("mlp", {"features": 2**30}): "exceeds 2^20",
     lambda: Training(warmup="a"): "training.warmup='a' is not of type float",
     lambda: Training(batch=True): "training.batch=True is not of type int",
     lambda: Training(batch=2): "training.batch=2 is below 3",
@@ -246,7 +247,7 @@ def test_losses_name_recipes():
         ("--losses", "--losses names no loss"),
         ("--training.batch.x 3", "training.batch has no field 'x'"),
         ("extra", "Unexpected 'extra'"),
-        ("--seeds 3", "unknown option '--seeds'"),
+        ("--seeds 3", "--seeds is for `pcjax compare`"),
     ],
 )
 def test_wrong_options_are_refused_by_name(line, message):

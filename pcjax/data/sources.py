@@ -21,7 +21,7 @@ class Source(NamedTuple):
     """Where examples can come from.
 
     read: (name, **options) -> Splits, with the options among data_dir and image_size it takes.
-    title: what it reads, for `pcjax list sources`.
+    title: its description, for `pcjax list sources`.
     named: True for "KIND:NAME", False for "KIND" alone.
     is_path: True where NAME is a path.
     """

@@ -1,5 +1,6 @@
 """Evaluate frozen models: on test examples, unseen classes, other data and corrupted images."""
 
+import inspect
 import statistics
 import time
 from collections.abc import Mapping
@@ -10,8 +11,9 @@ import numpy as np
 from scipy.stats import rankdata
 
 from pcjax import config, data
-from pcjax._checks import RequestError
+from pcjax._checks import FailedError, RequestError
 from pcjax.data import CORRUPTIONS, SEVERITIES, Dataset, Examples
+from pcjax.data.sources import find_source
 from pcjax.dissimilarity import DISSIMILARITIES
 from pcjax.metrics.registry import Context, all_metrics, sampled
 from pcjax.teachers import Teacher
@@ -23,7 +25,7 @@ MAX_SCORED = 1_000  # validation examples
 CALLS, WARM_UP_CALLS = 9, 2
 
 
-class NotFiniteError(RequestError):
+class NotFiniteError(FailedError):
     """A model diverged: its features are not finite."""
 
 
@@ -50,16 +52,18 @@ def load_other(section: config.Evaluation, dataset: Dataset, own: config.Data) -
     """Load the data set that evaluation.other names, in the shape of the model's examples."""
     if section.other is None:
         return None
-    shape, is_tfds = dataset.train.shape, section.other.startswith("tfds:")
-    # A decoder resizes images best; others are resized when they are read.
+    shape = dataset.train.shape
     square = len(shape) == 3 and shape[0] == shape[1]
-    folder = section.other_dir or (own.data_dir if is_tfds else None)
     try:
+        options = inspect.signature(find_source(section.other)[0].read).parameters
+        # The reader resizes images best; others are resized when they are used.
+        size = shape[0] if square and section.other.startswith("tfds:") else None
+        folder = section.other_dir or (own.data_dir if "data_dir" in options else None)
         other = data.load(
             section.other,
             data_dir=folder,
             validation=own.validation,
-            image_size=shape[0] if is_tfds and square else None,
+            image_size=size,
         )
         return data.fitted(other, shape)
     except RequestError as error:
@@ -141,7 +145,7 @@ def evaluate(
       models: the models by name.
       teacher: evaluated under the name "teacher"; the models are compared with it.
       dataset: the examples.
-      section: what is evaluated.
+      section: the settings.
       other: the data set that `section` names besides.
     """
     results = {"teacher": _evaluate(teacher.model, teacher.features, teacher, dataset, section)}

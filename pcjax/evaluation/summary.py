@@ -13,7 +13,7 @@ from pcjax import _io
 from pcjax.display import Display
 from pcjax.metrics.registry import Metric, value_specs
 
-COMPARISON, MARKDOWN = "comparison.json", "comparison.md"
+COMPARISON, MARKDOWN, RUNS = "comparison.json", "comparison.md", "runs"
 DONE, DIVERGED = "done", "diverged"
 MIN_SEEDS = 3  # for an interval
 COSTS = ("seconds_per_step", "temporary_bytes")
@@ -163,7 +163,7 @@ def table(summary: Mapping[str, Any], *, short: bool = False) -> tuple[list[str]
         diverged = _diverged(loss)
         title = f"{name} (labels)" if loss["labelled"] else name
         title += f" ({diverged} of {len(loss['runs'])} diverged)" if diverged else ""
-        row = [title, *(_cell(loss["summary"].get(m), s.unit) for m, s in columns.items())]
+        row = [title, *(_values(loss, path, spec.unit) for path, spec in columns.items())]
         primary = summary["primary"]
         unit = columns[primary].unit if primary in columns else "number"
         row.append(_cell(loss["paired"].get(primary), unit, signed=True))
@@ -177,6 +177,16 @@ def table(summary: Mapping[str, Any], *, short: bool = False) -> tuple[list[str]
         cells = [_cell(values.get(m), spec.unit) for m, spec in columns.items()]
         rows.append([title, *cells, *empty])
     return header, rows
+
+
+def _values(loss: Mapping[str, Any], metric: str, unit: str) -> str:
+    """Format the mean over the seeds with its interval; of two seeds both values."""
+    runs = [run["metrics"] for run in loss["runs"].values() if run["status"] == DONE]
+    if len(runs) != 2 or any(metric not in run for run in runs):
+        return _cell(loss["summary"].get(metric), unit)
+    scale, digits = (100.0, 1) if unit == "share" else (1.0, 3)
+    text = " / ".join(f"{scale * run[metric]:.{digits}f}" for run in runs)
+    return text + (" %" if unit == "share" else "")
 
 
 def _cell(value: Mapping[str, Any] | None, unit: str, signed: bool = False) -> str:
@@ -196,7 +206,7 @@ def _cell(value: Mapping[str, Any] | None, unit: str, signed: bool = False) -> s
 def show(summary: Mapping[str, Any], display: Display) -> None:
     """Print the table within 80 columns."""
     seeds = max((len(loss["runs"]) for loss in summary["losses"].values()), default=0)
-    intervals = "± is a 95 % interval over seeds" if seeds >= MIN_SEEDS else f"mean of {seeds}"
+    intervals = "± is a 95 % interval over seeds" if seeds >= MIN_SEEDS else "each seed's value"
     dissimilarity = summary.get("config", {}).get("evaluation", {}).get("dissimilarity", "cosine")
     columns, rows = table(summary, short=True)
     display.table(f"on the test examples ({dissimilarity}; {intervals})", columns, rows)

@@ -26,7 +26,7 @@ from pcjax._checks import RequestError
 from pcjax.config import Model
 from pcjax.models import Output, build
 
-FORMAT = 2
+FORMAT, EXPORTED = 2, "student.safetensors"
 METADATA = "pcjax"
 MAX_HEADER_BYTES = 2**20
 MAX_SIZE, MAX_DIMENSIONS = 2**20, 8
@@ -157,7 +157,7 @@ def load(path: str | pathlib.Path) -> Exported:
     """
     path = pathlib.Path(path)
     if path.is_dir():
-        path = path / "student.safetensors"
+        path = path / EXPORTED
     if not path.is_file():
         raise RequestError(f"There is no file {path}; `pcjax export RUN` writes it.")
     try:
@@ -171,7 +171,7 @@ def load(path: str | pathlib.Path) -> Exported:
                     raise RequestError(f"{name} is of dtype {dtype}, expected {STORED}")
             arrays = {name: file.get_tensor(name) for name in names}
         if metadata["digest"] != _digest(metadata, arrays):
-            raise RequestError("it differs from what was written")
+            raise RequestError("it changed since it was written")
         model = _fields.decode(Architecture, metadata["model"], "model")
         inputs = _fields.decode(Inputs, metadata["input"], "input")
         graph, leaves = _abstract(model, inputs)

@@ -7,12 +7,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from pcjax import _io, config, data
+from pcjax import _io, config, data, metrics
 from pcjax.config import Config
 from pcjax.data import Dataset
 from pcjax.evaluation import Evaluated, coherence_score, show
 from pcjax.run import Run
-from pcjax.teachers import teacher_shapes
+from pcjax.teachers import Teacher, teacher_shapes
+from pcjax.teachers.load import TEACHER
 from pcjax.training.build import STUDENT_STREAM, build_model
 from pcjax.training.checkpoint import versions
 from pcjax.training.embedding import FrozenModel, embed
@@ -20,7 +21,7 @@ from pcjax.training.loop import Lesson, check_lesson, steps_of
 from pcjax.training.metrics_log import read_metrics
 from pcjax.training.objective import TeacherTargets
 
-UNTRAINED, STUDENT, TEACHER = "untrained", "student", "teacher"
+UNTRAINED, STUDENT = "untrained", "student"
 REPORT = "report.html"
 
 
@@ -97,20 +98,54 @@ def student_lesson(
 
 
 def check_distillation(config: Config, dataset: Dataset, run: Run) -> None:
-    """Refuse what cannot be trained, from shapes alone, before anything is trained."""
+    """Refuse an impossible training, from shapes alone, before anything is trained."""
     shapes, classifier = teacher_shapes(config.teacher, config.data, dataset, run)
     targets = TeacherTargets(shapes=shapes, classifier=classifier)
     student = build_student(config, dataset, shapes_only=True)
     check_lesson(student_lesson(config, dataset, student, targets), dataset)
 
 
-def finish(run: Run, evaluated: Evaluated, dataset: Dataset, training: config.Training) -> None:
-    """Store and print the results of a run, and draw its report."""
+def warn_if_unrelated(student: FrozenModel, teacher: Teacher, dataset: Dataset, run: Run) -> None:
+    """Warn where a file's features look as if their rows belonged to other examples.
+
+    Even an untrained student orders the examples a little as any teacher does.
+    """
+    features = embed(student, dataset.validation, dataset.normalise, 512).features
+    rows = slice(None, None, -(-len(features) // 2000))
+    k = min(10, len(features[rows]) - 2)
+    degree = metrics.coherence(
+        features[rows],
+        teacher.features["validation"][rows],
+        dissimilarity=run.config.evaluation.dissimilarity,
+        k=k,
+    ).spearman
+    if degree.low <= 0 or not np.isfinite(degree.value):
+        run.say(
+            f"WARNING: the teacher's features are unrelated to the examples (coherence "
+            f"{degree.value:.3f}, its 95 % interval reaches 0). Are the rows in the order of "
+            f"{dataset.source}? Stop with Ctrl-C to check."
+        )
+
+
+def finish(
+    run: Run,
+    evaluated: Evaluated,
+    dataset: Dataset,
+    training: config.Training,
+    *,
+    quiet: bool = False,
+) -> None:
+    """Store and print the results of a run, and draw its report; `quiet` prints nothing."""
     steps = steps_of(training, len(dataset.train))
     results = evaluated.results | {"steps": steps, "versions": versions()}
     seconds = run.finish(results)
     write_report(run, results | {"seconds": seconds}, dataset, evaluated.embeddings)
+    if quiet:
+        return
     show(results, run.display, run.config.evaluation.dissimilarity)
+    student = evaluated.embeddings.get(STUDENT)
+    if student is not None and not np.ptp(student["test"], axis=0).any():
+        run.say("WARNING: the student has collapsed: its features are equal for all examples.")
     run.say(f"{seconds} s for {steps} steps and everything else; report: {run.folder / REPORT}")
 
 

@@ -38,6 +38,7 @@ from pcjax.jobs.common import (
     describe_data,
     load_data,
     student_lesson,
+    warn_if_unrelated,
     write_report,
 )
 from pcjax.jobs.teach import teach
@@ -47,12 +48,11 @@ from pcjax.training.checkpoint import versions
 from pcjax.training.loop import BadStepsError, steps_of, temporary_bytes, train
 from pcjax.training.metrics_log import read_metrics
 
-RUNS, OUTCOME = "runs", "outcome.json"
-Entry = tuple[Contender, int]  # a contender, and the seed or trial of one of its runs
+RUNS, OUTCOME = summary.RUNS, "outcome.json"
 
 
 def compare(config: Config, folder: pathlib.Path, display: Display) -> None:
-    """Train what is not trained yet, and set the contenders side by side."""
+    """Train the missing runs, and set the contenders side by side."""
     named = {contender.name for contender in config.comparison.contenders}
     config = with_earlier_contenders(config, folder, "compare", RUNS, OUTCOME)
     run = open_run(folder, config, "compare", display)
@@ -187,9 +187,13 @@ def shared_teacher(run: Run, shared: Config, dataset: Dataset) -> Teacher:
     if config.teacher.run is None and config.teacher.features is None:
         own = run.part(TEACHER)
         if not (own / RESULT).is_file():
-            teach(dataclasses.replace(config, comparison=Config().comparison), own, run.display)
+            teacher_config = dataclasses.replace(config, comparison=Config().comparison)
+            teach(teacher_config, own, run.display, part_of_another=True)
             unlock_folder(own)
-    return load_teacher(shared.teacher, shared.data, dataset, run, shared.evaluation.batch)
+    teacher = load_teacher(shared.teacher, shared.data, dataset, run, shared.evaluation.batch)
+    if shared.teacher.features is not None:
+        warn_if_unrelated(build_student(shared, dataset), teacher, dataset, run)
+    return teacher
 
 
 def contender_run(

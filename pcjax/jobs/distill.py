@@ -2,11 +2,7 @@
 
 import pathlib
 
-import numpy as np
-
-from pcjax import metrics
 from pcjax.config import Config
-from pcjax.data import Dataset
 from pcjax.display import Display
 from pcjax.evaluation import check_evaluation, evaluate, load_other
 from pcjax.jobs.common import (
@@ -19,10 +15,10 @@ from pcjax.jobs.common import (
     load_data,
     quoted,
     student_lesson,
+    warn_if_unrelated,
 )
-from pcjax.run import Run, open_run
-from pcjax.teachers import Teacher, load_teacher
-from pcjax.training.embedding import FrozenModel, embed
+from pcjax.run import open_run
+from pcjax.teachers import load_teacher
 from pcjax.training.loop import train
 
 
@@ -48,20 +44,3 @@ def distill(config: Config, folder: pathlib.Path, display: Display) -> None:
     evaluated = evaluate(models, teacher, dataset, config.evaluation, other)
     finish(run, evaluated, dataset, config.training)
     run.say(f"next: {quoted('pcjax', 'export', folder)} writes the student as one file")
-
-
-def warn_if_unrelated(student: FrozenModel, teacher: Teacher, dataset: Dataset, run: Run) -> None:
-    """Warn where a file's features look as if their rows belonged to other examples.
-
-    Even an untrained student orders the examples a little as any teacher does.
-    """
-    features = embed(student, dataset.validation, dataset.normalise, 512).features
-    rows = slice(None, None, -(-len(features) // 2000))
-    k = min(10, len(features[rows]) - 2)
-    degree = metrics.coherence(features[rows], teacher.features["validation"][rows], k=k).spearman
-    if degree.low <= 0 or not np.isfinite(degree.value):
-        run.say(
-            f"WARNING: the teacher's features are unrelated to the examples (coherence "
-            f"{degree.value:.3f}, its 95 % interval reaches 0). Are the rows in the order of "
-            f"{dataset.source}? Stop with Ctrl-C to check."
-        )

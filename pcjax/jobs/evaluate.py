@@ -1,4 +1,4 @@
-"""`pcjax evaluate RUN`: evaluate a finished run again, and on what the options add."""
+"""`pcjax evaluate RUN`: evaluate a finished run again, and on more data."""
 
 import dataclasses
 import pathlib

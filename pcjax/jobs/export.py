@@ -15,8 +15,6 @@ from pcjax.jobs.evaluate import read_student, single_run
 from pcjax.run import read_result
 from pcjax.training.embedding import output_shapes
 
-EXPORTED = "student.safetensors"
-
 
 def export(folder: pathlib.Path, display: Display) -> None:
     """Write the trained student to RUN/student.safetensors, which `pcjax.load` reads."""
@@ -47,7 +45,7 @@ def export(folder: pathlib.Path, display: Display) -> None:
     features = int(output_shapes(student, dataset).features.shape[1])
     arrays = {**student.parameters, **student.statistics}
     about = {"version": __version__, "features": features, "config": config.digest()}
-    path = folder / EXPORTED
+    path = folder / safetensors.EXPORTED
     if jax.process_index() == 0:
         host = {name: np.asarray(array) for name, array in arrays.items()}
         size = safetensors.export(path, architecture, inputs, host, about)

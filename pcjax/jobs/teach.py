@@ -2,6 +2,7 @@
 
 import pathlib
 
+from pcjax._checks import RequestError
 from pcjax.config import Config
 from pcjax.display import Display
 from pcjax.evaluation import check_evaluation, evaluate, load_other
@@ -10,8 +11,20 @@ from pcjax.run import CONFIG, open_run
 from pcjax.teachers import Teacher, check_teaching, train_teacher
 
 
-def teach(config: Config, folder: pathlib.Path, display: Display) -> None:
-    """Train the teacher in a folder, and evaluate it."""
+def teach(
+    config: Config, folder: pathlib.Path, display: Display, *, part_of_another: bool = False
+) -> None:
+    """Train the teacher in a folder, and evaluate it.
+
+    Args:
+      config: the teacher and its training.
+      folder: of the run.
+      display: shows the progress.
+      part_of_another: whether another job needs the teacher: its table and the next command are
+        then left out.
+    """
+    if config.teacher.run is not None or config.teacher.features is not None:
+        raise RequestError("`pcjax teach` trains a teacher; leave teacher.run and features out.")
     run = open_run(folder, config, "teach", display)
     dataset = load_data(config.data)
     other = load_other(config.evaluation, dataset, config.data)
@@ -24,6 +37,8 @@ def teach(config: Config, folder: pathlib.Path, display: Display) -> None:
     model = train_teacher(config.teacher, config.data, dataset, run, batch)
     teacher = Teacher.from_model(model, dataset, batch=batch)
     evaluated = evaluate({}, teacher, dataset, config.evaluation, other)
-    finish(run, evaluated, dataset, config.teacher.training)
+    finish(run, evaluated, dataset, config.teacher.training, quiet=part_of_another)
+    if part_of_another:
+        return
     student = quoted("--teacher.run", folder, "--workdir", f"{folder}-student")
     run.say(f"next: {quoted('pcjax', 'distill', folder / CONFIG)} {student}")

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.stats import qmc
 
 from pcjax import _fields, _io, metrics
-from pcjax._checks import RequestError
+from pcjax._checks import FailedError, RequestError
 from pcjax.config import Config, Contender, Loss, Ramp
 from pcjax.data import Dataset
 from pcjax.display import Display
@@ -52,7 +52,7 @@ class Trial:
 
 
 def tune(config: Config, folder: pathlib.Path, display: Display) -> None:
-    """Try what is not tried yet, and write the best settings as a config for `pcjax compare`."""
+    """Run the missing trials, and write the best settings as a config for `pcjax compare`."""
     config = with_earlier_contenders(config, folder, "tune", TRIALS, TRIAL)
     run = open_run(folder, config, "tune", display)
     dataset = load_data(config.data)
@@ -90,7 +90,7 @@ def _finish(run: Run, best: tuple[Contender, ...]) -> None:
     names = {contender.name for contender in best}
     lost = [c.name for c in contenders_of(run) if c.name not in names]
     if not best:
-        raise RequestError("Every trial of every loss diverged: lower training.learning_rate.")
+        raise FailedError("Every trial of every loss diverged: lower training.learning_rate.")
     if lost:
         run.say(
             f"All trials of {', '.join(lost)} diverged: lower training.learning_rate, or give "
@@ -165,7 +165,7 @@ def settings(contender: Contender, trials: int) -> list[Contender]:
 
 
 def _tuned(contender: Contender) -> list[tuple[int, str]]:
-    """Return what is tuned: the position of a loss, and an argument of it or "weight"."""
+    """Return the tuned numbers: the position of a loss, and its argument or "weight"."""
     places: list[tuple[int, str]] = []
     for place, loss in enumerate(contender.losses):
         values = LOSSES[loss.name].number_defaults | loss.arguments

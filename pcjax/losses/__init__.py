@@ -14,11 +14,13 @@ the published weight, head and arguments of each; `LOSSES` holds them by name.
                       procrustes, locality_preserving
     maps              attention_transfer, neuron_selectivity, proto2proto
     class scores      kd, dkd, dist, shared_classifier, simkd, cross_entropy
+    your own          Batch, loss
     memories          Queue, empty_queue, enqueue, valid, CRDMemory, crd_memory, crd_update
 """
 
 from pcjax.losses.perception import perception_coherence  # isort: split
 
+from pcjax.losses._batch import Batch
 from pcjax.losses.contrastive import bingo, info_nce, relational_representation, similarity_kl
 from pcjax.losses.feature import (
     embed_distill,
@@ -34,7 +36,7 @@ from pcjax.losses.memory import Queue, empty_queue, enqueue, valid
 from pcjax.losses.noise_contrastive import CRDMemory, crd, crd_memory, crd_update
 from pcjax.losses.ordering import darkrank_hard, darkrank_soft, pairwise_ranking, spearman
 from pcjax.losses.prototypes import proto2proto
-from pcjax.losses.registry import LOSSES
+from pcjax.losses.registry import LOSSES, loss
 from pcjax.losses.relational import (
     cka,
     correlation_congruence,
@@ -77,6 +79,8 @@ __all__ = [  # noqa: RUF022, in a reader's order
     "simkd",
     "cross_entropy",
     "LOSSES",
+    "Batch",
+    "loss",
     "Queue",
     "empty_queue",
     "enqueue",

@@ -241,7 +241,7 @@ def needs_labels(spec: LossSpec, arguments: Mapping[str, Any]) -> bool:
 
 
 def init_memory(spec: LossSpec, init: MemoryInit, arguments: Mapping[str, Any]) -> Any:
-    """Create what a loss remembers before the first step; None if nothing."""
+    """Create a loss's memory before the first step; None if it has none."""
     memory = spec.memory
     if memory is None or (memory.sized and not init.size):
         return None

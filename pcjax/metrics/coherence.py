@@ -46,7 +46,12 @@ class Coherence(NamedTuple):
     neighbours: Estimate
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
-        """Return {"spearman": {"value": ..., "low": ..., "high": ...}, ...}."""
+        """Return {"spearman": {"value": ..., "low": ..., "high": ...}, ...}.
+
+        >>> same = [[0.0], [1.0], [3.0], [7.0]]
+        >>> coherence(same, same, dissimilarity="euclidean", k=2).as_dict()["spearman"]
+        {'value': 1.0, 'low': 1.0, 'high': 1.0}
+        """
         return {name: estimate._asdict() for name, estimate in self._asdict().items()}
 
 
@@ -85,7 +90,7 @@ def coherence(
     Up to 4,096 examples, every example is an anchor; beyond that 512 are drawn. Up to 1,024
     examples, Kendall's degree compares every pair of others; beyond that each with 64 drawn ones.
     The intervals allow for the drawing. The memory is O(n) times a small block of anchors. On a
-    CPU, the first call for an n compiles for some two seconds.
+    CPU, the first call for an n compiles for some three seconds.
 
     Args:
       student: (n, ds) features.

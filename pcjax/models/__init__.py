@@ -186,7 +186,7 @@ def build(
     for option in options:
         if not known:
             raise RequestError(f"The model {name!r} has no options; remove {option!r}.")
-        _checks.require_name(f"option of the model {name!r}", option, known)
+        _checks.require_name(f"option of {name}", option, known)
     if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
         raise RequestError(f"dtype={dtype} is not a floating-point type like jnp.float32.")
     shape, options = tuple(shape), {"dtype": dtype, "axis_name": axis_name, **options}

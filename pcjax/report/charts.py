@@ -1,4 +1,4 @@
-"""The charts of a report, each from the numbers it shows."""
+"""Draw the charts of a report, each from its numbers."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,16 +13,22 @@ if TYPE_CHECKING:
 
 PANEL = (SMALL, SMALL)
 MOST_POINTS = 400  # of a curve; a figure has fewer pixels
+FEW_POINTS = 12  # of a curve; each is marked
 
 
 class Curve(NamedTuple):
-    """Values at steps; NaN where there was none."""
+    """Values by step; NaN where a value was not finite."""
 
     steps: np.ndarray
     values: np.ndarray
 
+    @property
+    def marker(self) -> str:
+        """Return the marker of the points: a curve of one point has no line."""
+        return "." if len(self.steps) <= FEW_POINTS else ""
+
     def thinned(self) -> "Curve":
-        """Keep as many points as can be seen, the last one among them."""
+        """Keep at most 400 points, the last one among them."""
         places = np.unique(
             np.linspace(0, len(self.steps) - 1, min(len(self.steps), MOST_POINTS)).astype(int)
         )
@@ -30,7 +36,7 @@ class Curve(NamedTuple):
 
 
 def curve_of(records: Sequence[Mapping[str, object]], name: str) -> Curve:
-    """Return a metric from the lines of metrics.jsonl, with NaN where it was not finite."""
+    """Return the curve of a metric in the lines of metrics.jsonl."""
     lines = [record for record in records if name in record]
     values = [value if isinstance(value := line[name], (int, float)) else np.nan for line in lines]
     steps = [line["step"] for line in lines]
@@ -38,7 +44,7 @@ def curve_of(records: Sequence[Mapping[str, object]], name: str) -> Curve:
 
 
 def curves(name: str, title: str, shown: Mapping[str, Curve], alternative: str) -> Markup:
-    """Draw curves over the steps of a training, each with its own dashes."""
+    """Draw curves over the training steps, each with its own dashes."""
 
     def paint(axes: "Axes") -> None:
         colours = [
@@ -51,12 +57,11 @@ def curves(name: str, title: str, shown: Mapping[str, Curve], alternative: str) 
         dashes = ["-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1))]
         for place, (label, curve) in enumerate(shown.items()):
             thin = curve.thinned()
-            few = "." if len(thin.steps) <= 12 else ""
             axes.plot(
                 thin.steps,
                 thin.values,
                 label=label,
-                marker=few,
+                marker=thin.marker,
                 color=colours[place % 5],
                 linestyle=dashes[place % 5],
             )
@@ -71,7 +76,7 @@ def curves(name: str, title: str, shown: Mapping[str, Curve], alternative: str) 
 
 
 def histogram(name: str, shown: Mapping[str, np.ndarray], alternative: str) -> Markup:
-    """Draw histograms of coherence per anchor, before and after the training."""
+    """Draw histograms of coherence per anchor, before and after training."""
 
     def paint(axes: "Axes") -> None:
         least = min(0.0, *(float(values.min()) for values in shown.values()))
@@ -92,7 +97,7 @@ def histogram(name: str, shown: Mapping[str, np.ndarray], alternative: str) -> M
 def rank_density(
     name: str, title: str, values: np.ndarray, alternative: str, size: tuple[int, int] = (340, 340)
 ) -> Markup:
-    """Draw the teacher's rank of an example against the student's, over all pairs."""
+    """Draw the teacher's ranks against the student's, over all pairs of examples."""
 
     def paint(axes: "Axes") -> None:
         _cells(axes, values / max(float(values.max()), 1e-9))
@@ -106,14 +111,14 @@ def rank_density(
 
 
 def confusion_map(name: str, shares: np.ndarray, alternative: str) -> Markup:
-    """Draw which classes (rows, the first on top) are taken for which, as a small panel."""
+    """Draw a confusion matrix as a small panel: true classes are rows, the first on top."""
     return draw(
         name, lambda axes: _cells(axes, shares.T[:, ::-1]), alternative, width=SMALL, height=SMALL
     )
 
 
 def _cells(axes: "Axes", values: np.ndarray) -> None:
-    """Draw values as coloured squares, the first index across and the second up."""
+    """Draw values as coloured squares; the first index goes across, the second up."""
     from matplotlib.collections import PolyCollection
 
     bins = len(values)
@@ -144,15 +149,15 @@ def scatter(
     alternative: str,
     small: bool = False,
 ) -> Markup:
-    """Draw a map: each example a dot, each group in its colour with its name in the middle.
+    """Draw each example as a dot, and each group in its colour with its name in the middle.
 
     Args:
       name: unique name of the figure.
       title: its title.
       points: (n, 2).
-      groups: positions by the name of the group, at most ten groups; all other dots are grey.
+      groups: positions by group name, at most ten groups; all other dots are grey.
       alternative: a description in words.
-      small: one panel among many: smaller, without title and names.
+      small: draw one panel of many, without title and names.
     """
 
     def paint(axes: "Axes") -> None:
@@ -160,7 +165,7 @@ def scatter(
         for members in groups.values():
             rest[members] = False
         size = 5 if small else 14 if len(points) <= 500 else 7
-        # A few dots among many grey ones must stand out.
+        # Coloured dots must stand out among grey ones.
         larger = 2 * size if groups and rest.any() else size
         for colour, members in zip(CLASSES, groups.values(), strict=False):
             axes.scatter(*points[members].T, s=larger, color=colour, alpha=0.65, linewidths=0)
@@ -181,25 +186,25 @@ def scatter(
 
 
 def _middles(points: np.ndarray, groups: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """Return the positions of the groups' names: their middles, moved up where names overlap."""
+    """Return a position for each group's name: the middle, moved up where names overlap."""
     middles = [np.median(points[members], axis=0) for members in groups.values()]
     line = 0.055 * float(np.ptp(points, axis=0).max())  # height of a line of text
     placed: list[np.ndarray] = []
     for middle, label in sorted(
         zip(middles, groups, strict=True), key=lambda pair: float(pair[0][1])
     ):
-        here = middle
+        position = middle
         wide = 0.6 * line * (1 + min(len(label), 14))
-        for other in sorted(placed, key=lambda position: float(position[1])):
-            if abs(other[0] - here[0]) < wide and abs(here[1] - other[1]) < line:
-                here = np.array([here[0], other[1] + line])
-        placed.append(here)
+        for other in sorted(placed, key=lambda point: float(point[1])):
+            if abs(other[0] - position[0]) < wide and abs(position[1] - other[1]) < line:
+                position = np.array([position[0], other[1] + line])
+        placed.append(position)
     order = sorted(range(len(middles)), key=lambda place: float(middles[place][1]))
     return [placed[order.index(place)] for place in range(len(middles))]
 
 
 class Interval(NamedTuple):
-    """A mean and its 95 % interval; a single run has none."""
+    """A mean and its 95 % interval; few seeds have none."""
 
     mean: float
     low: float | None = None
@@ -216,7 +221,10 @@ def intervals(
     lines: Mapping[str, float] | None = None,
     zero: bool = False,
 ) -> Markup:
-    """Draw a row for each name: the mean as a dot, and its interval; vertical lines by style."""
+    """Draw a row for each name, with the mean as a dot and its interval as a line.
+
+    `hollow` names the rows that get a ring. `lines` are vertical lines by their dashes.
+    """
 
     def paint(axes: "Axes") -> None:
         for place, (label, interval) in enumerate(shown.items()):
@@ -247,7 +255,7 @@ def intervals(
 
 
 def bars(name: str, title: str, shown: Mapping[str, float], alternative: str) -> Markup:
-    """Draw a bar for each name, with its number at the end."""
+    """Draw a bar for each name, with its value at the end."""
 
     def paint(axes: "Axes") -> None:
         drawn = axes.barh(
@@ -263,7 +271,7 @@ def bars(name: str, title: str, shown: Mapping[str, float], alternative: str) ->
 
 
 def _names(axes: "Axes", names: Sequence[str]) -> None:
-    """Name the rows of a chart, from the top."""
+    """Name the rows of a chart from the top."""
     axes.set_yticks(range(len(names)), [_short(name, 28) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0, labelcolor=COLOURS["text"])
@@ -272,7 +280,7 @@ def _names(axes: "Axes", names: Sequence[str]) -> None:
 
 
 def _short(text: str, most: int) -> str:
-    """Cut every line to that many letters."""
+    """Cut every line to `most` letters."""
     return "\n".join(
         line if len(line) <= most else line[: most - 1] + "…" for line in text.split("\n")
     )
@@ -285,13 +293,13 @@ def against_all(
     limits: tuple[float, float],
     alternative: str,
 ) -> Markup:
-    """Draw one loss's runs, in front of all others in grey."""
+    """Draw the runs of one loss in front of all runs in grey."""
 
     def paint(axes: "Axes") -> None:
         for curve in all_:
             axes.plot(*curve, color=COLOURS["line"], linewidth=0.8)
         for curve in own:
-            axes.plot(*curve, color=COLOURS["accent"], linewidth=1.8)
+            axes.plot(*curve, marker=curve.marker, color=COLOURS["accent"], linewidth=1.8)
         axes.set_ylim(*limits)
         axes.locator_params(nbins=3)
 
@@ -301,7 +309,7 @@ def against_all(
 def histogram_against_all(
     name: str, own: np.ndarray, all_: np.ndarray, edges: np.ndarray, top: float, alternative: str
 ) -> Markup:
-    """Draw one student's histogram in %, in front of that of all students in grey."""
+    """Draw one student's histogram in %, in front of all students' histogram in grey."""
 
     def paint(axes: "Axes") -> None:
         axes.stairs(all_, edges, color=COLOURS["line"], linewidth=1.4)

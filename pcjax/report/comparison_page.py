@@ -1,4 +1,4 @@
-"""The report of a comparison: the losses' ranks, their certainty and their costs."""
+"""Draw the report of a comparison: how the losses rank, how certainly, and at what cost."""
 
 import json
 import math
@@ -12,12 +12,13 @@ import numpy as np
 from pcjax import _io
 from pcjax.config import Evaluation
 from pcjax.data import Dataset
-from pcjax.evaluation.summary import COMPARISON, DIVERGED, table_columns
+from pcjax.evaluation.summary import COMPARISON, DIVERGED, DONE, MIN_SEEDS, RUNS, table_columns
+from pcjax.evaluation.tables import MODELS
 from pcjax.report import charts, formatting
 from pcjax.report.charts import Interval
 from pcjax.report.page import Markup, details, figure, joined, page, table, tag
 from pcjax.report.run_page import Sections, made
-from pcjax.report.side_by_side import RUNS, sections_of
+from pcjax.report.side_by_side import first_finished, sections_of
 from pcjax.run import path_inside
 from pcjax.training.metrics_log import VALIDATION, read_metrics
 
@@ -28,6 +29,8 @@ COSTS = {
 LABELS = "class-aware"
 REMEDY = "delete it and repeat the comparison's command"
 
+Losses = Mapping[str, Mapping[str, Any]]
+
 
 def comparison_page(
     folder: pathlib.Path, dataset: Dataset, teacher: np.ndarray, section: Evaluation
@@ -37,59 +40,66 @@ def comparison_page(
     Args:
       folder: holds comparison.json and the runs.
       dataset: the examples.
-      teacher: its features of the test examples.
+      teacher: the teacher's features of the test examples.
       section: the dissimilarity and the number of neighbours.
     """
     comparison = _io.read_signed(folder / COMPARISON, REMEDY)
     losses = comparison["losses"]  # the best first
-    order = list(losses)
     metrics = list(dict.fromkeys(m for loss in losses.values() for m in loss["summary"]))
     shown = [metric for metric in table_columns() if metric in metrics]
+    costs = [cost for cost in COSTS if any(loss[cost] is not None for loss in losses.values())]
     seeds = max(len(loss["runs"]) for loss in losses.values())
     lead = [
-        tag("p", _conclusion(comparison, section.dissimilarity), class_="conclusion"),
+        tag("p", _conclusion(losses, shown, section.dissimilarity), class_="conclusion"),
         tag(
             "p",
-            f"{len(losses)} losses, each trained from {seeds} seeds with the same initial weights, "
-            "order of the data and number of steps. Made by ",
+            f"{_count(len(losses), 'loss')}, {_count(seeds, 'seed')}. Runs of one seed share their "
+            "initial weights, batches and number of steps. Made by ",
             tag("code", "pcjax compare"),
             f" {made(comparison)}",
         ),
-        *_diverged(losses, order),
+        *_diverged(losses),
         details("The whole config", json.dumps(comparison["config"], indent=1)),
     ]
-    costs = [_cost(cost, losses, order) for cost in COSTS]
-    drawn = [_intervals(comparison, order, metric, place) for place, metric in enumerate(shown)]
+    drawn = [_intervals(comparison, metric, place) for place, metric in enumerate(shown)]
+    results = [_table(comparison, shown, costs), _all_numbers(losses, metrics)]
     sections: Sections = [
-        ("Results", [_table(comparison, order, shown), *_all_numbers(comparison, order, metrics)]),
-        ("Means and intervals", [tag("div", *drawn, class_="panels")]),
-        ("Differences to the best", _paired(losses, order, shown)),
-        (
-            "Time and memory",
-            [tag("div", *(cost for cost in costs if cost), class_="panels"), *_unknown(costs)],
-        ),
-        ("Training", _training(folder, losses, order)),
+        ("Results", results),
+        ("Means and intervals", [tag("p", _how(losses)), tag("div", *drawn, class_="panels")]),
+        ("Differences to the best", _paired(losses, shown)),
+        ("Time and memory", _costs(losses, costs)),
+        ("Training", _training(folder, losses)),
         *sections_of(folder, losses, dataset, teacher, section),
     ]
     return page(f"{folder.resolve().name}: report of pcjax compare", lead, sections)
 
 
-def _conclusion(comparison: Mapping[str, Any], dissimilarity: str) -> str:
+def _conclusion(losses: Losses, metrics: Sequence[str], dissimilarity: str) -> str:
     """State which loss is best in each metric."""
     sentences = []
-    for metric in table_columns():
-        means = {
-            name: loss["summary"][metric]["mean"]
-            for name, loss in comparison["losses"].items()
-            if metric in loss["summary"]
-        }
-        if means:
-            best = max(means, key=lambda name: means[name])
-            title, unit = formatting.title_and_unit(metric)
-            sentences.append(f"{title}: {best} ({formatting.number(means[best], unit)})")
-    return (
-        f"Best by {'; by '.join(sentences)}. Coherence is that of {dissimilarity} dissimilarities."
-    )
+    for metric in metrics:
+        best, mean = _best(losses, metric)
+        sentences.append(f"by {_title(metric)}: {best} ({formatting.number(mean, _unit(metric))})")
+    if not sentences:
+        return "No run is finished."
+    return f"Best {'; '.join(sentences)}. Coherence uses the {dissimilarity} dissimilarity."
+
+
+def _best(losses: Losses, metric: str) -> tuple[str, float]:
+    """Return the loss with the highest mean, and the mean."""
+    means = {
+        name: loss["summary"][metric]["mean"]
+        for name, loss in losses.items()
+        if metric in loss["summary"]
+    }
+    best = max(means, key=lambda name: means[name])
+    return best, means[best]
+
+
+def _count(number: int, noun: str) -> str:
+    """Return a number with its noun."""
+    plural = "es" if noun.endswith("s") else "s"
+    return f"{number} {noun}{'' if number == 1 else plural}"
 
 
 def _interval(estimate: Mapping[str, Any], scale: float) -> Interval:
@@ -99,196 +109,187 @@ def _interval(estimate: Mapping[str, Any], scale: float) -> Interval:
     return Interval(scale * estimate["mean"], low, high)
 
 
-def _fails(loss: Mapping[str, Any]) -> list[str]:
+def _failed(loss: Mapping[str, Any]) -> list[str]:
+    """Return the seeds of the diverged runs."""
     return [seed for seed, run in loss["runs"].items() if run["status"] == DIVERGED]
 
 
-def _diverged(losses: Mapping[str, Any], order: Sequence[str]) -> list[Markup]:
-    failed = [f"{x} ({_of(_fails(losses[x]))})" for x in order if _fails(losses[x])]
-    if not failed:
+def _diverged(losses: Losses) -> list[Markup]:
+    seeds = {label: failed for label, loss in losses.items() if (failed := _failed(loss))}
+    if not seeds:
         return []
-    rest = f": {'; '.join(failed)}. Their means are of the other runs."
+    names = [
+        f"{label} (seed{'s' if len(failed) > 1 else ''} {', '.join(failed)})"
+        for label, failed in seeds.items()
+    ]
+    rest = f": {'; '.join(names)}. Means are over the other runs."
     return [tag("p", tag("span", "Some runs diverged", class_="word"), rest)]
 
 
-def _of(seeds: Sequence[str]) -> str:
-    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"
-
-
-def _aware(losses: Mapping[str, Any]) -> bool:
+def _aware(losses: Losses) -> bool:
     """Return whether any loss uses labels."""
-    return any(loss.get("labelled") for loss in losses.values())
+    return any(loss["labelled"] for loss in losses.values())
 
 
 def _name(label: str, loss: Mapping[str, Any]) -> Markup:
-    """Return a loss's name, with a note where it uses labels or diverged."""
-    notes = [LABELS] if loss.get("labelled") else []
-    notes += [f"{len(_fails(loss))} of {len(loss['runs'])} diverged"] if _fails(loss) else []
+    """Return a loss's name, with a note if it uses labels or diverged."""
+    notes = [LABELS] if loss["labelled"] else []
+    notes += [f"{len(_failed(loss))} of {len(loss['runs'])} diverged"] if _failed(loss) else []
     return joined([label, *([tag("br"), tag("small", ", ".join(notes))] if notes else [])])
+
+
+def _link(content: str, label: str, seed: str) -> Markup:
+    """Link to the report of a run."""
+    return tag("a", content, href=f"{RUNS}/{label}/{seed}/report.html")
 
 
 def _number(metric: str, estimate: Mapping[str, Any] | None) -> str:
     if estimate is None:
         return ""
-    unit = formatting.title_and_unit(metric)[1]
-    return formatting.interval(estimate["mean"], estimate["low"], estimate["high"], unit)
+    return formatting.interval(estimate["mean"], estimate["low"], estimate["high"], _unit(metric))
 
 
-def _table(comparison: Mapping[str, Any], order: Sequence[str], metrics: Sequence[str]) -> Markup:
+def _table(comparison: Mapping[str, Any], metrics: Sequence[str], costs: Sequence[str]) -> Markup:
     losses, rows = comparison["losses"], []
-    for label in order:
-        loss = losses[label]
+    for label, loss in losses.items():
         values = [_number(metric, loss["summary"].get(metric)) for metric in metrics]
-        costs = [_amount(cost, loss[cost]) for cost in COSTS]
-        done = [seed for seed in loss["runs"] if seed not in _fails(loss)]
-        name: str = _name(label, loss)
-        if done:
-            name = tag("a", name, href=f"{RUNS}/{label}/{done[0]}/report.html")
-        rows.append([name, *values, *costs])
-    nothing = [""] * len(COSTS)
+        amounts = [_amount(cost, loss[cost]) for cost in costs]
+        seed = first_finished(loss)
+        name = _name(label, loss)
+        rows.append([name if seed is None else _link(name, label, seed), *values, *amounts])
     teacher = {m: {"mean": x, "low": None, "high": None} for m, x in comparison["teacher"].items()}
-    for title, values in (("teacher", teacher), ("student before", comparison["untrained"])):
-        rows.append([title, *(_number(metric, values.get(metric)) for metric in metrics), *nothing])
+    for name, values in (("teacher", teacher), ("untrained", comparison["untrained"])):
+        cells = [_number(metric, values.get(metric)) for metric in metrics]
+        rows.append([MODELS[name], *cells, *[""] * len(costs)])
     primary = comparison["primary"]
     by = f", the best by {_title(primary)} first" if primary is not None else ""
     aware = f" “{LABELS}” marks losses that use labels." if _aware(losses) else ""
     caption = (
-        f"Students on the test examples{by}: means over the seeds, 95 % intervals below them from "
-        f"three seeds on. A name links to the report of its first run.{aware}"
+        f"Students on the test examples{by}. The values are means over the seeds; from "
+        f"{MIN_SEEDS} seeds on, 95 % intervals stand below them. A name links to the report of the "
+        f"first finished run.{aware}"
     )
-    costs = [title for title, _, _ in COSTS.values()]
-    return table(caption, ["loss", *map(_title, metrics), *costs], rows)
+    titles = [COSTS[cost][0] for cost in costs]
+    return table(caption, ["loss", *map(_title, metrics), *titles], rows)
 
 
-def _title(metric: str | None) -> str:
-    return formatting.title_and_unit(str(metric))[0]
+def _title(metric: str) -> str:
+    return formatting.title_and_unit(metric)[0]
+
+
+def _unit(metric: str) -> str:
+    return formatting.title_and_unit(metric)[1]
 
 
 def _scale(metric: str) -> float:
-    return 100.0 if formatting.title_and_unit(metric)[1] == "share" else 1.0
+    return 100.0 if _unit(metric) == "share" else 1.0
 
 
-def _all_numbers(
-    comparison: Mapping[str, Any], order: Sequence[str], metrics: Sequence[str]
-) -> list[Markup]:
-    """Return a folded table of every metric of every run."""
+def _all_numbers(losses: Losses, metrics: Sequence[str]) -> Markup:
+    """Return a folded table of all metrics by run, with links to the runs' reports."""
     rows = []
-    for label in order:
-        loss = comparison["losses"][label]
+    for label, loss in losses.items():
         for seed, run in loss["runs"].items():
-            values = [
-                formatting.number(run["metrics"].get(metric), formatting.title_and_unit(metric)[1])
-                for metric in metrics
-            ]
-            rows.append([f"{label}, seed {seed}", str(run.get("status", "")), *values])
-    whole = table("Every run.", ["run", "status", *map(_title, metrics)], rows)
-    return [tag("details", tag("summary", "Every run"), whole)]
+            values = [formatting.number(run["metrics"].get(m), _unit(m)) for m in metrics]
+            name = f"{label}, seed {seed}"
+            done = run["status"] == DONE
+            rows.append([_link(name, label, seed) if done else name, run["status"], *values])
+    caption = "All metrics of every run. A name links to the run's report."
+    whole = table(caption, ["run", "status", *map(_title, metrics)], rows)
+    return tag("details", tag("summary", "Every run"), whole)
 
 
-def _intervals(
-    comparison: Mapping[str, Any], order: Sequence[str], metric: str, place: int
-) -> Markup:
-    percent = _scale(metric)
-    losses = comparison["losses"]
-    known = [label for label in order if metric in losses[label]["summary"]]
+def _how(losses: Losses) -> str:
+    """Explain the charts of means."""
+    rings = f" A ring and “{LABELS}” mark a loss that uses labels." if _aware(losses) else ""
+    return (
+        "A dot is the mean over the seeds, its line the 95 % interval. Farther right is better. A "
+        "dotted line marks the student before training, a dashed line the teacher. Lines that are "
+        f"too far away are not drawn.{rings}"
+    )
+
+
+def _intervals(comparison: Mapping[str, Any], metric: str, place: int) -> Markup:
+    scale, losses = _scale(metric), comparison["losses"]
+    known = {label: loss for label, loss in losses.items() if metric in loss["summary"]}
     shown = {
-        _plain(label, losses[label]): _interval(losses[label]["summary"][metric], percent)
-        for label in known
+        _plain(label, loss): _interval(loss["summary"][metric], scale)
+        for label, loss in known.items()
     }
-    lines, beside = {}, []
-    untrained, teacher = (
-        dict(comparison.get("untrained") or {}).get(metric),
-        dict(comparison.get("teacher") or {}).get(metric),
-    )
-    for dash, word, who, value in (
-        (
-            ":",
-            "dotted",
-            "The student before training",
-            None if untrained is None else untrained["mean"],
-        ),
-        ("--", "dashed", "The teacher", teacher),
-    ):
-        if value is not None:
-            lines[dash] = percent * value
-            beside.append(f"{who} ({word}, unless it is too far away) has {percent * value:.4g}.")
-    unit = " in %" if percent == 100 else ""
-    best = max(shown, key=lambda label: shown[label].mean)
-    hollow = [_plain(label, losses[label]) for label in known if losses[label].get("labelled")]
+    best, mean = _best(losses, metric)
+    values = {f"Best: {best}": mean}
+    lines = {}
+    if metric in comparison["untrained"]:
+        before = comparison["untrained"][metric]["mean"]
+        values["Student before training"] = before
+        lines[":"] = scale * before
+    if metric in comparison["teacher"]:
+        values["Teacher"] = comparison["teacher"][metric]
+        lines["--"] = scale * values["Teacher"]
+    title = f"{_title(metric)}{' in %' if scale == 100 else ''}"
     alternative = (
-        f"{_title(metric)}{unit}, means with intervals of {len(shown)} losses; the highest mean, "
-        f"{best}: {shown[best].mean:.4g}."
+        f"{title}, means with intervals of {len(shown)} losses; the highest mean, {best}: "
+        f"{scale * mean:.4g}."
     )
+    hollow = _hollow(known)
     drawn = charts.intervals(
-        f"intervals-{place}",
-        f"{_title(metric)}{unit}",
-        shown,
-        alternative,
-        hollow=hollow,
-        lines=lines,
+        f"intervals-{place}", title, shown, alternative, hollow=hollow, lines=lines
     )
-    rings = f" A ring and “{LABELS}” mark a loss that uses labels." if hollow else ""
-    caption = (
-        "A dot is the mean over the seeds, its line the 95 % interval; farther right is better."
-        f"{rings}"
-    )
-    return figure(drawn, " ".join([caption, *beside]))
+    texts = [f"{name}, {formatting.number(x, _unit(metric))}." for name, x in values.items()]
+    return figure(drawn, " ".join(texts))
 
 
 def _plain(label: str, loss: Mapping[str, Any]) -> str:
-    return f"{label}\n({LABELS})" if loss.get("labelled") else label
+    return f"{label}\n({LABELS})" if loss["labelled"] else label
 
 
-def _paired(losses: Mapping[str, Any], order: Sequence[str], metrics: Sequence[str]) -> list[str]:
-    how = (
-        "Runs of one seed share their initial weights and data, so each seed's difference to the "
-        "best loss is compared. Seeds do not explain a difference whose interval does not reach "
-        "0. With many losses, some such differences are chance."
-    )
-    charts_, rows = [], []
+def _hollow(losses: Losses) -> list[str]:
+    """Return the names of the losses that get a ring."""
+    return [_plain(label, loss) for label, loss in losses.items() if loss["labelled"]]
+
+
+def _paired(losses: Losses, metrics: Sequence[str]) -> list[Markup]:
+    """Draw each loss's difference to the best loss."""
+    drawn, rows = [], []
     for place, metric in enumerate(metrics):
-        percent = _scale(metric)
-        known = [label for label in order if metric in losses[label]["paired"]]
-        differences = {label: losses[label]["paired"][metric] for label in known}
-        best = {of.get("to") for of in differences.values()}
-        if not differences or len(best) != 1:
+        known = {label: loss for label, loss in losses.items() if metric in loss["paired"]}
+        if not known:
             continue
-        (to,) = best
-        shown = {
-            _plain(label, losses[label]): _interval(of, percent)
-            for label, of in differences.items()
-            if label != to
+        scale = _scale(metric)
+        best = next(iter(known.values()))["paired"][metric]["to"]
+        differences = {
+            label: _interval(loss["paired"][metric], scale) for label, loss in known.items()
         }
-        if not shown:
-            continue
-        unit = " in points" if percent == 100 else ""
-        clear = [label for label, of in shown.items() if of.high is not None and of.high < 0]
-        several = any(of.high is not None for of in shown.values())
-        count = f"{len(clear)} of {len(shown)} losses lie below it with their whole interval"
-        summary = f"to {to}{unit}: {count if several else 'one seed, without an interval'}."
-        alternative = f"Differences in {_title(metric)} {summary}"
-        hollow = [_plain(label, losses[label]) for label in known if losses[label].get("labelled")]
-        drawn = charts.intervals(
-            f"paired-{place}",
-            f"{_title(metric)}{unit}",
-            shown,
-            alternative,
-            hollow=hollow,
-            zero=True,
+        shown = {_plain(label, known[label]): value for label, value in differences.items()}
+        highs = [value.high for value in shown.values() if value.high is not None]
+        lower = sum(high < 0 for high in highs)
+        count = (
+            f"{lower} of {_count(len(shown), 'loss')} {'is' if lower == 1 else 'are'} clearly lower"
         )
-        charts_.append(figure(drawn, f"Difference {summary}"))
-        others = {label: shown[_plain(label, losses[label])] for label in known if label != to}
-        rows += [[label, _title(metric), str(to), _difference(of)] for label, of in others.items()]
-    if not charts_:
+        title = f"{_title(metric)}{' in points' if scale == 100 else ''}"
+        summary = f"to {best}: {count if highs else 'too few seeds for an interval'}."
+        alternative = f"Differences in {title} {summary}"
+        hollow = _hollow(known)
+        chart = charts.intervals(
+            f"paired-{place}", title, shown, alternative, hollow=hollow, zero=True
+        )
+        drawn.append(figure(chart, f"Difference {summary}"))
+        rows += [
+            [label, _title(metric), best, _difference(value)]
+            for label, value in differences.items()
+        ]
+    if not drawn:
         return [tag("p", "There are no two losses with a finished run of the same seed.")]
-    written = table(
-        "The differences as numbers; accuracies in percentage points.",
-        ["loss", "metric", "best", "difference"],
-        rows,
+    how = (
+        "Each run is compared with the best loss's run of the same seed, which has the same "
+        "initial weights and batches. A difference is clear if its interval does not reach 0. "
+        "With many losses, a few clear differences are chance."
     )
+    caption = "Differences as numbers; those of accuracies are percentage points."
+    written = table(caption, ["loss", "metric", "best", "difference"], rows)
     return [
         tag("p", how),
-        tag("div", *charts_, class_="panels"),
+        tag("div", *drawn, class_="panels"),
         tag("details", tag("summary", "As a table"), written),
     ]
 
@@ -310,53 +311,50 @@ def _amount(cost: str, value: int | float | None) -> str:
     return "" if value is None else f"{scale * value:.3g} {unit}"
 
 
-def _cost(cost: str, losses: Mapping[str, Any], order: Sequence[str]) -> Markup | None:
-    title, scale, unit = COSTS[cost]
-    amounts = {label: value for label in order if (value := losses[label][cost]) is not None}
-    if not amounts:
-        return None
-    shown = {label: scale * value for label, value in amounts.items()}
-    most = max(shown, key=lambda label: shown[label])
-    alternative = (
-        f"Bars of {title} in {unit} for {len(shown)} losses; the most: {most}, "
-        f"{shown[most]:.3g} {unit}."
-    )
-    drawn = charts.bars(f"cost-{cost}", f"{title} in {unit}", shown, alternative)
-    caption = f"{title.capitalize()}: the median over the runs on their machine. Less is better."
-    return figure(drawn, caption)
+def _costs(losses: Losses, costs: Sequence[str]) -> list[Markup]:
+    """Draw time and memory of a step."""
+    if not costs:
+        return [tag("p", "Neither time nor memory was measured.")]
+    drawn = []
+    for cost in costs:
+        title, scale, unit = COSTS[cost]
+        known = {label: loss[cost] for label, loss in losses.items() if loss[cost] is not None}
+        most = max(known, key=lambda label: known[label])
+        alternative = (
+            f"Bars of {title} in {unit} for {len(known)} losses; the most: {most}, "
+            f"{_amount(cost, known[most])}."
+        )
+        values = {label: scale * value for label, value in known.items()}
+        chart = charts.bars(f"cost-{cost}", f"{title} in {unit}", values, alternative)
+        drawn.append(figure(chart, "Median over the runs. Less is better."))
+    return [tag("div", *drawn, class_="panels")]
 
 
-def _unknown(costs: Sequence[Markup | None]) -> list[Markup]:
-    return [] if any(costs) else [tag("p", "Neither time nor memory was measured.")]
-
-
-def _training(folder: pathlib.Path, losses: Mapping[str, Any], order: Sequence[str]) -> list[str]:
-    """Draw the validation coherence of every run, a small panel for each loss."""
+def _training(folder: pathlib.Path, losses: Losses) -> list[Markup]:
+    """Draw the validation coherence of all runs in a small panel for each loss."""
     name = f"{VALIDATION}coherence"
     curves: dict[str, list[charts.Curve]] = {}
-    for label in order:
-        folders = [path_inside(folder, RUNS, label, seed) for seed in losses[label]["runs"]]
-        of = [charts.curve_of(read_metrics(path), name).thinned() for path in folders]
-        curves[label] = [curve for curve in of if len(curve.steps)]
-    everything = [curve for of in curves.values() for curve in of]
+    for label, loss in losses.items():
+        folders = [path_inside(folder, RUNS, label, seed) for seed in loss["runs"]]
+        own = [charts.curve_of(read_metrics(path), name).thinned() for path in folders]
+        curves[label] = [curve for curve in own if len(curve.steps)]
+    everything = [curve for own in curves.values() for curve in own]
     finite = [float(x) for curve in everything for x in curve.values if math.isfinite(x)]
     if not finite:
         return [tag("p", "No run has validation coherence in its metrics.")]
     margin = 0.05 * max(max(finite) - min(finite), 1e-3)
     limits = min(finite) - margin, max(finite) + margin
     drawings = []
-    for place, label in enumerate(order):
-        last = [float(c.values[-1]) for c in curves[label] if math.isfinite(c.values[-1])]
+    for place, (label, own) in enumerate(curves.items()):
+        last = [float(c.values[-1]) for c in own if math.isfinite(c.values[-1])]
         end = f"at the end {statistics.fmean(last):.3f}" if last else "not finite at the end"
         alternative = f"{label}: curves of validation coherence, {end}."
-        drawn = charts.against_all(
-            f"course-{place}", curves[label], everything, limits, alternative
-        )
+        drawn = charts.against_all(f"course-{place}", own, everything, limits, alternative)
         drawings.append(tag("div", tag("p", label), drawn))
     text = (
-        "Coherence with the teacher on validation examples over the steps, a panel for each loss: "
-        "its runs in colour, all others in grey."
+        "Coherence with the teacher on the validation examples, by step. Each panel shows the runs "
+        "of one loss in colour and all others in grey."
     )
     if _aware(losses):
-        text += " A class-aware loss may do well in accuracy and poorly here."
+        text += " A loss that uses labels may reach high accuracy and low coherence."
     return [figure(tag("div", *drawings, class_="small panels"), text)]

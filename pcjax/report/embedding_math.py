@@ -1,4 +1,4 @@
-"""The numbers behind the figures: two representations of the same examples."""
+"""Compute the numbers behind the figures: two representations of the same examples."""
 
 from typing import NamedTuple
 
@@ -21,9 +21,9 @@ def sample(count: int) -> Int[np.ndarray, "n"]:
 def ranks(
     features: Float[np.ndarray, "n d"], dissimilarity: str = "cosine"
 ) -> Float[np.ndarray, "n n"]:
-    """Rank all others by their dissimilarity to each example (row): 1 is the nearest.
+    """Rank all others by their dissimilarity to each example (row).
 
-    The example's own rank is 0.
+    The nearest has rank 1, the example itself 0.
 
     >>> ranks(np.array([[0.0], [1.0], [3.0]], np.float32), "euclidean")
     array([[0., 1., 2.],
@@ -39,12 +39,12 @@ def ranks(
 def correlations(
     one: Float[np.ndarray, "n n"], other: Float[np.ndarray, "n n"]
 ) -> Float[np.ndarray, "n"]:
-    """Correlate two models' ranks as seen from each example (Spearman)."""
+    """Correlate two models' ranks, seen from each example (Spearman)."""
     apart = ~np.eye(len(one), dtype=bool)
-    u, v = (of[apart].reshape(len(of), -1).astype(np.float64) for of in (one, other))
-    u, v = (of - of.mean(axis=1, keepdims=True) for of in (u, v))
+    u, v = (ranks[apart].reshape(len(one), -1).astype(np.float64) for ranks in (one, other))
+    u, v = (x - x.mean(axis=1, keepdims=True) for x in (u, v))
     spread = np.sqrt((u**2).sum(axis=1) * (v**2).sum(axis=1))
-    # Two constants agree; a constant and a variable do not.
+    # Two constants agree. A constant and a variable do not.
     constant = ((u == 0).all(axis=1) & (v == 0).all(axis=1)).astype(np.float64)
     return np.where(spread > 0, (u * v).sum(axis=1) / np.where(spread > 0, spread, 1), constant)
 
@@ -52,28 +52,28 @@ def correlations(
 def density(
     one: Float[np.ndarray, "n n"], other: Float[np.ndarray, "n n"], bins: int
 ) -> Float[np.ndarray, "b b"]:
-    """Count how often two ranks meet, in bins of relative ranks; 1 everywhere if unrelated."""
+    """Compute the density of pairs of relative ranks; it is 1 everywhere if they are unrelated."""
     apart = ~np.eye(len(one), dtype=bool)
     most = len(one) - 1
     row, column = (
-        np.minimum((of[apart] - 0.5) / most * bins, bins - 1).astype(np.int64)
-        for of in (one, other)
+        np.minimum((ranks[apart] - 0.5) / most * bins, bins - 1).astype(np.int64)
+        for ranks in (one, other)
     )
     counts = np.bincount(row * bins + column, minlength=bins * bins).reshape(bins, bins)
     return counts / counts.sum() * bins**2
 
 
-def nearest(of: Float[np.ndarray, "n n"], k: int) -> Int[np.ndarray, "n k"]:
-    """Return the k nearest of each example by their ranks; the first among equals."""
-    return np.argsort(of, axis=1, kind="stable")[:, 1 : k + 1]
+def nearest(ranks: Float[np.ndarray, "n n"], k: int) -> Int[np.ndarray, "n k"]:
+    """Return the k examples with the lowest ranks, by example; the first among equals."""
+    return np.argsort(ranks, axis=1, kind="stable")[:, 1 : k + 1]
 
 
 def voted(near: Int[np.ndarray, "n k"], labels: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
-    """Return the most frequent class among the nearest; on a tie the one with nearer members."""
+    """Return the most frequent class among the nearest; nearer members decide a tie."""
     votes = np.zeros((len(labels), int(labels.max()) + 1))
     k = near.shape[1]
     for place in range(k):
-        # Positions add up to less than one vote.
+        # Together the terms that break ties are less than one vote.
         np.add.at(
             votes, (np.arange(len(labels)), labels[near[:, place]]), 1 + (k - place) / (k + 1) ** 2
         )
@@ -81,10 +81,10 @@ def voted(near: Int[np.ndarray, "n k"], labels: Int[np.ndarray, "n"]) -> Int[np.
 
 
 class Map(NamedTuple):
-    """Points in the plane in which they vary most, and the share of the variance there."""
+    """Points in the plane of their largest variance, and its share of all variance."""
 
     points: Float[np.ndarray, "n 2"]
-    share: float  # of all variance
+    share: float
 
 
 def plane(features: Float[np.ndarray, "n d"]) -> Map:
@@ -104,7 +104,7 @@ def plane(features: Float[np.ndarray, "n d"]) -> Map:
 def turned(
     points: Float[np.ndarray, "n 2"], onto: Float[np.ndarray, "n 2"]
 ) -> Float[np.ndarray, "n 2"]:
-    """Rotate or mirror points onto others as well as possible (orthogonal Procrustes)."""
+    """Rotate or mirror points onto others with the least squared error (orthogonal Procrustes)."""
     left, _, right = np.linalg.svd(points.T @ onto)
     return points @ left @ right
 
@@ -112,14 +112,14 @@ def turned(
 def confusion(
     labels: Int[np.ndarray, "n"], predicted: Int[np.ndarray, "n"], classes: int
 ) -> Int[np.ndarray, "c c"]:
-    """Count how many of each class (row) were taken for each class (column)."""
+    """Count the predictions (column) by true class (row)."""
     return np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 
 def telling(
     coherence: Float[np.ndarray, "n"], worst: int, middle: int, best: int
 ) -> Int[np.ndarray, "q"]:
-    """Choose examples to show: those of the lowest coherence, some typical ones, the best."""
+    """Choose examples to show: those of lowest coherence, typical ones, those of highest."""
     order = np.argsort(coherence, kind="stable")
     start = max(0, (len(order) - middle) // 2)
     chosen = [*order[:worst], *order[start : start + middle], *order[max(0, len(order) - best) :]]

@@ -1,6 +1,6 @@
-"""Draw with matplotlib, as SVG that takes over the page's font, colours and width.
+"""Draw with matplotlib, as SVG in the page's font, colours and width.
 
-A figure is as wide as a phone, so that its text stays readable. Where there is room, figures stand
+A figure is as wide as a phone, so that its text stays readable there. Wider screens show several
 side by side.
 """
 
@@ -17,7 +17,7 @@ from pcjax.report.page import STYLE, Markup, joined, tag
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Placeholders: unique colours that are replaced by the page's own afterwards.
+# Unique placeholders, which the page's colours replace afterwards.
 _NAMES = (
     "text",
     "muted",
@@ -30,8 +30,8 @@ _NAMES = (
 )
 COLOURS = {name: f"#f0fe{place + 16:02x}" for place, name in enumerate(_NAMES)}
 CLASSES = [COLOURS[f"class-{place}"] for place in range(10)]
-SMALL = 180  # pixels of a panel among many; larger figures can be saved
-PIXELS_PER_INCH = 72  # of an SVG by matplotlib
+SMALL = 180  # pixels of a panel among many; only larger figures can be saved
+PIXELS_PER_INCH = 72  # of matplotlib's SVG
 HALO = "halo"
 
 
@@ -46,8 +46,8 @@ def draw(
     """Return the drawing of `paint` as an SVG element.
 
     Args:
-      name: unique on its page, of letters, digits and hyphens; it becomes part of the markup.
-      paint: draws into the given axes, in `COLOURS`; text with the gid `HALO` gets an outline.
+      name: unique on its page; letters, digits and hyphens.
+      paint: draws into the axes, in `COLOURS`; text with the gid `HALO` gets an outline.
       alternative: a description in words.
       width: in the page's pixels.
       height: in the page's pixels.
@@ -63,7 +63,7 @@ def draw(
         axes = figure.add_subplot()
         axes.set_axisbelow(True)
         paint(axes)
-        # Laid out here, as savefig would draw everything once more for it.
+        # Lay out here: savefig would draw everything once more.
         layout = figure.get_layout_engine()
         if layout is not None:
             layout.execute(figure)
@@ -138,6 +138,6 @@ def _saved(name: str, svg: str) -> Markup:
 
 @functools.cache
 def _light_colours() -> dict[str, str]:
-    """Return the colours of the style sheet; the first of each name is the light one."""
+    """Return the light colours of the style sheet; they come before the dark ones."""
     colours = re.findall(r"--([\w-]+):\s*(#[0-9a-fA-F]+)", STYLE.read_text())
-    return dict(reversed(colours))
+    return dict(reversed(colours))  # the first of a name wins

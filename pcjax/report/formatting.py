@@ -1,6 +1,6 @@
-"""Configs and results in words and tables."""
+"""Describe configs and results in words and tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pcjax.config import Config, Loss, Model, Training
@@ -8,11 +8,12 @@ from pcjax.evaluation.tables import MODELS, SIZES, value_at
 from pcjax.metrics.registry import value_specs
 from pcjax.report.page import Markup, joined, tag
 
+THROUGHPUT = "throughput.examples_per_second"
 GROUPS = {"unseen": "unseen classes", "other": "other data", "corruptions": "corrupted images"}
 
 
 def title_and_unit(path: str) -> tuple[str, str]:
-    """Return the title and the unit of a value of result.json, by its dotted path.
+    """Return title and unit of a value of result.json by its dotted path.
 
     >>> title_and_unit("knn_accuracy")
     ('k-NN accuracy', 'share')
@@ -22,11 +23,13 @@ def title_and_unit(path: str) -> tuple[str, str]:
         return title, unit
     if path in SIZES:
         return SIZES[path], "count"
+    if path == THROUGHPUT:
+        return "examples a second", "count"
     first, _, rest = path.partition(".")
     if first in GROUPS and rest:
         title, unit = title_and_unit(rest)
         return f"{GROUPS[first]}: {title}", "share" if first == "corruptions" else unit
-    # A data set's name comes before the metric.
+    # The name of a data set precedes the metric.
     for name in value_specs():
         if path.endswith(f".{name}"):
             title, unit = title_and_unit(name)
@@ -35,7 +38,7 @@ def title_and_unit(path: str) -> tuple[str, str]:
 
 
 def number(value: object, unit: str = "number") -> str:
-    """Format a value: shares in percent, counts with separators."""
+    """Format a value: a share in percent, a count with separators."""
     if value is None:
         return ""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -53,7 +56,7 @@ def interval(value: float, low: float | None, high: float | None, unit: str) -> 
     """Format a value with its 95 % interval below it, where it has one."""
     if low is None or high is None:
         return joined([number(value, unit)])
-    if unit == "share":  # a share does not leave 0 to 100 %
+    if unit == "share":  # between 0 and 100 %
         low, high = max(low, 0.0), min(high, 1.0)
     between = " to " if low < 0 else "\N{EN DASH}"
     least, most = number(low, unit).removesuffix(" %"), number(high, unit)
@@ -72,60 +75,68 @@ def result_table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]
     models = {name: results[name] for name in MODELS if name in results}
     specs = sorted(value_specs().items(), key=lambda item: item[1][1] != "share")
     metrics = [path for path, _ in specs]
-    groups = [f"unseen.{path}" for path in metrics]
-    sources = dict.fromkeys(s for model in models.values() for s in model.get("other", {}))
     rows = []
-    for path in ["parameters", "flops", *metrics, *groups]:
-        values = [value_at(model, path) for model in models.values()]
-        title, unit = title_and_unit(path)
+
+    def add(title: str, unit: str, values: Iterable[Any]) -> None:
         rows.append([title, *(cell(value, unit) for value in values)])
-    for source in sources:
+
+    for path in [*SIZES, THROUGHPUT, *metrics, *(f"unseen.{path}" for path in metrics)]:
+        add(*title_and_unit(path), (value_at(model, path) for model in models.values()))
+    for source in _names(models, "other"):
+        others = [model.get("other", {}).get(source, {}) for model in models.values()]
         for path in metrics:
-            values = [m.get("other", {}).get(source, {}).get(path) for m in models.values()]
             title, unit = title_and_unit(path)
-            rows.append([f"{source}: {title}", *(cell(value, unit) for value in values)])
-    for name in dict.fromkeys(n for m in models.values() for n in m.get("corruptions", {})):
-        values = [m.get("corruptions", {}).get(name) for m in models.values()]
-        means = [v.get("mean") if isinstance(v, Mapping) else v for v in values]
-        title = f"corrupted images: {name.replace('_', ' ')}"
-        rows.append([title, *(cell(value, "share") for value in means)])
-    filled = [row for row in rows if any(row[1:])]
-    return ["", *(MODELS[name] for name in models)], filled
+            add(f"{source}: {title}", unit, (value_at(other, path) for other in others))
+    for name in _names(models, "corruptions"):
+        values = [model.get("corruptions", {}).get(name) for model in models.values()]
+        means = [value.get("mean") if isinstance(value, Mapping) else value for value in values]
+        add(f"{GROUPS['corruptions']}: {name.replace('_', ' ')}", "share", means)
+    return ["", *(MODELS[name] for name in models)], [row for row in rows if any(row[1:])]
+
+
+def _names(models: Mapping[str, Mapping[str, Any]], group: str) -> list[str]:
+    return list(dict.fromkeys(name for model in models.values() for name in model.get(group, {})))
 
 
 def conclusion(results: Mapping[str, Any], dissimilarity: str) -> str:
     """State the result of a run in one or two sentences."""
-    teacher, student = results.get("teacher", {}), results.get("student")
-    if student is None:
-        accuracy = value_at(teacher, "linear_probe_accuracy")
-        knn = value_at(teacher, "knn_accuracy")
-        if knn is None:
-            return "The teacher is trained."
-        return (
-            f"The teacher reaches {number(knn, 'share')} k-NN accuracy and "
-            f"{number(accuracy, 'share')} by a linear probe."
+    if "student" not in results:
+        return _teacher(results["teacher"])
+    knn, sizes, coherence = (
+        [value_at(results, f"{name}.{path}") for name in names]
+        for path, *names in (
+            ("knn_accuracy", "student", "teacher"),
+            ("parameters", "student", "teacher"),
+            ("coherence.spearman.value", "untrained", "student"),
         )
+    )
     sentences = []
-    knn = [value_at(results, f"{name}.knn_accuracy") for name in ("student", "teacher")]
-    sizes = [value_at(results, f"{name}.parameters") for name in ("student", "teacher")]
-    size = ""
-    if all(sizes):
-        size = f" with {number(sizes[0] / sizes[1], 'share')} of the teacher's parameters"
     if None not in knn:
-        own, best = (number(value, "share") for value in knn)
-        sentences.append(f"The student reaches {own} k-NN accuracy{size}; the teacher has {best}.")
-    after = value_at(student, "coherence.spearman.value")
-    before = value_at(results, "untrained.coherence.spearman.value")
-    if after is not None and before is not None:
+        student, teacher = (number(value, "share") for value in knn)
+        share = number(sizes[0] / sizes[1], "share") if all(sizes) else ""
+        size = f" with {share} of the teacher's parameters" if share else ""
         sentences.append(
-            f"Its coherence with the teacher ({dissimilarity}) is {after:.3f}; before training it "
-            f"was {before:.3f}."
+            f"The student reaches {student} k-NN accuracy{size}; the teacher reaches {teacher}."
+        )
+    if None not in coherence:
+        before, after = coherence
+        sentences.append(
+            f"Training changed the student's coherence with the teacher ({dissimilarity}) from "
+            f"{before:.3f} to {after:.3f}."
         )
     return " ".join(sentences)
 
 
+def _teacher(teacher: Mapping[str, Any]) -> str:
+    knn, probe = (value_at(teacher, name) for name in ("knn_accuracy", "linear_probe_accuracy"))
+    if knn is None:
+        return "The teacher is trained."
+    linear = "" if probe is None else f" and {number(probe, 'share')} by a linear probe"
+    return f"The teacher reaches {number(knn, 'share')} k-NN accuracy{linear}."
+
+
 def describe_config(job: str, config: Config) -> dict[str, str]:
-    """Describe a config: data, teacher, student, losses and training."""
+    """Describe data, teacher, student, losses and training."""
     data, teacher = config.data, config.teacher
     held_out = f"{100 * data.validation:.3g} % of the training examples held out for validation"
     changes = [f"random crops after {data.crop} pixels of padding"] * bool(data.crop)

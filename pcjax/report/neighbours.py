@@ -17,8 +17,8 @@ LARGEST = 64  # pixels of a picture's longer side
 class Seen(NamedTuple):
     """Sampled examples with their labels and class names."""
 
-    examples: Examples  # all of them
-    labels: np.ndarray | None  # of the sampled ones
+    examples: Examples  # all
+    labels: np.ndarray | None  # of the sampled examples
     classes: list[str]
 
     def name_of(self, label: int) -> str:
@@ -40,55 +40,62 @@ def rows_of(
     Args:
       test: the sampled examples.
       places: (n,) their positions among all test examples.
-      chosen: positions of the shown ones among the sampled, the least coherent first.
+      chosen: positions of the shown examples among the sampled ones, lowest coherence first.
       coherence: student -> (n,) coherence with the teacher, seen from each example.
-      near: model -> (n, k) the nearest of each example; the teacher comes first.
+      near: model -> (n, k) nearest neighbours of each example; the teacher comes first.
     """
-    by = {who: of[chosen] for who, of in near.items()}
-    (teacher, own), *students = by.items()
+    (teacher, own), *students = ((model, nearest[chosen]) for model, nearest in near.items())
     k = own.shape[1]
-    wanted = np.unique(np.concatenate([chosen, *(one.ravel() for one in by.values())]))
-    pictures = _pictures(test.examples, places[wanted])
-    shown = (
-        {int(place): picture for place, picture in zip(wanted, pictures, strict=True)}
-        if pictures
-        else {}
-    )
+    used = np.unique(np.concatenate([chosen, own.ravel(), *(x.ravel() for _, x in students)]))
+    pictures = dict(zip(used.tolist(), _pictures(test.examples, places[used]), strict=False))
 
-    def one(place: int, shared: bool = False) -> Markup:
+    def example(place: int, shared: bool = False) -> Markup:
         label = "" if test.labels is None else f", class {test.name_of(int(test.labels[place]))}"
         title = f"test example {places[place]}{label}{', shared' if shared else ''}"
-        if not shown:
+        if not pictures:
             return tag("span", f"{places[place]}{label.replace(', class', ':')}", title=title)
-        return tag("img", src=shown[place], alt=title, title=title)
+        return tag("img", src=pictures[place], alt=title, title=title)
 
-    def strip(who: str, nearest: np.ndarray, shared: set[int]) -> list[Markup]:
+    def strip(model: str, nearest: np.ndarray, shared: set[int]) -> list[Markup]:
         cells = [
-            tag("li", one(other, other in shared), class_="shared" if other in shared else None)
+            tag("li", example(other, other in shared), class_="shared" if other in shared else None)
             for other in nearest.tolist()
         ]
-        several = len(students) > 1 and who != teacher
-        text = f"by {who}: {len(shared)} of {k} shared" if several else f"nearest by {who}"
+        several = len(students) > 1 and model != teacher
+        text = f"by {model}: {len(shared)} of {k} shared" if several else f"nearest by {model}"
         return [tag("div", text, class_="by"), tag("ol", *cells)]
 
     items = []
     for row, place in enumerate(chosen):
-        shared = {who: set(own[row].tolist()) & set(of[row].tolist()) for who, of in students}
-        kept = set.intersection(*shared.values())
-        strips = strip(teacher, own[row], kept)
-        for who, of in students:
-            strips += strip(who, of[row], shared[who])
+        shared = {model: set(own[row].tolist()) & set(x[row].tolist()) for model, x in students}
+        shared_by_all = set.intersection(*shared.values())
+        strips = strip(teacher, own[row], shared_by_all)
+        for model, nearest in students:
+            strips += strip(model, nearest[row], shared[model])
         label = "" if test.labels is None else f"class {test.name_of(int(test.labels[place]))}, "
-        seen = sorted(float(of[place]) for of in coherence.values())
-        text = f"{label}coherence {seen[0]:.3f}{f' to {seen[-1]:.3f}' if seen[1:] else ''}"
-        text += f", {len(kept)} of {k} shared{' by all' if len(students) > 1 else ''}"
-        item = tag("p", text), tag("div", one(int(place))), tag("div", *strips)
+        values = sorted(float(x[place]) for x in coherence.values())
+        text = f"{label}coherence {values[0]:.3f}{f' to {values[-1]:.3f}' if values[1:] else ''}"
+        text += f", {len(shared_by_all)} of {k} shared{' by all' if len(students) > 1 else ''}"
+        item = tag("p", text), tag("div", example(int(place))), tag("div", *strips)
         items.append(tag("li", *item))
-    return [tag("ul", *items, class_="rows")]
+    several = len(students) > 1
+    by = "every student" if several else "the student"
+    frame = (
+        "A frame marks a neighbour that a student shares with the teacher; in the teacher's row, "
+        "one that all students share."
+        if several
+        else "A frame marks a neighbour that both share."
+    )
+    text = (
+        f"Beside each test example stand its {k} nearest by the teacher and by {by}, out of "
+        f"{len(places):,} examples. {frame} Examples of low {'mean ' if several else ''}coherence "
+        "come first, then typical ones, then those of high coherence."
+    )
+    return [tag("p", text), tag("ul", *items, class_="rows")]
 
 
 def _pictures(examples: Examples, rows: np.ndarray) -> list[str]:
-    """Return the examples as small pictures; none where they are not images."""
+    """Return the examples as small pictures; none if they are not images."""
     if len(examples.shape) != 3:
         return []
     images = np.asarray(examples.take(rows))

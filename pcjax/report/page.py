@@ -1,4 +1,4 @@
-"""Write HTML: plain text is escaped, and the page needs no other file."""
+"""Write HTML: escape plain text, and keep everything in one file."""
 
 import html
 import pathlib
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 VOID = ("br", "img", "meta", "link")
 STYLE = pathlib.Path(__file__).with_name("style.css")
-# The page may load nothing: even a mistake in it reaches no network.
+# The browser refuses every request, even one made by mistake.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -17,7 +17,9 @@ class Markup(str):
 
 
 def tag(name: str, /, *content: str, **attributes: object) -> Markup:
-    """Return an element; `class_` gives class, `aria_label` aria-label; None leaves one out.
+    """Return an element; leave attributes of None out.
+
+    `class_` becomes class, and `aria_label` aria-label.
 
     >>> print(tag("p", "1 < 2 ", tag("b", "so"), class_="note"))
     <p class="note">1 &lt; 2 <b>so</b></p>
@@ -42,7 +44,7 @@ def joined(parts: Iterable[str]) -> Markup:
 
 
 def page(title: str, lead: Sequence[str], sections: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """Return the whole document: title, lead and sections."""
+    """Return the whole document."""
     named = [
         (f"section-{place}", name, content) for place, (name, content) in enumerate(sections, 1)
     ]
@@ -75,13 +77,13 @@ def table(
     rows: Sequence[Sequence[str]],
     shades: Sequence[Sequence[float]] | None = None,
 ) -> Markup:
-    """Return a table whose first column names the rows; a wide table scrolls by itself.
+    """Return a table that scrolls where it is too wide; its first column names the rows.
 
     Args:
-      caption: its caption.
+      caption: text above the table.
       columns: names of all columns.
       rows: text or markup of every cell.
-      shades: the strength of each cell's colour in a matrix, from 0 to 1.
+      shades: of a matrix, the strength of each cell's colour, from 0 to 1.
     """
     body = []
     for place, (name, *cells) in enumerate(rows):
@@ -115,5 +117,5 @@ def terms(pairs: Mapping[str, str]) -> Markup:
 
 
 def details(summary: str, text: str) -> Markup:
-    """Return a text that is folded away."""
+    """Return a folded text."""
     return tag("details", tag("summary", summary), tag("pre", text, tabindex="0"))

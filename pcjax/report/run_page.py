@@ -1,4 +1,4 @@
-"""The report of a run: its results, its training, and how student and teacher see the examples."""
+"""Draw the report of a run: results, training, and how the models see the examples."""
 
 import dataclasses
 import datetime
@@ -11,13 +11,13 @@ import numpy as np
 
 from pcjax.config import Config
 from pcjax.data import Dataset
+from pcjax.evaluation.tables import MODELS
 from pcjax.report import charts, embedding_math, formatting, panels
 from pcjax.report.neighbours import rows_of
 from pcjax.report.page import Markup, details, figure, page, table, tag, terms
 from pcjax.training.metrics_log import METRICS, VALIDATION
 
 WORST, MIDDLE, BEST, NEIGHBOURS = 6, 3, 3, 6  # rows of pictures, and pictures in each
-TITLES = {"teacher": "teacher", "untrained": "student before", "student": "student after"}
 NOT_LOSSES = ("step", "steps_per_second", "gradient_norm", "skipped", "skipped_examples")
 
 Sections = list[tuple[str, Sequence[str]]]
@@ -25,11 +25,11 @@ Sections = list[tuple[str, Sequence[str]]]
 
 @dataclasses.dataclass(frozen=True)
 class ReportInput:
-    """Everything that the report of a run is drawn from.
+    """Everything that a run's report shows.
 
     job: "distill" or "teach".
     config: the run's config.
-    result: the metrics of result.json.
+    result: result.json.
     dataset: the examples.
     embeddings: features by model ("teacher", "untrained", "student") and part.
     metrics: the lines of metrics.jsonl by model.
@@ -62,20 +62,21 @@ def run_page(run: ReportInput) -> str:
 
 
 def made(result: Mapping[str, Any]) -> str:
-    """Describe when, how fast and with which versions a run was made."""
+    """Describe how long a run took, its versions and today's date."""
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     lengths = [f"{value:,} {name}" for name in ("steps", "seconds") if (value := result.get(name))]
-    took = f" in {' and '.join(lengths)}" if lengths else ""
-    versions = ", ".join(f"{n} {v}" for n, v in dict(result.get("versions") or {}).items())
-    return f"on {today}{took}, with {versions}."
+    took = f"in {' and '.join(lengths)}, " if lengths else ""
+    versions = ", ".join(f"{name} {value}" for name, value in result["versions"].items())
+    return f"{took}with {versions}. Drawn on {today}."
 
 
 def _results(run: ReportInput) -> list[str]:
     columns, rows = formatting.result_table(run.result)
     dissimilarity = run.config.evaluation.dissimilarity
     caption = (
-        f"On {len(run.dataset.test):,} test examples, which no choice depends on. Coherence and "
-        f"retrieval use {dissimilarity} dissimilarities; 95 % intervals stand below the values."
+        f"Measured on {len(run.dataset.test):,} test examples, which no training or selection "
+        f"uses. Coherence and retrieval use the {dissimilarity} dissimilarity. Below a value "
+        "stands its 95 % interval."
     )
     return [table(caption, columns, rows), details("result.json", json.dumps(run.result, indent=1))]
 
@@ -88,7 +89,7 @@ def _training(run: ReportInput) -> list[str]:
 
 
 def _curves(model: str, records: Sequence[Mapping[str, Any]]) -> list[Markup]:
-    """Draw the losses and the validation metrics over the steps."""
+    """Draw losses and validation metrics by step."""
     names = list(dict.fromkeys(name for record in records for name in record))
     losses = [n for n in names if n not in NOT_LOSSES and not n.startswith(VALIDATION)]
     losses = losses[:1] if len(losses) == 2 else losses  # one loss is the sum itself
@@ -96,8 +97,8 @@ def _curves(model: str, records: Sequence[Mapping[str, Any]]) -> list[Markup]:
     curves = {name: charts.curve_of(records, name) for name in losses}
     if curves:
         courses = "; ".join(f"{name} {_course(curve)}" for name, curve in curves.items())
-        several = " It is the weighted sum of the others." if len(curves) > 1 else ""
-        text = f"The {model}'s loss, each point a mean over the steps since the last.{several}"
+        several = " The loss is the weighted sum of the others." if len(curves) > 1 else ""
+        text = f"Each point is a mean over the steps since the previous point.{several}"
         alternative = f"Curve of the {model}'s loss over the steps: {courses}."
         drawn = charts.curves(f"loss-{model}", f"{model}: loss", curves, alternative)
         figures.append(figure(drawn, text))
@@ -112,7 +113,7 @@ def _curves(model: str, records: Sequence[Mapping[str, Any]]) -> list[Markup]:
         figures.append(figure(drawn, f"{title.capitalize()} on the validation examples."))
     skipped = [record["skipped"] for record in records if record.get("skipped")]
     if skipped:
-        text = f"{skipped[-1]:.0f} steps of the {model} were skipped (not finite)."
+        text = f"The {model} skipped {skipped[-1]:.0f} steps that were not finite."
         figures.append(tag("p", text))
     return figures
 
@@ -122,7 +123,7 @@ def _course(curve: charts.Curve) -> str:
     if not len(finite):
         return "never finite"
     return (
-        f"from {finite[0]:.3g} to {finite[-1]:.3g}, at its lowest {finite.min():.3g}, at its "
+        f"from {finite[0]:.3g} to {finite[-1]:.3g}, lowest {finite.min():.3g}, "
         f"highest {finite.max():.3g}"
     )
 
@@ -142,38 +143,27 @@ def _distilled(run: ReportInput) -> Sections:
     places = embedding_math.sample(len(run.dataset.test))
     test = panels.sampled(run.dataset.test, places)
     spaces = {}
-    for name, title in TITLES.items():
+    for name, title in MODELS.items():
         features = run.embeddings[name]["test"][places]
         spaces[title] = panels.Space(features, embedding_math.ranks(features, dissimilarity))
-    teacher = spaces["teacher"]
-    coherence = {
-        title: embedding_math.correlations(teacher.ranks, spaces[title].ranks)
-        for title in ("student before", "student after")
-    }
+    teacher, student = (spaces[MODELS[name]].ranks for name in ("teacher", "student"))
     k = min(NEIGHBOURS, len(places) - 1)
     near = {
-        "the teacher": embedding_math.nearest(teacher.ranks, k),
-        "the student": embedding_math.nearest(spaces["student after"].ranks, k),
+        "the teacher": embedding_math.nearest(teacher, k),
+        "the student": embedding_math.nearest(student, k),
     }
-    chosen = embedding_math.telling(coherence["student after"], WORST, MIDDLE, BEST)
-    text = (
-        f"Test examples and their {k} nearest among {len(places):,} sampled ones, the nearest "
-        "first, for teacher and student. Shared ones have a frame. First the "
-        f"{min(WORST, len(chosen))} examples with the lowest coherence, then typical ones, then "
-        "those with the highest."
-    )
-    after = {"the student": coherence["student after"]}
-    drawn = [panels.histogram(coherence), *panels.densities(spaces)]
+    coherence = {"the student": embedding_math.correlations(teacher, student)}
+    chosen = embedding_math.telling(coherence["the student"], WORST, MIDDLE, BEST)
     return [
-        ("Coherence", [tag("div", *drawn, class_="panels")]),
+        ("Coherence", panels.coherence(spaces)),
         ("Maps", panels.maps({title: s.features for title, s in spaces.items()}, test)),
-        ("Neighbours", [tag("p", text), *rows_of(test, places, chosen, after, near)]),
+        ("Neighbours", rows_of(test, places, chosen, coherence, near)),
         *_confusions(run, ["teacher", "student"]),
     ]
 
 
 def _confusions(run: ReportInput, names: Sequence[str]) -> Sections:
-    features = {TITLES[name]: run.embeddings[name] for name in names}
+    features = {MODELS[name]: run.embeddings[name] for name in names}
     drawn = panels.confusions(
         run.dataset.train, run.dataset.test, features, run.config.evaluation.neighbours
     )

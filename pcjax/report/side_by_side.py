@@ -8,20 +8,20 @@ import numpy as np
 
 from pcjax.config import Evaluation
 from pcjax.data import Dataset
-from pcjax.evaluation.summary import DONE
+from pcjax.evaluation.summary import DONE, RUNS
 from pcjax.report import charts, embedding_math, panels
 from pcjax.report.neighbours import Seen, rows_of
 from pcjax.report.page import Markup, figure, joined, table, tag
 from pcjax.run import path_inside
 
-RUNS, TEACHER = "runs", "the teacher"
+TEACHER = "the teacher"
 FEATURES = "test_features.npy"  # of a run: features of the sampled test examples
 BINS, DOTS, MAX_CLASSES = 16, 500, 100  # of the small panels
 WORST, MIDDLE, BEST, SHOWN = 2, 1, 1, 6  # rows of pictures, and pictures in each
 
 
 class _Sight(NamedTuple):
-    """The examples as one model sees them."""
+    """One model's view of the examples."""
 
     plane: embedding_math.Map
     near: np.ndarray
@@ -31,7 +31,7 @@ class _Sight(NamedTuple):
 
 
 class _Given(NamedTuple):
-    """The examples that all models see, and the teacher's view of them."""
+    """The examples of all models, and the teacher's view of them."""
 
     section: Evaluation
     total: int  # of test examples
@@ -47,19 +47,20 @@ def sections_of(
     dataset: Dataset,
     teacher: np.ndarray,
     section: Evaluation,
-) -> list[tuple[str, list[str]]]:
+) -> list[tuple[str, list[Markup]]]:
     """Draw the first finished run of every loss.
 
     Args:
       folder: of the comparison.
-      losses: as comparison.json has them, the best first.
+      losses: "losses" of comparison.json, the best first.
       dataset: the examples.
-      teacher: its features of the test examples.
+      teacher: the teacher's features of the test examples.
       section: the dissimilarity and the number of neighbours.
     """
-    first = {label: seed for label in losses if (seed := _first(losses[label])) is not None}
+    finished = {label: first_finished(loss) for label, loss in losses.items()}
+    first = {label: seed for label, seed in finished.items() if seed is not None}
     if not first:
-        return [("Spaces", [tag("p", "No run is finished, so no space can be drawn.")])]
+        return [("Representations", [tag("p", "No run is finished.")])]
     places = embedding_math.sample(len(dataset.test))
     ranks = embedding_math.ranks(teacher[places], section.dissimilarity)
     plane = embedding_math.plane(teacher[places])
@@ -76,7 +77,7 @@ def sections_of(
     missing = [label for label in losses if label not in seen]
     lead = _lead(given, {label: first[label] for label in seen if label in first}, missing)
     if len(seen) == 1:
-        return [("Spaces", lead)]
+        return [("Representations", lead)]
     drawn = [
         *(tag("h3", "Maps"), _maps(seen, given)),
         *(tag("h3", "Coherence per anchor"), _histograms(seen)),
@@ -84,11 +85,12 @@ def sections_of(
     ]
     neighbours, confusions = _neighbours(seen, given), _confusions(seen, given)
     spaces = [*lead, _table(seen, first, given.test), *drawn]
-    sections: list[tuple[str, list[str]]] = [("Spaces", spaces), ("Neighbours", neighbours)]
+    sections = [("Representations", spaces), ("Neighbours", neighbours)]
     return [*sections, ("Confusion", confusions)] if confusions else sections
 
 
-def _first(loss: Mapping[str, Any]) -> str | None:
+def first_finished(loss: Mapping[str, Any]) -> str | None:
+    """Return the lowest seed with a finished run."""
     done = [seed for seed, run in loss["runs"].items() if run["status"] == DONE]
     return min(done, key=lambda seed: (len(seed), seed), default=None)
 
@@ -110,16 +112,13 @@ def _sight(given: _Given, ranks: np.ndarray, plane: embedding_math.Map) -> _Sigh
     return _Sight(turned, near[:, :SHOWN], coherence, density, confusion)
 
 
-def _lead(given: _Given, first: Mapping[str, str], missing: Sequence[str]) -> list[str]:
+def _lead(given: _Given, first: Mapping[str, str], missing: Sequence[str]) -> list[Markup]:
     """Describe the drawn runs."""
-    seeds = sorted(set(first.values()), key=lambda seed: (len(seed), seed))
-    of = f"seed {seeds[0]}" if len(seeds) == 1 else "its first finished seed (see the table)"
+    seeds = set(first.values())
+    seed = f"seed {seeds.pop()}" if len(seeds) == 1 else "the first finished seed of each loss"
     count = f"{len(given.places):,} of " if len(given.places) < given.total else ""
-    text = (
-        f"The students of {of}, on the same {count}{given.total:,} test examples. The report of "
-        "a run shows more."
-    )
-    lead: list[str] = [tag("p", text)] if first else []
+    text = f"The students of {seed} on the same {count}{given.total:,} test examples."
+    lead = [tag("p", text)] if first else []
     if missing:
         lead.append(tag("p", f"Not drawn, as no run is finished: {', '.join(missing)}."))
     return lead
@@ -141,18 +140,18 @@ def _table(seen: Mapping[str, _Sight], first: Mapping[str, str], test: Seen) -> 
         ]
         if sight.confusion is not None:
             most = [
-                f"{test.name_of(true)} for {test.name_of(taken)}"
-                for true, taken, _ in panels.mistakes(sight.confusion, 1)
+                f"{test.name_of(true)} as {test.name_of(predicted)}"
+                for true, predicted, _ in panels.mistakes(sight.confusion, 1)
             ]
             row += [f"{_right(sight.confusion):.1f} %", *(most or ["none"])]
         rows.append(row)
-    columns = ["loss", "seed", "coherence", "lowest tenth", "ranked alike", "in the plane"]
-    columns += ["neighbours right", "most frequent mistake"] * labelled
+    columns = ["loss", "seed", "coherence", "lowest tenth", "near diagonal", "in the map"]
+    columns += ["right", "frequent mistake"] * labelled
     caption = (
-        "The figures in numbers: the median and the lowest tenth of coherence over the anchors, "
-        "the pairs near the diagonal, the share of the variance that the map holds"
+        "The figures as numbers: the median and lowest tenth of coherence over the anchors, the "
+        "pairs near the diagonal, and the features' variance in the map"
     )
-    right = ", and the share of classes that the nearest examples get right" if labelled else ""
+    right = ". The last two columns describe a vote of the nearest test examples" * labelled
     return table(f"{caption}{right}.", columns, rows)
 
 
@@ -171,26 +170,20 @@ def _panels(drawings: Mapping[str, tuple[str, Markup]], how: str, *below: Markup
 
 def _maps(seen: Mapping[str, _Sight], given: _Given) -> Markup:
     groups = panels.most_numerous(given.test)
-    dots = np.unique(
-        np.linspace(0, len(given.places) - 1, min(len(given.places), DOTS)).astype(np.int64)
-    )
+    count = len(given.places)
+    dots = np.unique(np.linspace(0, count - 1, min(count, DOTS)).astype(np.int64))
     few = {name: np.flatnonzero(np.isin(dots, members)) for name, members in groups.items()}
     drawings = {}
     for place, (label, sight) in enumerate(seen.items()):
-        share = f"{100 * sight.plane.share:.0f} % of the variance"
-        alternative = (
-            f"Map of {len(dots)} test examples as {label} sees them, {len(groups)} classes in "
-            "colour."
-        )
         points = sight.plane.points[dots]
+        alternative = panels.map_alternative(points, label, groups)
         drawn = charts.scatter(f"space-{place}", label, points, few, alternative, small=True)
-        drawings[label] = share, drawn
-    how = f"{panels.A_MAP}; the students' maps are turned or mirrored to lie on the teacher's"
+        drawings[label] = f"{100 * sight.plane.share:.0f} % of the variance", drawn
     colours = [
         tag("li", name, style=f"--dot: var(--class-{place})") for place, name in enumerate(groups)
     ]
     legend = [tag("ul", *colours, class_="legend")] * bool(groups)
-    return _panels(drawings, f"{how}{panels.others_grey(given.test, groups)}.", *legend)
+    return _panels(drawings, panels.map_description(given.test, groups, turned=True), *legend)
 
 
 def _histograms(seen: Mapping[str, _Sight]) -> Markup:
@@ -209,12 +202,8 @@ def _histograms(seen: Mapping[str, _Sight]) -> Markup:
             f"anchors-{place}", share, all_, edges, top, alternative
         )
         drawings[label] = f"median {np.median(own):.3f}", drawn
-    return _panels(
-        drawings,
-        f"Seen from each of {len(everyone) // len(drawings):,} test examples: how alike teacher "
-        "and student rank all others, in % of the examples. 1 is the same order, 0 an unrelated "
-        "one. The grey line is all students together.",
-    )
+    how = f"{panels.COHERENCE} Bars are % of the anchors. The grey line shows all students."
+    return _panels(drawings, how)
 
 
 def _shares(coherence: np.ndarray, edges: np.ndarray) -> np.ndarray:
@@ -231,31 +220,20 @@ def _densities(seen: Mapping[str, _Sight]) -> Markup:
         )
         drawn = charts.rank_density(f"ranks-{place}", "", sight.density, alternative, charts.PANEL)
         drawings[label] = f"{share:.0f} % near the diagonal", drawn
-    return _panels(
-        drawings,
-        "All pairs of an anchor and another example: how near the teacher ranks it (across), and "
-        "the student (up). A stronger colour means more pairs. On the diagonal both agree; of "
-        f"unrelated models {unrelated:.0f} % of the pairs would lie near it.",
-    )
+    how = f"{panels.RANKS} Of unrelated models, {unrelated:.0f} % of the pairs would lie near it."
+    return _panels(drawings, how)
 
 
-def _neighbours(seen: Mapping[str, _Sight], given: _Given) -> list[str]:
+def _neighbours(seen: Mapping[str, _Sight], given: _Given) -> list[Markup]:
     students = _students(seen)
     mean = np.mean([sight.coherence for sight in students.values()], axis=0)
     chosen = embedding_math.telling(mean, WORST, MIDDLE, BEST)
     near = {label: sight.near for label, sight in seen.items()}
-    how = (
-        f"Test examples and their {min(SHOWN, len(mean) - 1)} nearest among {len(mean):,} sampled "
-        "ones, the nearest first, by the teacher and every student. A frame marks neighbours that "
-        "a student shares with the teacher, and in the teacher's row those that all share. First "
-        f"{WORST} examples with the lowest mean coherence, then a typical one, then the one with "
-        "the highest."
-    )
     coherence = {label: sight.coherence for label, sight in students.items()}
-    return [tag("p", how), *rows_of(given.test, given.places, chosen, coherence, near)]
+    return rows_of(given.test, given.places, chosen, coherence, near)
 
 
-def _confusions(seen: Mapping[str, _Sight], given: _Given) -> list[str]:
+def _confusions(seen: Mapping[str, _Sight], given: _Given) -> list[Markup]:
     drawings = {}
     for place, (label, sight) in enumerate(seen.items()):
         if sight.confusion is None or len(sight.confusion) > MAX_CLASSES:
@@ -269,9 +247,7 @@ def _confusions(seen: Mapping[str, _Sight], given: _Given) -> list[str]:
         drawings[label] = f"{right:.1f} % right", drawn
     k = min(given.section.neighbours, len(given.places) - 1)
     how = (
-        f"Each example gets the most frequent class among its {k} nearest test examples. A row is "
-        "a true class, a column the class it was taken for, in the order of their numbers; off "
-        "the diagonal are mistakes. The accuracies above, and a run's own report, use the training "
-        "examples instead."
+        f"The {k} nearest test examples vote for the class of a test example. {panels.CONFUSION} "
+        "The accuracies above and the runs' own reports use the nearest training examples instead."
     )
     return [_panels(drawings, how)]

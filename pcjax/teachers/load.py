@@ -56,8 +56,8 @@ def load_teacher(
     return Teacher.from_model(model, dataset, batch=batch, live=teacher.live)
 
 
-def read_teacher(run: Run, dataset: Dataset) -> FrozenModel:
-    """Read the trained teacher of a finished `pcjax teach` or `pcjax distill` run."""
+def check_teacher_run(run: Run) -> None:
+    """Refuse a run that has no trained teacher of its own."""
     stored = run.config.teacher
     if run.job == "distill" and (stored.run is not None or stored.features is not None):
         origin = (
@@ -75,6 +75,12 @@ def read_teacher(run: Run, dataset: Dataset) -> FrozenModel:
         raise RequestError(
             f"The run in {run.folder} (teacher.run) is not finished; repeat its command."
         )
+
+
+def read_teacher(run: Run, dataset: Dataset) -> FrozenModel:
+    """Read the trained teacher of a finished `pcjax teach` or `pcjax distill` run."""
+    check_teacher_run(run)
+    stored = run.config.teacher
     folder = run.folder if run.job == "teach" else run.part(TEACHER)
     like = build_model(stored.model, dataset, stored.training, TEACHER_STREAM)
     identity = {"role": TEACHER, "data": dataset.fingerprint, "config": run.config.digest()}
@@ -94,6 +100,7 @@ def teacher_shapes(
         return Output(row, None, {}), {}
     if teacher.run is not None:
         stored = stored_run(pathlib.Path(teacher.run), run.display, field="teacher.run")
+        check_teacher_run(stored)
         section = stored.config.teacher
         model = build_model(
             section.model, dataset, section.training, TEACHER_STREAM, shapes_only=True

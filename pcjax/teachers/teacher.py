@@ -47,7 +47,7 @@ class Teacher:
         return cls(features, None, _io.digest_arrays(dict(features)))
 
     def targets(self, dataset: Dataset) -> TeacherTargets:
-        """Return what a train step compares the student with.
+        """Return the targets that a train step compares the student with.
 
         A live teacher is a function of the batch's images. Another one adds its outputs for the
         plain images as columns of the batch.

@@ -4,7 +4,7 @@ build.py            a model with its initial weights
 embedding.py        a frozen model and its outputs for all examples
 objective.py        the weighted sum of losses
 neighbour_views.py  a neighbour of every example, for the losses that use one
-state.py            what a step changes, one pytree, and the optimiser
+state.py            the changing part of a step, one pytree, and the optimiser
 step.py             (state, batch) -> (state, metrics) for one device with a named axis
 parallel.py         that function over all devices, by pmap or shard_map
 checkpoint.py       the state, saved and restored

@@ -4,8 +4,8 @@
     DIR/scores.json    the validation scores, by step
     DIR/corrupt-9/     a checkpoint that could not be restored
 
-The manifest holds what the checkpoint belongs to and a digest of every array. Of several processes
-only the first one writes and reads; it broadcasts what it has restored.
+The manifest names the data, teacher and config of the checkpoint, with a digest of every array. Of
+several processes only the first one writes and reads; it broadcasts the restored state.
 """
 
 import contextlib
@@ -30,8 +30,6 @@ VERSIONED = ("pcjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gra
 # A folder without its mark is not a checkpoint.
 COMMITTED = ocp.path.atomicity.CommitFileTemporaryPath
 ITEMS = ("state", "data", "manifest")
-
-failed_saves: list[Exception] = []  # Orbax leaves threads behind that would wait for minutes
 
 
 class UnsavedError(Exception):
@@ -61,7 +59,7 @@ class Checkpoints:
 
     Args:
       folder: where they are; created where it does not exist.
-      identity: what a checkpoint must belong to, by name; JSON values.
+      identity: JSON values by name that a checkpoint must have been made with.
       keep: how many of the latest to keep.
       say: prints a line.
       clock: counts the run's seconds; a restored checkpoint adds its own.
@@ -192,8 +190,7 @@ class Checkpoints:
             self._reopen(error)
 
     def _reopen(self, error: Exception) -> None:
-        """Start anew from what is on the disk, and raise UnsavedError."""
-        failed_saves.append(error)
+        """Start anew from the files on the disk, and raise UnsavedError."""
         with contextlib.suppress(Exception):
             self._manager.close()
         with contextlib.suppress(Exception):
@@ -217,7 +214,7 @@ class Checkpoints:
             return None
         step, arrays, position, seconds = restored
         self._clock.resume(seconds)
-        if self._active:  # what was scored later will be scored again
+        if self._active:  # later steps will be scored again
             self.scores = {k: score for k, score in self.scores.items() if k <= step}
         leaves = [arrays[name] for name in own]
         return jax.tree.unflatten(jax.tree.structure(state), leaves), position, step
@@ -283,7 +280,7 @@ class Checkpoints:
         items = ocp.args.Composite(manifest=ocp.args.JsonRestore())
         manifest = self._manager.restore(step, args=items)["manifest"]
         if manifest.pop("digest", None) != _io.digest(manifest) or manifest["step"] != step:
-            raise ValueError("the manifest differs from what was saved")
+            raise ValueError("the manifest differs from its saved digest")
         for name, own in {"format": FORMAT, **self._identity}.items():
             stored = manifest.get(name)
             if stored != own:
@@ -305,9 +302,9 @@ class Checkpoints:
         arrays = {name: np.asarray(restored["state"][name]) for name in zeros}
         for name, array in arrays.items():
             if _io.array_digest(array) != manifest["arrays"][name][2]:
-                raise ValueError(f"{name} differs from what was saved")
+                raise ValueError(f"{name} differs from its saved digest")
         if _io.digest(restored["data"]) != manifest["position"]:
-            raise ValueError("the position in the data differs from what was saved")
+            raise ValueError("the position in the data differs from its saved digest")
         return arrays, restored["data"]
 
     def _read(self, step: int, own: Mapping[str, Any], last: int | None) -> tuple[Any, ...]:
@@ -377,7 +374,7 @@ def load_trained(
 
     Args:
       folder: its checkpoints.
-      identity: what they must belong to.
+      identity: JSON values by name that they must have been made with.
       like: a model of the same architecture.
       choose: "best" or "last".
     """

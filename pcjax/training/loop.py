@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from pcjax import _fields
-from pcjax._checks import RequestError
+from pcjax._checks import FailedError, RequestError
 from pcjax.config import MAX_INT32, Loss, Ramp, Training
 from pcjax.data import Dataset, TrainingBatches, training_batches
 from pcjax.losses.registry import LOSSES
@@ -43,7 +43,7 @@ MAX_PENDING = 1000  # steps whose outcomes are read from the device at once
 SECONDS_BETWEEN_TRIES = (1.0, 4.0, 10.0)  # of the last save
 
 
-class BadStepsError(Exception):
+class BadStepsError(FailedError):
     """Too many steps were skipped for the result to be usable."""
 
 

@@ -30,7 +30,7 @@ class MetricsLog:
         self._board = None
         if tensorboard and self._writes:
             self._board = TensorBoardWriter(folder / "tensorboard", step)
-        if step and self._writes:
+        if self._writes and (step or self._path.exists()):
             self._append({"resumed_at": step})
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

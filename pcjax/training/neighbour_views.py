@@ -63,7 +63,7 @@ def cutmix(key: Array, images: Any, others: Any, index: Any) -> tuple[Array, Arr
     Args:
       key: a random key.
       images: (n, height, width, channels), or (n, ...) to average.
-      others: what is mixed in, in the same shape.
+      others: the images to mix in, in the same shape.
       index: (n,) the examples' indices.
 
     Returns:

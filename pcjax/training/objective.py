@@ -21,7 +21,7 @@ Shape = tuple[int, ...]
 
 
 class Head(NamedTuple):
-    """How a head is built between two shapes, and what it returns besides its output."""
+    """How a head is built between two shapes, and whether it returns more than its output."""
 
     build: Callable[[Shape, Shape, str | None, nnx.Rngs], nnx.Module]
     returns: tuple[str, ...] = ()
@@ -235,13 +235,13 @@ def with_memories(
     seed: int,
     examples: tuple[int, np.ndarray | None],
 ) -> LossState:
-    """Return the state with what the losses remember before the first step.
+    """Return the state with the losses' initial heads and memories.
 
     Args:
       state: the heads.
       objective: the losses.
       outputs: the shapes of the student's and the teacher's outputs.
-      seed: of what is random in a memory.
+      seed: of the random parts of a memory.
       examples: the number of training examples, and their labels.
     """
     memories = {}

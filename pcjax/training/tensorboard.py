@@ -7,7 +7,7 @@ from typing import Any
 
 
 class TensorBoardWriter:
-    """Write scalars; a resumed run hides what was written after the step it resumes from."""
+    """Write scalars; a resumed run hides the scalars after the step it resumes from."""
 
     def __init__(self, folder: pathlib.Path, step: int):
         writer: Any = importlib.import_module("tensorboardX").SummaryWriter
@@ -20,5 +20,5 @@ class TensorBoardWriter:
         self._writer.flush()
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the rest."""
         self._writer.close()

@@ -143,7 +143,8 @@ def test_sources_of_other_packages(monkeypatch):
         return examples.Splits(store, None, None, (name,))
 
     entry = types.SimpleNamespace(name="own", load=lambda: sources.Source(read, "own:NAME"))
-    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [entry])
+    own = {"pcjax.sources": [entry]}
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: own.get(group, []))
     monkeypatch.setattr(sources, "SOURCES", dict(sources.SOURCES))
     data = load("own:any", image_size=3)
     assert data.train.shape == (3, 3, 1)

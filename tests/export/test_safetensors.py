@@ -237,7 +237,7 @@ def test_foreign_metadata_is_refused(sound, tmp_path):
             safetensors.numpy.save(arrays, {"pcjax": text.encode("utf-8", "replace").decode()}),
         )
     assert "`pcjax export` did not write it" in refused(path, safetensors.numpy.save(arrays))
-    assert "it differs from what was written" in refused(
+    assert "it changed since it was written" in refused(
         path, safetensors.numpy.save(arrays, {"pcjax": json.dumps(metadata | {"features": 5})})
     )
 

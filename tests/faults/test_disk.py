@@ -6,7 +6,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from pcjax.training.checkpoint import Checkpoints, UnsavedError, failed_saves
+from pcjax.training.checkpoint import Checkpoints, UnsavedError
 from pcjax.training.metrics_log import MetricsLog, read_metrics
 
 pytestmark = pytest.mark.gate
@@ -23,7 +23,6 @@ def disk(tmp_path):
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("only root may mount a small disk")
     yield tmp_path
-    failed_saves.clear()
     subprocess.run(["umount", "-l", tmp_path], check=True)
 
 

@@ -466,7 +466,9 @@ def registry(monkeypatch):
             return loss()(toy)
 
     entry_points = {"pcjax.losses": [EntryPoint()]}
-    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: entry_points[group])
+    monkeypatch.setattr(
+        "importlib.metadata.entry_points", lambda group: entry_points.get(group, [])
+    )
     for names in (LOSSES, RECIPES):
         monkeypatch.setattr(names, "own", dict(names.own))
         monkeypatch.setattr(names, "_complete", False)

@@ -214,12 +214,13 @@ def test_models_of_other_packages_take_options(monkeypatch):
             super().__init__(shape, classes, widths=(2,), features=size, **options)
 
     entry = types.SimpleNamespace(name="own", load=lambda: Own)
-    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [entry])
+    own = {"pcjax.models": [entry]}
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: own.get(group, []))
     assert [*options_of("own")] == ["size"]
     assert ["own", "by its options", "size [3]"] in describe()[2]
     module = build("own", shape=(4, 4, 1), classes=2, rngs=nnx.Rngs(0), size=5)
     assert module(jnp.ones((2, 4, 4, 1))).features.shape == (2, 5)
-    with pytest.raises(RequestError, match=r"unknown option of the model 'own' 'sizes'.*'size'"):
+    with pytest.raises(RequestError, match=r"unknown option of own 'sizes'.*'size'"):
         build("own", shape=(4, 4, 1), classes=2, rngs=nnx.Rngs(0), sizes=5)
 
 
@@ -228,8 +229,8 @@ def test_models_of_other_packages_take_options(monkeypatch):
     ("name", "options", "message"),
     [
         ("resnet21", {}, r"unknown model 'resnet21' \(did you mean 'resnet32'\?\): .*'mlp', 'cnn'"),
-        ("resnet20", {"width": 2}, "option of the model 'resnet20' 'width'.*one of 'features'"),
-        ("cnn", {"width": 2}, "option of the model 'cnn' 'width' .*one of 'widths', 'features'"),
+        ("resnet20", {"width": 2}, "option of resnet20 'width'.*one of 'features'"),
+        ("cnn", {"width": 2}, "option of cnn 'width' .*one of 'widths', 'features'"),
         ("cnn", {"shape": (64,)}, r"model 'cnn': got shape \(64,\): expected images.*'mlp'"),
         ("wrn16_1", {"shape": (32, 32)}, r"got shape \(32, 32\): expected images"),
         (

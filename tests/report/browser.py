@@ -1,4 +1,4 @@
-"""A page in headless Chromium, driven through chromedriver by WebDriver's own HTTP interface."""
+"""Open a page in headless Chromium, by chromedriver's HTTP interface."""
 
 import base64
 import contextlib
@@ -11,37 +11,28 @@ import tempfile
 import time
 
 FLAGS = (
-    *(
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--hide-scrollbars",
-    ),
-    *(
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--disable-dev-shm-usage",
-    ),
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--hide-scrollbars", "--disable-background-networking", "--disable-component-update"),
+    *("--disable-sync", "--disable-dev-shm-usage"),
 )
 
 
 def missing():
-    """Return which of the two programs are missing."""
+    """Return the names of the missing programs."""
     return [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
 
 
 class Browser:
+    """A session of Chromium."""
+
     def __init__(self, port, session):
         self._port, self._session = port, session
 
-    def _ask(self, path, **given):
-        return _ask(self._port, "POST", f"{self._session}/{path}", given)
+    def _post(self, path, **parameters):
+        return _request(self._port, "POST", f"{self._session}/{path}", parameters)
 
     def devtools(self, command, **parameters):
-        return self._ask("goog/cdp/execute", cmd=command, params=parameters)
+        return self._post("goog/cdp/execute", cmd=command, params=parameters)
 
     def open(self, path, *, width=1280, height=900, dark=False):
         self.devtools(
@@ -53,19 +44,19 @@ class Browser:
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.devtools("Emulation.setEmulatedMedia", media="screen", features=[scheme])
-        self._ask("url", url=path.resolve().as_uri())
+        self._post("url", url=path.resolve().as_uri())
 
     def run(self, script):
         """Run the body of a function; return its value."""
-        return self._ask("execute/sync", script=script, args=[])
+        return self._post("execute/sync", script=script, args=[])
 
     def console(self):
-        """Return what the page complained about since the last call."""
-        return [entry["message"] for entry in self._ask("se/log", type="browser")]
+        """Return the page's complaints since the last call."""
+        return [entry["message"] for entry in self._post("se/log", type="browser")]
 
     def requests(self):
-        """Return the addresses that were requested since the last call."""
-        entries = self._ask("se/log", type="performance")
+        """Return the requested addresses since the last call."""
+        entries = self._post("se/log", type="performance")
         messages = [json.loads(entry["message"])["message"] for entry in entries]
         sent = [message for message in messages if message["method"] == "Network.requestWillBeSent"]
         return [message["params"]["request"]["url"] for message in sent]
@@ -88,7 +79,7 @@ def browser():
     )
     try:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-            # A new tab would load the browser's own pages, and they whatever they like.
+            # A new tab would load the browser's own pages, which make requests.
             start = {"session.restore_on_startup": 4, "session.startup_urls": ["about:blank"]}
             arguments = [*FLAGS, f"--user-data-dir={profile}"]
             options = {"binary": shutil.which("chromium"), "args": arguments, "prefs": start}
@@ -97,13 +88,13 @@ def browser():
                 "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
             }
             _wait_for(port)
-            session = _ask(
+            session = _request(
                 port, "POST", "/session", {"capabilities": {"alwaysMatch": capabilities}}
             )["sessionId"]
             try:
                 yield Browser(port, f"/session/{session}")
             finally:
-                _ask(port, "DELETE", f"/session/{session}")
+                _request(port, "DELETE", f"/session/{session}")
     finally:
         driver.terminate()
         driver.wait(timeout=30)
@@ -117,10 +108,10 @@ def _wait_for(port):
     raise TimeoutError("chromedriver does not answer")
 
 
-def _ask(port, method, path, given=None):
+def _request(port, method, path, parameters=None):
     connection = http.client.HTTPConnection("localhost", port, timeout=120)
     try:
-        body = None if given is None else json.dumps(given)
+        body = None if parameters is None else json.dumps(parameters)
         connection.request(method, path, body, {"Content-Type": "application/json"})
         answer = json.loads(connection.getresponse().read())["value"]
     finally:

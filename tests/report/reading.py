@@ -1,4 +1,4 @@
-"""Read a page with a parser."""
+"""Read a report with a parser."""
 
 import html.parser
 import itertools
@@ -10,7 +10,7 @@ HEADINGS = ("h1", "h2", "h3", "h4")
 
 
 class Page(html.parser.HTMLParser):
-    """Collect all elements with their attributes and texts; refuse unclosed ones."""
+    """Collect all elements with attributes and texts; refuse unclosed ones."""
 
     def __init__(self, text):
         super().__init__()
@@ -44,7 +44,7 @@ class Page(html.parser.HTMLParser):
 
 
 def check(text):
-    """Check what holds for every report; return the page."""
+    """Check a report for the properties of all reports; return the page."""
     page = Page(text)
     assert text.startswith("<!DOCTYPE html>")
     assert page.all("html")[0]["lang"] == "en"

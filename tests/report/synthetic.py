@@ -1,4 +1,4 @@
-"""The folder of a comparison with made-up numbers, summarised and drawn as `pcjax compare` does."""
+"""Make up the folder of a comparison, summarised and drawn as by `pcjax compare`."""
 
 import json
 
@@ -17,7 +17,7 @@ LABELS = ("perception", "rkd", "crd", "kd")
 
 
 def write_comparison(folder, labels=LABELS, *, seeds=3, diverged=(), labelled=("crd", "kd")):
-    """Write losses of falling scores; `diverged` holds (label, seed)."""
+    """Write losses of falling scores; `diverged` holds pairs of label and seed."""
     random = np.random.default_rng(0)
     outcomes = {}
     for place, label in enumerate(labels):
@@ -49,7 +49,7 @@ def write_comparison(folder, labels=LABELS, *, seeds=3, diverged=(), labelled=("
 
 
 def page_of(folder, dataset=None, teacher=None):
-    """Draw a comparison; without a data set, of digits and noise."""
+    """Draw a comparison, by default of digits and noise."""
     dataset = dataset or load("digits", part=0.2)
     if teacher is None:
         teacher = np.random.default_rng(1).normal(size=(len(dataset.test), 4)).astype(np.float32)
@@ -59,5 +59,5 @@ def page_of(folder, dataset=None, teacher=None):
 
 
 def store_features(folder, label, seed, features):
-    """Store the features of a run as `pcjax compare` does."""
+    """Store the features of a run like `pcjax compare`."""
     np.save(folder / "runs" / label / str(seed) / FEATURES, features[sample(len(features))])

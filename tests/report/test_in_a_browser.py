@@ -1,4 +1,4 @@
-"""Reports in a browser: drawn, readable on a phone and in the dark, without a request."""
+"""Test reports in a browser: figures, readability on a phone and in the dark, no requests."""
 
 import re
 
@@ -55,7 +55,7 @@ LONG = "a_loss_with_a_name_that_is_far_too_long_for_a_chart"
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory, run_command):
-    """Draw a run, a comparison with made-up numbers, and one of the command."""
+    """Draw a run, a made-up comparison and a trained one."""
     folder = tmp_path_factory.mktemp("reports")
     made_up = folder / "made_up"
     write_comparison(made_up, ("perception_coherence", LONG, "crd", "kd"), diverged={("kd", 0)})

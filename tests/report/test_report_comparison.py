@@ -1,4 +1,4 @@
-"""The report of a comparison, from folders with made-up numbers."""
+"""Test the report of a comparison, drawn from made-up numbers."""
 
 import json
 
@@ -29,12 +29,14 @@ def test_every_loss_with_mean_interval_and_mark(tmp_path):
             assert f"{mean}{low.removesuffix(' %')}\N{EN DASH}{high}" in cells
     rows = [row for row in page.texts["th"] if row[:3] in ("per", "rkd", "crd", "kdc")]
     assert rows[:4] == ["perception", "rkd", "crdclass-aware", "kdclass-aware"]
-    links = {link["href"] for link in page.all("a")}
-    assert {f"runs/{label}/0/report.html" for label in comparison["losses"]} <= links
-    # Three metrics have a column; time and memory; a panel of training for each loss.
+    links = [link["href"] for link in page.all("a") if "report.html" in link["href"]]
+    # A row of the table links to the first seed, and every run is listed below it.
+    seeds = {label: ["0", "0", "1", "2"] for label in comparison["losses"]}
+    assert sorted(links) == sorted(f"runs/{x}/{s}/report.html" for x in seeds for s in seeds[x])
+    # Three columns, each with means and differences; time and memory; a training panel each.
     assert len(page.all("svg")) == 3 + 3 + 2 + 4
     assert "diverged" not in text
-    assert "Difference to perception in points: 3 of 3 losses lie below it" in text
+    assert "Difference to perception: 3 of 3 losses are clearly lower." in text
     conclusion = page.texts["p"][0]
     assert conclusion.startswith("Best by k-NN accuracy: perception")
     assert "cosine" in conclusion
@@ -48,7 +50,7 @@ def test_diverged_runs_are_named(tmp_path):
     assert "kd (seeds 0, 1, 2)" in text
     rows = page.texts["th"]
     assert "kdclass-aware, 3 of 3 diverged" in rows
-    # The runs that are left may be the lucky ones.
+    # The surviving runs may be the lucky ones.
     assert rows.index("crdclass-aware") < rows.index("rkd1 of 3 diverged")
     assert page.texts["td"].count("diverged") == 4
 
@@ -63,8 +65,8 @@ def test_one_seed_has_no_interval_and_one_loss_no_difference(tmp_path):
 def test_differences_of_one_seed_are_not_called_clear(tmp_path):
     write_comparison(tmp_path, seeds=1)
     _, text = checked(tmp_path)
-    assert text.count("one seed, without an interval.</figcaption>") == 3
-    assert "whole interval" not in text
+    assert text.count("too few seeds for an interval.</figcaption>") == 3
+    assert "are clearly lower" not in text
 
 
 def test_names_stay_text(tmp_path):
@@ -74,7 +76,7 @@ def test_names_stay_text(tmp_path):
     assert label in " ".join(page.texts["th"])
 
 
-def test_names_lead_nowhere(tmp_path):
+def test_a_name_outside_of_the_folder_is_refused(tmp_path):
     folder = tmp_path / "comparison"
     comparison = write_comparison(folder, labels=("a", "b"))
     comparison["losses"]["../../elsewhere"] = comparison["losses"].pop("a")
@@ -86,8 +88,10 @@ def test_names_lead_nowhere(tmp_path):
 def test_without_a_finished_run_there_is_a_page(tmp_path):
     write_comparison(tmp_path, labels=("a", "b"), seeds=1, diverged={("a", 0), ("b", 0)})
     page, text = checked(tmp_path)
-    assert "No run is finished" in text
-    assert page.texts["h2"][-1] == "Spaces"
+    assert page.texts["p"][0] == "No run is finished."
+    assert "Some runs diverged" in text
+    assert page.texts["h2"][-1] == "Representations"
+    assert not any("report.html" in link["href"] for link in page.all("a"))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"losses": {}}', '{"losses": [1]}'])
@@ -97,7 +101,7 @@ def test_a_damaged_comparison_is_refused(text, tmp_path):
         page_of(tmp_path)
 
 
-def test_all_metrics_are_among_every_run(tmp_path):
+def test_every_run_lists_all_metrics(tmp_path):
     comparison = write_comparison(tmp_path)
     page, _ = checked(tmp_path)
     for run in comparison["losses"]["kd"]["runs"].values():
@@ -123,7 +127,7 @@ def students(tmp_path_factory):
 
 def test_students_side_by_side(students):
     page = students[0]
-    assert page.texts["h2"][-3:] == ["Spaces", "Neighbours", "Confusion"]
+    assert page.texts["h2"][-3:] == ["Representations", "Neighbours", "Confusion"]
     assert page.texts["h3"] == ["Maps", "Coherence per anchor", "Rank against rank"]
     alternatives = [drawing["aria-label"] for drawing in page.all("svg")]
     for text, names in (
@@ -132,18 +136,18 @@ def test_students_side_by_side(students):
         ("Density of {}'s ranks", ["same", "one"]),
         ("Confusion of 10 classes as {} sees", ["the teacher", "same", "one"]),
     ):
-        shown = [one for one in alternatives if any(text.format(name) in one for name in names)]
+        shown = [x for x in alternatives if any(text.format(name) in x for name in names)]
         assert len(shown) == len(names)
-        # A seed of "one" diverged, so it comes last; the student is the same.
+        # "one" comes last as a seed diverged. Its student equals that of "same".
         assert shown[-1] == shown[-2].replace(" same", " one")
-    # Four examples, and six nearest of each by three models.
+    # Four examples, each with six neighbours by three models.
     assert len(page.all("img")) == 4 * (1 + 3 * 6)
     assert "Not drawn, as no run is finished: missing." in page.texts["p"]
 
 
 def test_the_numbers_of_a_student_are_those_of_its_features(students):
     page, *features = students
-    # The stored features are a sample; so few examples are all sampled.
+    # The sample holds all of so few examples.
     angles = [x.astype(np.float64) / np.linalg.norm(x, axis=1, keepdims=True) for x in features]
     near = [1 - x @ x.T for x in angles]
     coherence = [
@@ -155,7 +159,7 @@ def test_the_numbers_of_a_student_are_those_of_its_features(students):
     assert f"median {np.median(coherence):.3f}" in page.texts["small"]
 
 
-def test_the_config_is_there_to_read(tmp_path):
+def test_the_page_holds_the_config(tmp_path):
     write_comparison(tmp_path, labels=("a", "b"))
     page, _ = checked(tmp_path)
     assert json.loads(page.texts["pre"][0]) == {"training": {"steps": 500}}

@@ -1,4 +1,4 @@
-"""The reports of runs, written by the command and read by a parser."""
+"""Test the reports of runs, written by the command and read by a parser."""
 
 import html
 import json
@@ -29,7 +29,7 @@ def checked(folder):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, run_command):
-    """Train on digits whose classes have names that would break a page."""
+    """Train on digits with class names that could break a page."""
     folder = tmp_path_factory.mktemp("run")
     digits = load_digits()
     images = (digits.images * 15).astype(np.uint8)[:600, ..., None]
@@ -44,8 +44,8 @@ def test_a_run_as_a_page(run, command):
     before = everything_in(run)
     page, _ = checked(run)
     assert page.texts["h2"] == [*("Results", "Coherence", "Maps", "Neighbours", "Confusion")]
-    # The student's loss and coherence, the teacher's loss and accuracy, a histogram, two densities
-    # and three maps; each can be saved.
+    # Two curves of the student, two of the teacher, a histogram, two densities and three maps.
+    # Each can be saved.
     assert len(page.all("svg")) == 2 + 2 + 1 + 2 + 3
     names = [link["download"] for link in page.all("a") if "download" in link]
     assert len(set(names)) == len(page.all("svg"))
@@ -64,7 +64,7 @@ def test_every_number_of_the_result_is_in_the_table(run):
     result = json.loads((run / "result.json").read_text())
     for who in ("teacher", "untrained", "student"):
         metrics = result[who]
-        texts = [f"{metrics[size]:,}" for size in ("parameters", "flops")]
+        texts = [f"{metrics[size]:,}" for size in ("parameters", "bytes", "flops")]
         texts += [
             f"{100 * metrics[name]:.1f} %" for name in ("knn_accuracy", "linear_probe_accuracy")
         ]
@@ -83,7 +83,7 @@ def test_every_number_of_the_result_is_in_the_table(run):
     assert json.dumps(result, indent=1) in html.unescape(text)
 
 
-def test_the_confusion_is_that_of_the_accuracy(run):
+def test_the_confusion_agrees_with_the_accuracy(run):
     page, _ = checked(run)
     accuracy = json.loads((run / "result.json").read_text())["student"]["knn_accuracy"]
     start = f"student after: {100 * accuracy:.1f} % of"
@@ -105,7 +105,7 @@ def test_damaged_metrics_are_left_out(run, tmp_path, command):
     assert any('validation "><script> over' in text for text in alternatives)
 
 
-def test_vectors_without_labels_and_a_teacher_known_by_its_features(tmp_path, command):
+def test_vectors_without_labels_and_a_teacher_of_stored_features(tmp_path, command):
     random = np.random.default_rng(0)
     np.save(tmp_path / "plain.npy", random.normal(size=(600, 6)).astype(np.float32))
     source = f"arrays:{tmp_path / 'plain.npy'}"
@@ -172,7 +172,7 @@ def test_a_config_in_words():
     assert described["Training"].startswith("3 epochs of 8 examples")
 
 
-def test_whatever_was_measured_has_a_row():
+def test_every_measured_value_has_a_row():
     degree = {"value": -0.01, "low": -0.02, "high": 0.0}
     teacher = {
         "knn_accuracy": 0.9,
@@ -180,11 +180,16 @@ def test_whatever_was_measured_has_a_row():
         "coherence": {"spearman": degree},
         "other": {"tfds:x/y:1.0.0": {"knn_accuracy": 0.5}},
         "unseen": {"knn_accuracy": 0.4},
+        "throughput": {"examples_per_second": 1500.4, "batch": 8},
         "corruptions": {"clean": 0.9, "box_blur": {"1": 0.8, "mean": 0.7}},
     }
-    _, rows = formatting.result_table({"teacher": teacher, "student": {"parameters": 1234}})
+    _, rows = formatting.result_table(
+        {"teacher": teacher, "student": {"parameters": 1234, "bytes": 9}}
+    )
     assert [row[:2] for row in rows] == [
         ["parameters", ""],
+        ["bytes", ""],
+        ["examples a second", "1,500"],
         ["k-NN accuracy", "90.0 %"],
         ["recall@1", "71.0 %"],
         ["coherence (Spearman)", "-0.010<br><small>-0.020 to 0.000</small>"],

@@ -1,4 +1,4 @@
-"""The numbers behind the figures equal SciPy's, brute force and the package's own metrics."""
+"""Compare the numbers behind the figures with SciPy, brute force and the package's metrics."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def features():
     return teacher, student
 
 
-def test_ranks_are_those_of_the_distances(features):
+def test_ranks_equal_the_ranked_distances(features):
     student = features[1].astype(np.float64)
     result = maths.ranks(features[1], "euclidean")
     for anchor in range(len(student)):
@@ -27,8 +27,8 @@ def test_ranks_are_those_of_the_distances(features):
         assert result[anchor, anchor] == 0
 
 
-def test_coherence_per_anchor_has_the_mean_that_the_metric_reports(features):
-    teacher, student = (maths.ranks(of) for of in features)
+def test_the_mean_of_coherence_per_anchor_is_the_metric(features):
+    teacher, student = (maths.ranks(x) for x in features)
     result = maths.correlations(teacher, student)
     assert result.mean() == pytest.approx(
         float(metrics.coherence(features[1], features[0]).spearman.value), abs=1e-5
@@ -37,7 +37,7 @@ def test_coherence_per_anchor_has_the_mean_that_the_metric_reports(features):
     assert result[5] == pytest.approx(stats.pearsonr(teacher[5, others], student[5, others])[0])
 
 
-def test_density_of_equal_ranks_is_the_diagonal_and_of_unrelated_ones_is_flat():
+def test_equal_ranks_have_a_diagonal_density_and_unrelated_ranks_a_flat_one():
     random = np.random.default_rng(0)
     one, other = (maths.ranks(random.normal(size=(400, 3)).astype(np.float32)) for _ in range(2))
     np.testing.assert_allclose(maths.density(one, one, 8), 8 * np.eye(8), atol=0.2)
@@ -45,20 +45,20 @@ def test_density_of_equal_ranks_is_the_diagonal_and_of_unrelated_ones_is_flat():
     np.testing.assert_allclose(unrelated, 1, atol=0.1)
 
 
-def test_the_nearest_are_the_nearest(features):
+def test_the_nearest_have_the_least_distances(features):
     result = maths.nearest(maths.ranks(features[0], "euclidean"), 4)
     distances = np.linalg.norm(features[0][:, None] - features[0], axis=2) + 1e9 * np.eye(60)
     np.testing.assert_array_equal(result, np.argsort(distances, axis=1)[:, :4])
 
 
-def test_a_plane_holds_the_most_variance_and_turning_it_back_finds_it(features):
+def test_a_plane_holds_the_largest_variance_and_a_mirrored_one_is_turned_back(features):
     result = maths.plane(features[0])
     values = np.sort(np.linalg.eigvalsh(np.cov(features[0].T)))[::-1]
     assert result.share == pytest.approx(values[:2].sum() / values.sum(), abs=1e-5)
     assert (result.points**2).mean() == pytest.approx(1)
-    turn = np.array([[0.0, 1.0], [1.0, 0.0]])  # a mirror
+    mirror = np.array([[0.0, 1.0], [1.0, 0.0]])
     np.testing.assert_allclose(
-        maths.turned(result.points @ turn, result.points), result.points, atol=1e-9
+        maths.turned(result.points @ mirror, result.points), result.points, atol=1e-9
     )
     line = maths.plane(np.arange(5.0)[:, None])
     assert line.points.shape == (5, 2)
@@ -70,20 +70,20 @@ def test_confusion_counts():
     np.testing.assert_array_equal(result, [[1, 0, 1], [0, 1, 0], [0, 0, 1]])
 
 
-def test_what_most_of_the_nearest_are_and_of_equally_many_those_that_are_nearer():
+def test_the_most_frequent_class_of_the_nearest():
     labels = np.array([0, 1, 2, 2, 1])
     near = np.array([[1, 2, 3, 4], [2, 4, 3, 0], [1, 0, 3, 4], [1, 2, 4, 0], [0, 0, 1, 1]])
     np.testing.assert_array_equal(maths.voted(near, labels), [1, 2, 1, 1, 0])
     np.testing.assert_array_equal(maths.voted(near[:, :1], labels), [1, 2, 1, 1, 0])
 
 
-def test_what_is_worth_a_look_begins_with_the_worst():
+def test_shown_examples_begin_with_the_worst():
     values = np.array([0.9, 0.1, 0.5, 0.3, 0.7])
     np.testing.assert_array_equal(maths.telling(values, 2, 1, 1), [1, 3, 2, 0])
     np.testing.assert_array_equal(maths.telling(values, 6, 3, 3), [1, 3, 2, 4, 0])
 
 
-def test_a_sample_is_even_and_the_same_every_time():
+def test_a_sample_is_even_and_reproducible():
     np.testing.assert_array_equal(maths.sample(5), np.arange(5))
     large = maths.sample(100_000)
     assert len(large) == maths.ANCHORS

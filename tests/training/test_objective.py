@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pcjax import data, losses, models
+from pcjax import data, models
 from pcjax.config import Loss, Training
-from pcjax.losses.registry import LOSSES, NOT_CONFIGURABLE, RECIPES
+from pcjax.losses.registry import LOSSES
 from pcjax.models.functional import functional
 from pcjax.teachers.teacher import classifier_of
 from pcjax.training.checkpoint import Checkpoints, named_leaves
@@ -53,16 +53,12 @@ ASKED = {
     "simkd of maps": Loss("simkd", head="conv", maps=STAGES),
 }
 CASES = {name: Loss(name) for name in LOSSES if name not in ASKED} | ASKED
-# Together, since compiling takes the time: what differs from loss to loss is looked at for each.
+# Trained together, since compiling takes the time; each loss is checked by itself.
 GROUPS = [[*CASES][first::6] for first in range(6)]
 
 
-def test_there_is_a_case_for_every_loss_and_a_term_for_every_function():
+def test_there_is_a_case_for_every_loss():
     assert {loss.name for loss in CASES.values()} == set(LOSSES)
-    helpers = {"crd_memory", "crd_update", "empty_queue", "enqueue", "valid"}
-    public = {name for name in losses.__all__ if name[0].islower()} - helpers
-    assert set(LOSSES) == public - set(NOT_CONFIGURABLE)
-    assert set(LOSSES) <= set(RECIPES)
 
 
 def test_every_head_is_among_the_cases():
