@@ -111,7 +111,7 @@ def test_every_field_on_the_command_line(section, refused, tmp_path):
         if place[0] != section or kind is Config or {*place} & {*open_ends}:
             continue
         option = "--" + ".".join(map(str, place)).replace("_", "-")
-        refused("an option", ("distill", f"{option}x", "1", *new), f"{place[-1]}x")
+        refused("an option", ("distill", f"{option}x", "1", *new), f"{option}x", f"{place[-1]}x")
         if kind not in (bool, tuple):
             refused("an option", ("distill", option, *new), place[-1])
         for value in ("nonsense", "") if kind not in (str, tuple) else ():
