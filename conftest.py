@@ -1,6 +1,7 @@
 """Fixtures and settings of all tests and doctests."""
 
 import collections
+import gc
 import os
 import pathlib
 import sys
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
+# Tracing makes many objects and little garbage: Python's default collects twenty times as often.
+gc.set_threshold(20_000, 20, 50)
 
 
 def pytest_configure(config):

@@ -23,6 +23,7 @@ from benchmarks.ranking import environment
 from benchmarks.timing import interleaved, spread, timed
 from pcjax.config import Config, read_config
 from pcjax.data import TrainingBatches, training_batches
+from pcjax.display import Display
 from pcjax.jobs.common import build_student, load_data, student_lesson
 from pcjax.teachers import Teacher
 from pcjax.training.loop import prepare
@@ -62,14 +63,14 @@ def config_of(name: str, data_dir: str | None, folder: pathlib.Path) -> Config:
 
 def student_of(config: Config) -> Student:
     """Prepare the student's training under a teacher of random features."""
-    dataset = load_data(config.data)
+    dataset = load_data(config)
     random = np.random.default_rng(1)
     features = {
         part: random.normal(size=(len(examples), TEACHER_FEATURES)).astype(np.float32)
         for part, examples in dataset.parts.items()
     }
     teacher = Teacher.from_features(features)
-    model = build_student(config, dataset)
+    model = build_student(config, dataset, Display(quiet=True))
     lesson = student_lesson(config, dataset, model, teacher.targets(dataset))
     batches = training_batches(
         dataset.train,

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,6 +15,12 @@ from pcjax._checks import RequestError
 
 UNFINISHED = ".unfinished"  # suffix of a file while it is written
 MAX_JSON_BYTES = 2**26
+
+
+def user_cache(name: str) -> pathlib.Path:
+    """Return a folder of this user's for what can be computed again; it may not exist yet."""
+    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(home, "pcjax", name)
 
 
 def digest(value: Any) -> str:

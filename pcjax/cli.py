@@ -22,9 +22,9 @@ HELP = """pcjax transfers the representation of a large teacher model to a light
   pcjax tune    [CONFIG] --losses a,b,c    choose each loss's settings on validation examples
   pcjax evaluate RUN                       evaluate a finished run again, or on other data
   pcjax embed RUN                          write its features, RUN/features.npz
-  pcjax export RUN                         write the student alone, RUN/student.safetensors
+  pcjax export RUN [--format FORMAT]       write the student alone, for pcjax or for others
   pcjax report RUN                         draw it again, RUN/report.html
-  pcjax list losses|models|sources         print the names that a config can use
+  pcjax list losses|models|sources|...     print the names that a config can use
 
 CONFIG is a Python file that sets `config`, or a run's config.json; without one, the handwritten
 digits. RUN is the folder of an earlier command. A stopped command resumes when it is repeated.
@@ -210,6 +210,8 @@ def _on_run(job: str, words: list[str]) -> int:
     folder, display = pathlib.Path(words[0]), Display()
     if job == "evaluate":
         module.evaluate(folder, display, overrides.decode_options(module.Extras, options))
+    elif job == "export":
+        module.export(folder, display, overrides.decode_options(module.Options, options))
     else:
         overrides.decode_options(None, options)
         getattr(module, job)(folder, display)
@@ -238,8 +240,9 @@ def use_compilation_cache() -> None:
         return
     import jax
 
-    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    folder = pathlib.Path(home, "pcjax", f"jax-{jax.__version__}")
+    from pcjax import _io
+
+    folder = _io.user_cache(f"jax-{jax.__version__}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:

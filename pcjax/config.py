@@ -56,7 +56,7 @@ class Data:
     """Where the examples come from, and how training images are augmented."""
 
     source: str = "digits"
-    """digits, tfds:NAME or arrays:PATH"""
+    """digits, tfds:NAME, arrays:PATH or text:PATH"""
     data_dir: str | None = None
     """folder of TFDS's prepared data sets; None: TFDS's default"""
     image_size: int | None = None
@@ -71,10 +71,22 @@ class Data:
     """mirror every other image at random"""
     unseen: int = 0
     """number of classes, the last ones, left out of training and evaluated separately"""
+    text_column: str | None = None
+    """column of the texts in .csv, .tsv, .jsonl and .parquet files; None: text"""
+    label_column: str | None = None
+    """column of the classes of texts, where there is one; None: label"""
+    tokenizer: str | None = None
+    """tokenizer.json of a student that reads texts; None: the teacher's"""
+    max_tokens: int = 64
+    """number of tokens to which training texts are cut; evaluation reads longer ones"""
 
     def __post_init__(self):
         _fields.check_fields(self, "data")
         find_source(self.source)
+        _checks.require_whole("data.max_tokens", self.max_tokens, 1, MAX_SIDE)
+        for name in ("text_column", "label_column", "tokenizer"):
+            if getattr(self, name) == "":
+                raise RequestError(f"data.{name} is empty; give a name or leave it out.")
         _checks.require_whole("data.crop", self.crop, 0, MAX_SIDE)
         _checks.require_whole("data.unseen", self.unseen, 0, MAX_INT32)
         if self.unseen == 1:
@@ -307,19 +319,29 @@ class Teacher:
     features: str | None = None
     """file with the teacher's features in place of a model: a .npy with one row an example, in the
     order of the source, or the features.npz that `pcjax embed` writes"""
+    source: str | None = None
+    """a model of others in place of one of pcjax; see `pcjax list teachers`"""
     live: bool = False
     """True: the teacher sees every augmented image; False: it sees the plain images, once"""
     training: Training = dataclasses.field(default_factory=lambda: Training(save_every=50))
 
     def __post_init__(self):
         _fields.check_fields(self, "teacher")
-        for name in ("run", "features"):
+        given = [name for name in ("run", "features", "source") if getattr(self, name) is not None]
+        for name in given:
             if getattr(self, name) == "":
                 raise RequestError(f"teacher.{name} is empty; give a path or leave it out.")
-        if self.run is not None and self.features is not None:
-            raise RequestError("teacher.run and teacher.features exclude each other; remove one.")
-        if self.live and self.features is not None:
-            raise RequestError("teacher.live needs a model; remove it or teacher.features.")
+        if len(given) > 1:
+            raise RequestError(
+                f"teacher.{given[0]} and teacher.{given[1]} exclude each other; remove one."
+            )
+        if self.live and given not in ([], ["run"]):
+            raise RequestError(f"teacher.live needs a model; remove it or teacher.{given[0]}.")
+
+    @property
+    def is_trained_here(self) -> bool:
+        """Return whether the teacher is trained inside the run of its student."""
+        return self.run is None and self.features is None and self.source is None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -336,6 +358,9 @@ class Evaluation:
     """another data set, written as data.source, to evaluate the models on"""
     other_dir: str | None = None
     """folder where TFDS keeps that data set; None: data.data_dir"""
+    pairs: str | None = None
+    """file of pairs of texts with the columns sentence1, sentence2 and score: how well similarity
+    agrees with these scores"""
     corruptions: tuple[str, ...] = ()
     """corruptions of the test images to evaluate: names, or all"""
 
@@ -357,9 +382,10 @@ def check_losses(losses: tuple[Loss, ...], teacher: Teacher) -> None:
     if not losses:
         raise RequestError("losses is empty; give at least one.")
     scores = [loss.name for loss in losses if loss.kind == "logits" or LOSSES[loss.name].classifier]
-    if teacher.features is not None and scores:
+    outside = "features" if teacher.features is not None else "source"
+    if scores and (teacher.features is not None or teacher.source is not None):
         raise RequestError(
-            f"The loss {scores[0]} needs class scores, which teacher.features does not have."
+            f"The loss {scores[0]} needs class scores, which teacher.{outside} does not have."
         )
     for loss in losses:
         if loss.kind == "maps" and not teacher.live:
@@ -435,6 +461,9 @@ class Config:
     )
     evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
     comparison: Comparison = dataclasses.field(default_factory=Comparison)
+    initial: str = "teacher"
+    """initial weights of a student that reads texts: teacher, its vectors or evenly spaced layers;
+    teacher:0,5, these layers; or random"""
     other_versions: bool = False
     """resume from checkpoints of other versions of pcjax or its libraries; the last digits of
     the results may then differ"""
@@ -442,6 +471,10 @@ class Config:
     def __post_init__(self):
         _fields.check_fields(self)
         check_losses(self.losses, self.teacher)
+        if re.fullmatch(r"random|teacher(:\d{1,3}(,\d{1,3})*)?", self.initial) is None:
+            raise RequestError(
+                f"initial={self.initial!r} is none of random, teacher and teacher:0,5 (layers)."
+            )
 
     def to_json(self) -> str:
         """Write the config as JSON."""
@@ -487,16 +520,19 @@ class Config:
                 self.data,
                 source=_absolute_source(self.data.source),
                 data_dir=_absolute(self.data.data_dir),
+                tokenizer=_absolute(self.data.tokenizer),
             ),
             teacher=replace(
                 self.teacher,
                 run=_absolute(self.teacher.run),
                 features=_absolute(self.teacher.features),
+                source=self.teacher.source and _absolute_teacher(self.teacher.source),
             ),
             evaluation=replace(
                 evaluation,
                 other=evaluation.other and _absolute_source(evaluation.other),
                 other_dir=_absolute(evaluation.other_dir),
+                pairs=_absolute(evaluation.pairs),
             ),
         )
 
@@ -512,6 +548,12 @@ def _absolute_source(source: str) -> str:
     kind, colon, path = source.partition(":")
     names_path = kind in SOURCES and SOURCES[kind].is_path
     return f"{kind}:{_absolute(path)}" if names_path and colon and path else source
+
+
+def _absolute_teacher(source: str) -> str:
+    """Make a path absolute that exists; another name may be a model's on a hub."""
+    kind, colon, path = source.partition(":")
+    return f"{kind}:{_absolute(path)}" if colon and os.path.exists(path) else source  # noqa: PTH110
 
 
 def read_config(path: str | pathlib.Path) -> Config:

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 from rich.console import Console
@@ -49,6 +49,27 @@ class Display:
         with Progress(*columns, console=self._console, refresh_per_second=2) as bar:
             bar.add_task(name, total=steps, completed=start, shown="compiling")
             yield TrainingProgress(self, name, steps, start, bar)
+
+    @contextlib.contextmanager
+    def counting(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Show how many of a number of things are done; the context gives the function to call."""
+        if self._console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+            with Progress(*columns, console=self._console, transient=True) as bar:
+                task = bar.add_task(name, total=total)
+                yield lambda done: bar.update(task, completed=done)
+            return
+        start = last = time.perf_counter()
+
+        def count(done: int) -> None:
+            nonlocal last
+            now = time.perf_counter()
+            if now - last >= SECONDS_BETWEEN_LINES:
+                last = now
+                left = (now - start) * (total - done) / max(done, 1)
+                self.say(f"{name}: {done:,} of {total:,}, {left:.0f} s left")
+
+        yield count
 
 
 class TrainingProgress:

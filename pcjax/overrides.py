@@ -250,8 +250,24 @@ def _list_sources(display: Display) -> None:
     display.table("sources", ["name", "examples"], rows)
 
 
+def _list_teachers(display: Display) -> None:
+    from pcjax.teachers import all_teachers  # loads JAX's models
+
+    rows = [[name, source.title] for name, source in all_teachers().items()]
+    display.table("teachers, as teacher.source", ["name", "teacher"], rows)
+
+
+def _list_formats(display: Display) -> None:
+    from pcjax.export.formats import FORMATS
+
+    rows = [[name, each.title] for name, each in FORMATS.items()]
+    display.table("formats of `pcjax export`", ["name", "export"], rows)
+
+
 LISTS: Mapping[str, Callable[[Display], None]] = {
     "losses": _list_losses,
     "models": _list_models,
     "sources": _list_sources,
+    "teachers": _list_teachers,
+    "formats": _list_formats,
 }

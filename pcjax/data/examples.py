@@ -27,7 +27,7 @@ class Store(Protocol):
 
     @property
     def dtype(self) -> np.dtype:
-        """The dtype of what `read` returns: uint8, or a kind of float."""
+        """The dtype of what `read` returns: uint8, a kind of float, or int32 for tokens."""
         ...
 
     @property
@@ -68,7 +68,7 @@ class Arrays:
     def fingerprint(self) -> str:
         """A hash of the arrays, of samples where they are large."""
         labels = () if self.known_labels is None else (self.known_labels,)
-        return digest(part for array in (self.images, *labels) for part in _parts(array))
+        return digest(part for array in (self.images, *labels) for part in array_parts(array))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -99,7 +99,8 @@ def digest(parts: Iterable[bytes]) -> str:
     return result.hexdigest()
 
 
-def _parts(array: np.ndarray) -> Iterable[bytes]:
+def array_parts(array: np.ndarray) -> Iterable[bytes]:
+    """Yield the bytes of an array, of samples of its rows where it is large."""
     yield f"{array.dtype.str} {array.shape}".encode()
     for rows in blocks(sampled(len(array), array.nbytes, HASHED_WHOLE), array):
         yield np.ascontiguousarray(array[rows]).tobytes()
@@ -137,8 +138,13 @@ class Examples:
 
     @property
     def dtype(self) -> np.dtype:
-        """uint8, or a kind of float."""
+        """uint8 or a kind of float; int32 where the examples are tokens of texts."""
         return self.store.dtype
+
+    @property
+    def input_dtype(self) -> np.dtype:
+        """The dtype that a model gets: float32, or int32 for tokens."""
+        return self.dtype if self.dtype.kind == "i" else np.dtype(np.float32)
 
     @functools.cached_property
     def labels(self) -> Int[np.ndarray, " n"] | None:
@@ -178,6 +184,7 @@ class Dataset:
     validation: Examples
     test: Examples
     unseen: Examples | None = None  # test examples of classes that no other part has
+    vocabulary: Any = None  # the tokenizer (`pcjax.data.tokens.Vocabulary`) where they are texts
 
     @property
     def parts(self) -> dict[str, Examples]:
@@ -229,7 +236,7 @@ def hold_out(examples: Examples, share: float) -> tuple[Examples, Examples]:
     # NumPy promises that this bit generator's stream does not change.
     random = np.random.Generator(np.random.PCG64(SPLIT_SEED)).random(n)
     # Labels on disk cost a pass over all records, and large data sets come near the proportions.
-    labels = examples.labels if isinstance(examples.store, Arrays) else None
+    labels = examples.labels if hasattr(examples.store, "known_labels") else None
     order = np.lexsort((random,) if labels is None else (random, labels))
     count = round(share * n)
     held = np.zeros(n, bool)

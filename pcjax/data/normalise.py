@@ -1,7 +1,7 @@
 """Bring images to mean 0 and standard deviation 1."""
 
 import numpy as np
-from jaxtyping import Float32, Float64, Shaped
+from jaxtyping import Float64, Shaped
 
 from pcjax._checks import RequestError
 from pcjax.data.examples import Examples
@@ -30,6 +30,8 @@ def statistics(examples: Examples) -> tuple[Float64[np.ndarray, " c"], Float64[n
     """
     if not len(examples):
         raise RequestError("got no examples: statistics need at least one")
+    if examples.dtype.kind == "i":  # tokens are names, not amounts
+        return np.zeros(1), np.ones(1)
     n = len(examples)
     indices = (
         np.arange(n) if n <= MAX_SAMPLE else np.linspace(0, n - 1, MAX_SAMPLE).astype(np.int64)
@@ -61,10 +63,14 @@ def full_scale(examples: Examples) -> float:
 
 
 class Normaliser:
-    """Convert stored examples to float32: x / scale, and then (x - mean) / std."""
+    """Convert stored examples to float32: x / scale, and then (x - mean) / std.
+
+    Tokens of texts stay as they are.
+    """
 
     def __init__(self, examples: Examples, normalise: tuple[np.ndarray, np.ndarray] | None):
-        channels = examples.shape[-1]
+        self.tokens = examples.dtype.kind == "i"
+        channels = 1 if self.tokens else examples.shape[-1]
         mean, std = (
             (np.zeros(channels), np.ones(channels))
             if normalise is None
@@ -76,8 +82,10 @@ class Normaliser:
         self.shift = np.broadcast_to(mean * scale, examples.shape).astype(np.float32)
         self.factor = np.broadcast_to(1 / (std * scale), examples.shape).astype(np.float32)
 
-    def __call__(self, images: Shaped[np.ndarray, "n ..."]) -> Float32[np.ndarray, "n ..."]:
+    def __call__(self, images: Shaped[np.ndarray, "n ..."]) -> Shaped[np.ndarray, "n ..."]:
         """Normalise into new memory, in C order."""
+        if self.tokens:
+            return images
         result = images.astype(np.float32, order="C")
         result -= self.shift
         result *= self.factor

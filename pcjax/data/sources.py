@@ -11,7 +11,7 @@ import numpy as np
 
 from pcjax import _checks
 from pcjax._checks import RequestError
-from pcjax.data import arrays, digits, tfds
+from pcjax.data import arrays, digits, texts, tfds
 from pcjax.data.examples import Dataset, Examples, Splits, hold_out, whole
 
 TEST_SHARE = 0.2
@@ -20,7 +20,8 @@ TEST_SHARE = 0.2
 class Source(NamedTuple):
     """Where examples can come from.
 
-    read: (name, **options) -> Splits, with the options among data_dir and image_size it takes.
+    read: (name, **options) -> Splits, with the options among data_dir, image_size, text_column and
+      label_column that it takes.
     title: its description, for `pcjax list sources`.
     named: True for "KIND:NAME", False for "KIND" alone.
     is_path: True where NAME is a path.
@@ -38,6 +39,9 @@ SOURCES: dict[str, Source] = {
     "tfds": Source(tfds.read, "tfds:NAME, a data set that TFDS has prepared as array_record"),
     "arrays": Source(
         arrays.read, "arrays:PATH, your own .npz with images and labels, or .npy", is_path=True
+    ),
+    "text": Source(
+        texts.read, "text:PATH, your own .txt, .csv, .jsonl or .parquet of texts", is_path=True
     ),
 }
 
@@ -88,6 +92,8 @@ def load(
     image_size: int | None = None,
     unseen: int = 0,
     part: float = 1.0,
+    text_column: str | None = None,
+    label_column: str | None = None,
 ) -> Dataset:
     """Load a data set and split it into training, validation and test examples.
 
@@ -103,6 +109,7 @@ def load(
         and also test_images, test_labels, validation_images and validation_labels; all but the
         first are optional. PATH may also be a .npy file, or a folder with train.npz and test.npz:
         see `pcjax.data.arrays`.
+        "text:PATH", your own texts in a file or a folder; see `pcjax.data.texts`.
       data_dir: the folder of TFDS's prepared data sets; None is TFDS's own default.
       validation: the share of the training examples that is held out for validation, in [0, 1).
       image_size: height and width of the images: the shorter side is scaled to it and the middle
@@ -110,6 +117,8 @@ def load(
       unseen: number of classes, the last ones, left out of all parts; their test examples become
         the part `unseen`. The choice of test examples does not depend on it.
       part: the share of every part that is used, of every class alike.
+      text_column: the column of texts in .csv, .tsv, .jsonl and .parquet files; None is "text".
+      label_column: the column of classes, which may be absent; None is "label".
 
     Returns:
       The data set.
@@ -130,7 +139,12 @@ def load(
     source_kind, name = find_source(source)
     options = {
         option: value
-        for option, value in (("data_dir", data_dir), ("image_size", image_size))
+        for option, value in (
+            ("data_dir", data_dir),
+            ("image_size", image_size),
+            ("text_column", text_column),
+            ("label_column", label_column),
+        )
         if value is not None
     }
     takes = inspect.signature(source_kind.read).parameters

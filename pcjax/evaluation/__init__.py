@@ -3,6 +3,7 @@
 from pcjax.evaluation.evaluate import (
     Evaluated,
     NotFiniteError,
+    Other,
     check_evaluation,
     coherence_score,
     evaluate,
@@ -15,6 +16,7 @@ from pcjax.evaluation.tables import show
 __all__ = [
     "Evaluated",
     "NotFiniteError",
+    "Other",
     "Outcome",
     "check_evaluation",
     "coherence_score",

@@ -1,9 +1,10 @@
 """Evaluate frozen models: on test examples, unseen classes, other data and corrupted images."""
 
 import inspect
+import pathlib
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,10 +13,11 @@ from scipy.stats import rankdata
 
 from pcjax import config, data
 from pcjax._checks import FailedError, RequestError
-from pcjax.data import CORRUPTIONS, SEVERITIES, Dataset, Examples
+from pcjax.data import CORRUPTIONS, SEVERITIES, Dataset, Examples, texts
 from pcjax.data.sources import find_source
+from pcjax.data.tokens import tokenised
 from pcjax.dissimilarity import DISSIMILARITIES
-from pcjax.metrics.registry import Context, all_metrics, sampled
+from pcjax.metrics.registry import Context, RatedPairs, all_metrics, sampled
 from pcjax.teachers import Teacher
 from pcjax.training.embedding import FrozenModel, embed, embed_all, jitted_outputs
 
@@ -23,6 +25,7 @@ MIN_EXAMPLES = 4  # that coherence can be estimated from
 MAX_CORRUPTED = 10_000  # test examples
 MAX_SCORED = 1_000  # validation examples
 CALLS, WARM_UP_CALLS = 9, 2
+PAIR_COLUMNS = ("sentence1", "sentence2", "score")
 
 
 class NotFiniteError(FailedError):
@@ -48,30 +51,76 @@ def labels_of(dataset: Dataset) -> dict[str, np.ndarray]:
     return {part: known for part, known in labels.items() if known is not None}
 
 
-def load_other(section: config.Evaluation, dataset: Dataset, own: config.Data) -> Dataset | None:
-    """Load the data set that evaluation.other names, in the shape of the model's examples."""
+class Pairs(NamedTuple):
+    """Pairs of texts and how similar people find them.
+
+    texts: both texts of every pair, first all left ones, as the student reads them.
+    scores: (n,) higher is more similar.
+    """
+
+    texts: Dataset
+    scores: np.ndarray
+
+
+class Other(NamedTuple):
+    """More data to evaluate on, besides the test examples; None where there are none."""
+
+    dataset: Dataset | None = None
+    pairs: Pairs | None = None
+
+
+def load_other(section: config.Evaluation, dataset: Dataset, own: config.Data) -> Other:
+    """Load what evaluation.other and evaluation.pairs name, as the student reads it."""
+    return Other(_load_other(section, dataset, own), _load_pairs(section, dataset))
+
+
+def _load_other(section: config.Evaluation, dataset: Dataset, own: config.Data) -> Dataset | None:
     if section.other is None:
         return None
     shape = dataset.train.shape
     square = len(shape) == 3 and shape[0] == shape[1]
     try:
         options = inspect.signature(find_source(section.other)[0].read).parameters
-        # The reader resizes images best; others are resized when they are used.
-        size = shape[0] if square and section.other.startswith("tfds:") else None
-        folder = section.other_dir or (own.data_dir if "data_dir" in options else None)
+        own_options = {"data_dir": section.other_dir or own.data_dir}
+        own_options |= {"text_column": own.text_column, "label_column": own.label_column}
+        known: Any = {name: value for name, value in own_options.items() if name in options}
         other = data.load(
             section.other,
-            data_dir=folder,
             validation=own.validation,
-            image_size=size,
+            # The reader resizes images best; others are resized when they are used.
+            image_size=shape[0] if square and section.other.startswith("tfds:") else None,
+            **known,
         )
+        if dataset.vocabulary is not None:
+            return tokenised(other, dataset.vocabulary)
         return data.fitted(other, shape)
     except RequestError as error:
         raise RequestError(f"evaluation.other: {error}") from error
 
 
+def _load_pairs(section: config.Evaluation, dataset: Dataset) -> Pairs | None:
+    if section.pairs is None:
+        return None
+    path = pathlib.Path(section.pairs)
+    try:
+        if dataset.vocabulary is None:
+            raise RequestError("needs examples that are texts")
+        texts.require_file(path)
+        left, right, scores = zip(*texts.rows(path, PAIR_COLUMNS), strict=True)
+        numbers = np.array(scores, np.float64)
+        if len(numbers) < MIN_EXAMPLES or not np.isfinite(numbers).all():
+            raise RequestError(f"needs {MIN_EXAMPLES} pairs or more, each with a finite score")
+        store = texts.in_memory(str(text or "") for text in (*left, *right))
+    except (ValueError, TypeError, OSError) as error:  # RequestError is one
+        raise RequestError(
+            f"evaluation.pairs={section.pairs}: {error} (columns {', '.join(PAIR_COLUMNS)})"
+        ) from error
+    whole = Examples(store, np.arange(len(store)))
+    return Pairs(tokenised(Dataset(str(path), whole, whole, whole), dataset.vocabulary), numbers)
+
+
 def check_evaluation(
-    section: config.Evaluation, dataset: Dataset, other: Dataset | None = None
+    section: config.Evaluation, dataset: Dataset, other: Other | None = None
 ) -> None:
     """Refuse an evaluation that is impossible, before anything is trained."""
     k, source = section.neighbours, dataset.source
@@ -106,18 +155,13 @@ def check_evaluation(
                 f"data.unseen leaves {count} test examples of {classes} classes, at least {least} "
                 "of 2 are needed: leave out more classes."
             )
-    if other is not None:
-        _check_other(k, other)
+    if other is not None and other.dataset is not None:
+        _check_other(k, other.dataset)
 
 
 def _check_other(k: int, other: Dataset) -> None:
     labels = labels_of(other)
-    if labels.keys() < {"train", "validation", "test"}:
-        raise RequestError(
-            f"evaluation.other={other.source} has examples without a label; choose data with "
-            "labels."
-        )
-    if len(np.unique(labels["train"])) < 2:
+    if "train" in labels and len(np.unique(labels["train"])) < 2:
         raise RequestError(
             f"All training examples of evaluation.other={other.source} have one class."
         )
@@ -126,9 +170,10 @@ def _check_other(k: int, other: Dataset) -> None:
             f"evaluation.other={other.source} has {len(other.train)} training examples, fewer than "
             f"evaluation.neighbours={k}."
         )
-    if not len(other.test) or not len(other.validation):
+    if len(other.test) < max(MIN_EXAMPLES, k + 2) or not len(other.validation):
         raise RequestError(
-            f"evaluation.other={other.source} has no test or no validation examples; hold out more."
+            f"evaluation.other={other.source} has too few test or validation examples; hold out "
+            "more."
         )
 
 
@@ -137,7 +182,7 @@ def evaluate(
     teacher: Teacher,
     dataset: Dataset,
     section: config.Evaluation,
-    other: Dataset | None = None,
+    other: Other | None = None,
 ) -> Evaluated:
     """Evaluate a teacher and models on the test examples.
 
@@ -146,9 +191,12 @@ def evaluate(
       teacher: evaluated under the name "teacher"; the models are compared with it.
       dataset: the examples.
       section: the settings.
-      other: the data set that `section` names besides.
+      other: what `section` names besides.
     """
-    results = {"teacher": _evaluate(teacher.model, teacher.features, teacher, dataset, section)}
+    own = teacher.view(dataset)
+    pairs = None if other is None else other.pairs
+    rated = _rated(teacher.model, pairs, teacher.view, section)
+    results = {"teacher": _evaluate(teacher.model, teacher.features, teacher, own, section, rated)}
     embeddings: dict[str, Mapping[str, np.ndarray]] = {"teacher": teacher.features}
     for name, model in models.items():
         outputs = embed_all(model, dataset, section.batch)
@@ -159,12 +207,12 @@ def evaluate(
                     f"The {name}'s {part} features are not finite: lower the learning rate, or "
                     "set training.clip."
                 )
-        results[name] = _evaluate(model, features, teacher, dataset, section)
+        rated = _rated(model, pairs, lambda texts: texts, section)
+        results[name] = _evaluate(model, features, teacher, dataset, section, rated)
         embeddings[name] = features
-    if other is not None:
-        for name, model in {**models, "teacher": teacher.model}.items():
-            if model is not None:
-                results[name]["other"] = {other.source: evaluate_other(model, other, section)}
+    everyone = {**models, "teacher": teacher.model}
+    if other is not None and other.dataset is not None:
+        add_other(results, everyone, teacher, other.dataset, section)
     return Evaluated(results, embeddings)
 
 
@@ -174,15 +222,17 @@ def _evaluate(
     teacher: Teacher,
     dataset: Dataset,
     section: config.Evaluation,
+    rated: RatedPairs | None,
 ) -> dict[str, Any]:
     """Evaluate one model, or features without a model."""
     labels = labels_of(dataset)
     common = {"dissimilarity": section.dissimilarity, "neighbours": section.neighbours}
-    results = compute(Context(features, teacher.features["test"], labels, **common))
+    more = {"teacher_gallery": teacher.features["train"], "rated": rated}
+    results = compute(Context(features, teacher.features["test"], labels, **common, **more))
     results |= {"parameters": None, "flops": None, "bytes": None}
     if model is not None:
         results["parameters"] = model.parameter_count()
-        results["flops"] = model.flops(dataset.train.shape)
+        results["flops"] = model.flops(dataset.train)
         results["bytes"] = model.size_bytes()
     if dataset.unseen is not None:
         unseen = {"test": features["unseen"]}
@@ -193,6 +243,21 @@ def _evaluate(
     if section.corruptions and model is not None:
         results["corruptions"] = corruption_metrics(model, features, teacher, dataset, section)
     return results
+
+
+def _rated(
+    model: FrozenModel | None,
+    pairs: Pairs | None,
+    view: Callable[[Dataset], Dataset],
+    section: config.Evaluation,
+) -> RatedPairs | None:
+    """Return a model's features of the pairs of texts, where there are both."""
+    if model is None or pairs is None:
+        return None
+    seen = view(pairs.texts)
+    features = embed(model, seen.test, seen.normalise, section.batch).features
+    left, right = np.split(features, 2)
+    return RatedPairs(left, right, pairs.scores)
 
 
 def compute(context: Context) -> dict[str, Any]:
@@ -209,16 +274,34 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, int) else float(value)
 
 
-def evaluate_other(
-    model: FrozenModel, other: Dataset, section: config.Evaluation
-) -> dict[str, Any]:
-    """Evaluate a model on another data set, by its labels."""
-    outputs = embed_all(model, other, section.batch)
-    features = {part: output.features for part, output in outputs.items()}
-    results = compute(
-        Context(features, None, labels_of(other), section.dissimilarity, section.neighbours)
-    )
-    return {name: value for name, value in results.items() if value is not None}
+def add_other(
+    results: dict[str, dict[str, Any]],
+    models: Mapping[str, FrozenModel | None],
+    teacher: Teacher,
+    other: Dataset,
+    section: config.Evaluation,
+) -> None:
+    """Evaluate models on another data set: by its labels, and by the teacher if it is a model."""
+    features: dict[str, dict[str, np.ndarray]] = {}
+    for name, model in models.items():
+        if model is not None:
+            seen = teacher.view(other) if name == "teacher" else other
+            outputs = embed_all(model, seen, section.batch)
+            features[name] = {part: output.features for part, output in outputs.items()}
+    own = features.get("teacher", {})
+    for name, parts in features.items():
+        metrics = compute(
+            Context(
+                parts,
+                own.get("test"),
+                labels_of(other),
+                section.dissimilarity,
+                section.neighbours,
+                own.get("train"),
+            )
+        )
+        known = {metric: value for metric, value in metrics.items() if value is not None}
+        results[name]["other"] = {other.source: known}
 
 
 def corruption_metrics(

@@ -56,6 +56,15 @@ def rows_of(models: Mapping[str, Mapping[str, Any]]) -> list[Row]:
     ]
 
 
+def card_rows(models: Mapping[str, Mapping[str, Any]]) -> list[Row]:
+    """Return the rows of a model card: the metrics that have a value, and the sizes."""
+    sizes = [
+        [title, *(_count(value_at(model, name)) for model in models.values())]
+        for name, title in SIZES.items()
+    ]
+    return [row for row in (*rows_of(models), *sizes) if any(cell != NONE for cell in row[1:])]
+
+
 def value_at(results: Any, path: str) -> Any:
     """Return a value of nested results by its dotted path; None where there is none."""
     for name in path.split("."):

@@ -1,7 +1,8 @@
 """A student as one safetensors file: its weights, and JSON that says how to build and feed it.
 
 The file's metadata "pcjax" is JSON: the format's version, the architecture and its options, the
-examples' shape and normalisation, and a digest of it all and of the arrays. A file that differs
+examples' shape and normalisation, and a digest of it all and of the arrays. Beside the weights
+stands the tokenizer of a model of texts, as bytes of JSON. A file that differs
 from its digest is refused, and so are arrays that the architecture does not have. Nothing in the
 file is ever run.
 """
@@ -12,7 +13,7 @@ import json
 import pathlib
 import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +25,8 @@ from jaxtyping import Array, Float
 from pcjax import _checks, _fields, _io
 from pcjax._checks import RequestError
 from pcjax.config import Model
+from pcjax.data import tokens as data_tokens
+from pcjax.data.tokens import Vocabulary, length_batches, tokens_of
 from pcjax.models import Output, build
 
 FORMAT, EXPORTED = 2, "student.safetensors"
@@ -31,6 +34,8 @@ METADATA = "pcjax"
 MAX_HEADER_BYTES = 2**20
 MAX_SIZE, MAX_DIMENSIONS = 2**20, 8
 STORED = "F32"  # weights are float32, whatever the model computes in
+TOKENIZER, BYTES = "tokenizer", "U8"
+TOKENS_AT_A_TIME = 8192
 ABOUT = ("version", "features", "config")
 
 
@@ -53,12 +58,16 @@ class Architecture:
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """The examples that the model takes: (example - subtract) * multiply, by channel."""
+    """The examples that the model takes: (example - subtract) * multiply, by channel.
+
+    A model of texts takes int32 tokens as they are; `limit` is the number to which texts are cut.
+    """
 
     shape: tuple[int, ...]
     dtype: str
-    subtract: tuple[float, ...]
-    multiply: tuple[float, ...]
+    subtract: tuple[float, ...] = ()
+    multiply: tuple[float, ...] = ()
+    limit: int | None = None
 
     def __post_init__(self):
         _fields.check_fields(self, "input")
@@ -66,9 +75,11 @@ class Inputs:
             raise RequestError(f"input.shape={self.shape} is not the shape of an example")
         for size in self.shape:
             _checks.require_whole("input.shape", size, 1, MAX_SIZE)
-        dtypes = ("uint8", "float16", "float32", "float64")
+        dtypes = ("uint8", "float16", "float32", "float64", "int32")
         _checks.require_name("input.dtype", self.dtype, dtypes)
-        if not len(self.subtract) == len(self.multiply) == self.shape[-1]:
+        if self.limit is not None:
+            _checks.require_whole("input.limit", self.limit, 1, MAX_SIZE)
+        if self.dtype != "int32" and not len(self.subtract) == len(self.multiply) == self.shape[-1]:
             raise RequestError(f"input has no number for each of {self.shape[-1]} channels")
 
 
@@ -79,11 +90,13 @@ class Exported:
     module: computes an `Output` from normalised examples.
     inputs: the examples' shape and dtype, and how they are normalised.
     about: "version" of pcjax, the number of "features", and "config", the digest of its run's.
+    vocabulary: how a model of texts reads them; None for other models.
     """
 
     module: nnx.Module
     inputs: Inputs
     about: dict[str, Any]
+    vocabulary: Vocabulary | None = None
 
     def prepare(self, examples: Any) -> Float[Array, "n ..."]:
         """Normalise stored examples (uint8 images or floats) as in training; works under jit."""
@@ -104,9 +117,20 @@ class Exported:
         """Compute features and class scores of stored examples."""
         return _apply(self.module, self.prepare(examples))
 
-    def features(self, examples: Any) -> Float[Array, "n d"]:
-        """Compute the features of stored examples."""
-        return self(examples).features
+    def features(self, examples: Any) -> Float[Any, "n d"]:
+        """Compute the features of stored examples, or of a list of texts."""
+        return self(examples).features if self.vocabulary is None else self._of_texts(examples)
+
+    def _of_texts(self, texts: Any) -> Float[np.ndarray, "n d"]:
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise RequestError(f"got {type(texts).__name__}: expected a list of texts")
+        tokens = tokens_of(list(texts), cast(Vocabulary, self.vocabulary))
+        result = np.zeros((len(tokens), self.about["features"]), np.float32)
+        rows = np.arange(len(tokens))
+        for chosen, inputs in length_batches(tokens, rows, TOKENS_AT_A_TIME):
+            output = _apply(self.module, jnp.asarray(inputs))
+            result[chosen] = np.asarray(output.features)[: len(chosen)]
+        return result
 
 
 @nnx.jit
@@ -120,6 +144,7 @@ def export(
     inputs: Inputs,
     arrays: Mapping[str, np.ndarray],
     about: Mapping[str, Any],
+    tokenizer: str | None = None,
 ) -> int:
     """Write the file whole or not at all; return its size in bytes.
 
@@ -129,8 +154,11 @@ def export(
       inputs: the examples.
       arrays: parameters and statistics, float32, by path: "layers/0/kernel".
       about: "version", "features" and "config", see `Exported`.
+      tokenizer: the JSON of a tokenizer, of a model of texts.
     """
     named = {n.replace("/", "."): np.ascontiguousarray(x) for n, x in sorted(arrays.items())}
+    if tokenizer is not None:
+        named[TOKENIZER] = np.frombuffer(tokenizer.encode(), np.uint8)
     metadata = {
         "format": FORMAT,
         **{name: about[name] for name in ABOUT},
@@ -150,12 +178,15 @@ def load(path: str | pathlib.Path) -> Exported:
     """Load a student that `pcjax export` wrote; refuse anything else in one line.
 
     Args:
-      path: RUN/student.safetensors, or RUN.
+      path: RUN/student.safetensors, or RUN; or a folder that sentence-transformers or model2vec
+        loads.
 
     Returns:
       The student: `.features(examples)` of stored examples, `.module` and `.prepare` for more.
     """
     path = pathlib.Path(path)
+    if (path / "config.json").is_file() and (path / "tokenizer.json").is_file():
+        return _load_encoder(path)
     if path.is_dir():
         path = path / EXPORTED
     if not path.is_file():
@@ -167,13 +198,15 @@ def load(path: str | pathlib.Path) -> Exported:
             names = [*file.keys()]
             for name in names:
                 dtype = file.get_slice(name).get_dtype()
-                if dtype != STORED:
-                    raise RequestError(f"{name} is of dtype {dtype}, expected {STORED}")
+                expected = BYTES if name == TOKENIZER else STORED
+                if dtype != expected:
+                    raise RequestError(f"{name} is of dtype {dtype}, expected {expected}")
             arrays = {name: file.get_tensor(name) for name in names}
         if metadata["digest"] != _digest(metadata, arrays):
             raise RequestError("it changed since it was written")
         model = _fields.decode(Architecture, metadata["model"], "model")
         inputs = _fields.decode(Inputs, metadata["input"], "input")
+        vocabulary = _vocabulary(inputs, arrays.pop(TOKENIZER, None))
         graph, leaves = _abstract(model, inputs)
         _check_shapes({name: leaf.shape for name, (_, leaf) in leaves.items()}, arrays)
     except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
@@ -182,7 +215,29 @@ def load(path: str | pathlib.Path) -> Exported:
     filled = [(p, leaf.replace(jnp.asarray(arrays[name]))) for name, (p, leaf) in leaves.items()]
     module = nnx.merge(graph, nnx.from_flat_state(filled))
     module.eval()
-    return Exported(module, inputs, {name: metadata[name] for name in ABOUT})
+    return Exported(module, inputs, {name: metadata[name] for name in ABOUT}, vocabulary)
+
+
+def _vocabulary(inputs: Inputs, tokenizer: np.ndarray | None) -> Vocabulary | None:
+    if (inputs.dtype == "int32") != (tokenizer is not None):
+        raise RequestError("it has a tokenizer without a model of texts, or none for one")
+    if tokenizer is None:
+        return None
+    text, width = tokenizer.tobytes().decode(), inputs.shape[0]
+    return data_tokens.vocabulary(text, limit=inputs.limit, width=width, where="its tokenizer")
+
+
+def _load_encoder(folder: pathlib.Path) -> Exported:
+    from pcjax.teachers.sentence_transformers import read_encoder  # loads much more
+
+    encoder = read_encoder(folder)
+    vocabulary, model = encoder.vocabulary(), encoder.model
+    module = model.function.module(model.parameters, model.statistics)
+    module.eval()
+    tokens = np.zeros((1, 1), np.int32)
+    width = int(np.shape(_apply(module, jnp.asarray(tokens)).features)[1])
+    inputs = Inputs((vocabulary.width,), "int32", limit=vocabulary.limit)
+    return Exported(module, inputs, {"features": width}, vocabulary)
 
 
 def _check_header(path: pathlib.Path) -> None:

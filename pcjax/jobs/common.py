@@ -10,9 +10,17 @@ import numpy as np
 from pcjax import _io, config, data, metrics
 from pcjax.config import Config
 from pcjax.data import Dataset
+from pcjax.data.texts import Texts
+from pcjax.data.tokens import tokenised
+from pcjax.display import Display
 from pcjax.evaluation import Evaluated, coherence_score, show
 from pcjax.run import Run
-from pcjax.teachers import Teacher, teacher_shapes
+from pcjax.teachers import (
+    Teacher,
+    initialised_by_teacher,
+    student_vocabulary,
+    teacher_shapes,
+)
 from pcjax.teachers.load import TEACHER
 from pcjax.training.build import STUDENT_STREAM, build_model
 from pcjax.training.checkpoint import versions
@@ -25,16 +33,22 @@ UNTRAINED, STUDENT = "untrained", "student"
 REPORT = "report.html"
 
 
-def load_data(section: config.Data) -> Dataset:
-    """Load the examples that a config names, split into parts."""
-    return data.load(
+def load_data(config: Config) -> Dataset:
+    """Load the examples that a config names, split into parts, as the student reads them."""
+    section = config.data
+    dataset = data.load(
         section.source,
         data_dir=section.data_dir,
         validation=section.validation,
         image_size=section.image_size,
         unseen=section.unseen,
         part=section.part,
+        text_column=section.text_column,
+        label_column=section.label_column,
     )
+    if isinstance(dataset.train.store, Texts):
+        return tokenised(dataset, student_vocabulary(config, dataset))
+    return dataset
 
 
 def describe_data(dataset: Dataset) -> str:
@@ -47,8 +61,22 @@ def describe_data(dataset: Dataset) -> str:
     return f"data: {counts} examples from {dataset.source}"
 
 
-def build_student(config: Config, dataset: Dataset, *, shapes_only: bool = False) -> FrozenModel:
-    """Build the student of a config, with a classifier only where a loss uses its class scores."""
+def student_shapes(config: Config, dataset: Dataset) -> FrozenModel:
+    """Return the shapes of a student's weights; nothing is computed."""
+    return _student(config, dataset, shapes_only=True)
+
+
+def build_student(config: Config, dataset: Dataset, display: Display) -> FrozenModel:
+    """Build the student of a config with its initial weights.
+
+    It has a classifier only where a loss uses its class scores. A student that reads texts begins
+    with what it can take from the teacher.
+    """
+    student = _student(config, dataset, shapes_only=False)
+    return initialised_by_teacher(student, config, dataset, display)
+
+
+def _student(config: Config, dataset: Dataset, *, shapes_only: bool) -> FrozenModel:
     return build_model(
         config.student,
         dataset,
@@ -101,7 +129,7 @@ def check_distillation(config: Config, dataset: Dataset, run: Run) -> None:
     """Refuse an impossible training, from shapes alone, before anything is trained."""
     shapes, classifier = teacher_shapes(config.teacher, config.data, dataset, run)
     targets = TeacherTargets(shapes=shapes, classifier=classifier)
-    student = build_student(config, dataset, shapes_only=True)
+    student = student_shapes(config, dataset)
     check_lesson(student_lesson(config, dataset, student, targets), dataset)
 
 

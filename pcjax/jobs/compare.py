@@ -22,6 +22,7 @@ from pcjax.data import Dataset
 from pcjax.display import Display
 from pcjax.evaluation import (
     NotFiniteError,
+    Other,
     Outcome,
     check_evaluation,
     evaluate,
@@ -56,7 +57,7 @@ def compare(config: Config, folder: pathlib.Path, display: Display) -> None:
     named = {contender.name for contender in config.comparison.contenders}
     config = with_earlier_contenders(config, folder, "compare", RUNS, OUTCOME)
     run = open_run(folder, config, "compare", display)
-    dataset = load_data(config.data)
+    dataset = load_data(config)
     other = load_other(config.evaluation, dataset, config.data)
     check_evaluation(config.evaluation, dataset, other)
     check_contenders(run, dataset)
@@ -91,7 +92,7 @@ class Rivals:
     config: Config
     dataset: Dataset
     teacher: Teacher
-    other: Dataset | None
+    other: Other | None
 
     @property
     def identity(self) -> dict[str, str]:
@@ -175,7 +176,7 @@ def shared_config(run: Run) -> Config:
     Its teacher is a run: the one that the config names, or DIR/teacher.
     """
     shared = dataclasses.replace(run.config, comparison=Config().comparison)
-    if shared.teacher.run is None and shared.teacher.features is None:
+    if shared.teacher.is_trained_here:
         own = str(run.part(TEACHER).resolve())
         shared = dataclasses.replace(shared, teacher=dataclasses.replace(shared.teacher, run=own))
     return shared
@@ -184,7 +185,7 @@ def shared_config(run: Run) -> Config:
 def shared_teacher(run: Run, shared: Config, dataset: Dataset) -> Teacher:
     """Train the teacher of a comparison where it has none, and load it."""
     config = run.config
-    if config.teacher.run is None and config.teacher.features is None:
+    if config.teacher.is_trained_here:
         own = run.part(TEACHER)
         if not (own / RESULT).is_file():
             teacher_config = dataclasses.replace(config, comparison=Config().comparison)
@@ -192,7 +193,7 @@ def shared_teacher(run: Run, shared: Config, dataset: Dataset) -> Teacher:
             unlock_folder(own)
     teacher = load_teacher(shared.teacher, shared.data, dataset, run, shared.evaluation.batch)
     if shared.teacher.features is not None:
-        warn_if_unrelated(build_student(shared, dataset), teacher, dataset, run)
+        warn_if_unrelated(build_student(shared, dataset, run.display), teacher, dataset, run)
     return teacher
 
 
@@ -219,7 +220,7 @@ def train_contender(subrun: Run, rivals: Rivals) -> None:
     """Train and evaluate one student, and write its outcome."""
     config, dataset, teacher = subrun.config, rivals.dataset, rivals.teacher
     subrun.start()
-    untrained = build_student(config, dataset)
+    untrained = build_student(config, dataset, subrun.display)
     targets, validation = teacher.targets(dataset), teacher.features["validation"]
     lesson = student_lesson(config, dataset, untrained, targets, validation)
     metrics: Mapping[str, float] = {}

@@ -25,7 +25,7 @@ from pcjax.training.loop import train
 def distill(config: Config, folder: pathlib.Path, display: Display) -> None:
     """Train the student in a folder, and first the teacher where there is none."""
     run = open_run(folder, config, "distill", display)
-    dataset = load_data(config.data)
+    dataset = load_data(config)
     other = load_other(config.evaluation, dataset, config.data)
     check_evaluation(config.evaluation, dataset, other)
     check_distillation(config, dataset, run)
@@ -33,7 +33,7 @@ def distill(config: Config, folder: pathlib.Path, display: Display) -> None:
     run.say(f"{describe_data(dataset)}; run: {folder}")
 
     teacher = load_teacher(config.teacher, config.data, dataset, run, config.evaluation.batch)
-    untrained = build_student(config, dataset)
+    untrained = build_student(config, dataset, run.display)
     if config.teacher.features is not None:
         warn_if_unrelated(untrained, teacher, dataset, run)
     targets, validation = teacher.targets(dataset), teacher.features["validation"]

@@ -22,7 +22,7 @@ def embed(folder: pathlib.Path, display: Display) -> None:
     """Write the features of every example; `--teacher.features` reads them."""
     run = single_run(folder, display)
     read_result(folder)
-    dataset = load_data(run.config.data)
+    dataset = load_data(run.config)
     model = (read_teacher if run.job == "teach" else read_student)(run, dataset)
     outputs = embed_all(model, dataset, run.config.evaluation.batch)
     arrays: dict[str, Any] = {part: output.features for part, output in outputs.items()}

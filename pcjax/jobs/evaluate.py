@@ -18,7 +18,15 @@ from pcjax.evaluation import (
 from pcjax.evaluation import (
     evaluate as evaluate_models,
 )
-from pcjax.jobs.common import STUDENT, TEACHER, UNTRAINED, build_student, load_data, write_report
+from pcjax.jobs.common import (
+    STUDENT,
+    TEACHER,
+    UNTRAINED,
+    build_student,
+    load_data,
+    student_shapes,
+    write_report,
+)
 from pcjax.run import CHECKPOINTS, Run, read_result, stored_run
 from pcjax.teachers import Teacher, load_teacher, read_teacher
 from pcjax.training.checkpoint import load_trained, versions
@@ -51,7 +59,7 @@ def evaluate(folder: pathlib.Path, display: Display, extras: Extras | None = Non
     run = single_run(folder, display)
     before = read_result(folder)
     section = extras.added_to(run.config.evaluation)
-    dataset = load_data(run.config.data)
+    dataset = load_data(run.config)
     other = load_other(section, dataset, run.config.data)
     check_evaluation(section, dataset, other)
     teacher, models = load_models(run, dataset)
@@ -93,7 +101,7 @@ def load_models(run: Run, dataset: Dataset) -> tuple[Teacher, dict[str, FrozenMo
         return Teacher.from_model(read_teacher(run, dataset), dataset, batch=batch), {}
     config = run.config
     teacher = load_teacher(config.teacher, config.data, dataset, run, batch, train=False)
-    untrained = build_student(config, dataset)
+    untrained = build_student(config, dataset, run.display)
     return teacher, {UNTRAINED: untrained, STUDENT: read_student(run, dataset, teacher.digest)}
 
 
@@ -106,7 +114,7 @@ def read_student(run: Run, dataset: Dataset, teacher: str | None = None) -> Froz
       teacher: the digest of the teacher that it must have been trained under.
     """
     config = run.config
-    like = build_student(config, dataset)
+    like = student_shapes(config, dataset)
     identity = {"role": STUDENT, "data": dataset.fingerprint, "config": config.digest()}
     identity |= {} if teacher is None else {"teacher": teacher}
     return load_trained(run.part(CHECKPOINTS), identity, like, config.training.choose)

@@ -20,7 +20,7 @@ def report(folder: pathlib.Path, display: Display) -> None:
     run = stored_run(folder, display)
     if run.job == "tune":
         raise RequestError(f"{folder} holds a run of `pcjax tune`, which has no report.")
-    dataset = load_data(run.config.data)
+    dataset = load_data(run.config)
     if run.job == "compare":
         shared = shared_config(run)
         batch = shared.evaluation.batch

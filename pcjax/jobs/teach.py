@@ -23,10 +23,12 @@ def teach(
       part_of_another: whether another job needs the teacher: its table and the next command are
         then left out.
     """
-    if config.teacher.run is not None or config.teacher.features is not None:
-        raise RequestError("`pcjax teach` trains a teacher; leave teacher.run and features out.")
+    if not config.teacher.is_trained_here:
+        raise RequestError(
+            "`pcjax teach` trains a teacher; leave teacher.run, features and source out."
+        )
     run = open_run(folder, config, "teach", display)
-    dataset = load_data(config.data)
+    dataset = load_data(config)
     other = load_other(config.evaluation, dataset, config.data)
     check_evaluation(config.evaluation, dataset, other)
     check_teaching(config.teacher, config.data, dataset)

@@ -55,7 +55,7 @@ def tune(config: Config, folder: pathlib.Path, display: Display) -> None:
     """Run the missing trials, and write the best settings as a config for `pcjax compare`."""
     config = with_earlier_contenders(config, folder, "tune", TRIALS, TRIAL)
     run = open_run(folder, config, "tune", display)
-    dataset = load_data(config.data)
+    dataset = load_data(config)
     other = load_other(config.evaluation, dataset, config.data)
     check_evaluation(config.evaluation, dataset, other)
     check_contenders(run, dataset)
@@ -128,7 +128,7 @@ def _train_and_score(subrun: Run, rivals: Rivals) -> float | None:
     config, dataset, teacher = subrun.config, rivals.dataset, rivals.teacher
     subrun.start()
     validation = teacher.features["validation"]
-    model = build_student(config, dataset)
+    model = build_student(config, dataset, subrun.display)
     lesson = student_lesson(config, dataset, model, teacher.targets(dataset), validation)
     try:
         student = train(lesson, dataset, subrun)

@@ -335,10 +335,51 @@ def _votes(context: Context, weighting: str) -> float | None:
     """
     if "test" not in context.labels:
         return None
-    among = "train" if "train" in context.features else "test"
+    among = "train" if "train" in context.features and "train" in context.labels else "test"
     gallery, labels = context.features[among], context.labels[among]
     itself = among == "test"
     k = max(1, min(context.neighbours, len(gallery) - 2 * itself))
     neighbours = nearest(context.test, gallery, k=k, exclude_self=itself)
     predicted = np.asarray(vote(neighbours, labels, weighting=weighting))
     return float(np.mean(predicted == context.labels["test"]))
+
+
+def same_results(
+    student: ArrayLike,
+    student_gallery: ArrayLike,
+    teacher: ArrayLike,
+    teacher_gallery: ArrayLike,
+    *,
+    k: int = 10,
+) -> Float[Array, "n"]:
+    """Compute which share of the teacher's k first search results the student returns too.
+
+    Args:
+      student: (n, d) the student's features of the queries.
+      student_gallery: (m, d) the student's features of what is searched.
+      teacher: (n, dt) the teacher's features of the queries.
+      teacher_gallery: (m, dt) the teacher's features of what is searched.
+      k: the number of results.
+
+    Returns:
+      (n,) a share for every query.
+
+    >>> import pcjax
+    >>> gallery = np.eye(3, dtype=np.float32)
+    >>> print(pcjax.metrics.same_results(gallery, gallery, gallery, gallery[::-1], k=2))
+    [0.5 1.  0.5]
+    """
+    own = nearest(student, student_gallery, k=k).places
+    expected = nearest(teacher, teacher_gallery, k=k).places
+    return jnp.mean((own[:, :, None] == expected[:, None, :]).any(axis=1), axis=1)
+
+
+@metric("search_recall", title="search results kept", unit="share", column="search")
+def _evaluate_search(context: Context) -> float | None:
+    """Search the training examples for every test example."""
+    gallery = context.features.get("train")
+    if context.teacher is None or context.teacher_gallery is None or gallery is None:
+        return None
+    k = min(context.neighbours, len(gallery))
+    shares = same_results(context.test, gallery, context.teacher, context.teacher_gallery, k=k)
+    return float(jnp.mean(shares))

@@ -21,6 +21,14 @@ import numpy as np
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class RatedPairs(NamedTuple):
+    """Features of pairs of texts, (n, d) each, and how similar people find them, (n,)."""
+
+    left: np.ndarray
+    right: np.ndarray
+    scores: np.ndarray
+
+
 @dataclasses.dataclass(frozen=True)
 class Context:
     """A representation to be evaluated.
@@ -31,6 +39,8 @@ class Context:
     labels: part -> (n,) classes; empty where some example has none.
     dissimilarity: of coherence and retrieval.
     neighbours: number of neighbours to compare.
+    teacher_gallery: (m, dt) the teacher's features of the training examples, where there are any.
+    rated: features of pairs of texts with a score each, where there are any.
     """
 
     features: Mapping[str, np.ndarray]
@@ -38,6 +48,8 @@ class Context:
     labels: Mapping[str, np.ndarray]
     dissimilarity: str = "cosine"
     neighbours: int = 10
+    teacher_gallery: np.ndarray | None = None
+    rated: RatedPairs | None = None
 
     @property
     def test(self) -> np.ndarray:

@@ -119,3 +119,29 @@ def _evaluate_cka(context: Context) -> float | None:
     rows = sampled(len(context.test), MAX_COMPARED)
     teacher = context.teacher[rows]
     return float(linear_cka(widened(context.test[rows], teacher.shape[1]), teacher))
+
+
+def pair_agreement(left: ArrayLike, right: ArrayLike, scores: ArrayLike) -> float:
+    """Compute Spearman's correlation of the pairs' cosine similarities with given scores.
+
+    It is how sentence embeddings are evaluated on pairs that people rated (STS).
+
+    Args:
+      left: (n, d) features of one text of every pair.
+      right: (n, d) features of the other.
+      scores: (n,) a higher one is more similar.
+
+    >>> pair_agreement([[1, 0], [1, 0], [1, 0]], [[1, 0], [1, 1], [0, 1]], [5, 3, 1])
+    1.0
+    """
+    from scipy.stats import spearmanr  # loads much
+
+    x, y = np.asarray(left, np.float64), np.asarray(right, np.float64)
+    norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+    similarities = np.einsum("nd,nd->n", x, y) / np.maximum(norms, np.finfo(np.float64).tiny)
+    return float(spearmanr(similarities, np.asarray(scores))[0])  # pyright: ignore
+
+
+@metric("pairs", title="rated pairs (Spearman)")
+def _evaluate_pairs(context: Context) -> float | None:
+    return None if context.rated is None else pair_agreement(*context.rated)

@@ -28,6 +28,7 @@ from jaxtyping import DTypeLike
 from pcjax import _checks
 from pcjax._checks import RequestError
 from pcjax.models import heads
+from pcjax.models.bert import Bert
 from pcjax.models.cnn import CNN
 from pcjax.models.foreign import from_function, from_linen
 from pcjax.models.mlp import MLP
@@ -35,6 +36,7 @@ from pcjax.models.mobilenetv2 import MobileNetV2
 from pcjax.models.parts import Output, initialised, parameter_count
 from pcjax.models.resnet import Basic, Bottleneck, ResNet
 from pcjax.models.shufflenetv2 import ShuffleNetV2
+from pcjax.models.static import Static
 from pcjax.models.wrn import WideResNet
 
 __all__ = [
@@ -57,6 +59,8 @@ _wide = partial(ResNet, widths=(64, 128, 256, 512), stem=64)
 MODELS: dict[str, Callable[..., nnx.Module]] = {
     "mlp": MLP,
     "cnn": CNN,
+    "static": Static,
+    "bert": Bert,
     # 6 n + 2 layers: a stem, n blocks of two in each of three stages, a classifier
     **{f"resnet{6 * n + 2}": partial(_narrow, depths=(n, n, n)) for n in (1, 2, 3, 5, 7, 9, 18)},
     **{f"resnet{6 * n + 2}x4": partial(_fourfold, depths=(n, n, n)) for n in (1, 5)},

@@ -29,13 +29,17 @@ class Functional(NamedTuple):
     parameters: _Names
     statistics: _Names
 
+    def module(self, parameters: Mapping[str, Array], statistics: Mapping[str, Array]) -> Any:
+        """Return the module with these arrays."""
+        return nnx.merge(
+            self.graph, self.parameters.gather(parameters), self.statistics.gather(statistics)
+        )
+
     def apply(
         self, parameters: Mapping[str, Array], statistics: Mapping[str, Array], x: Any, train: bool
     ) -> Any:
         """Compute the module's output and its statistics afterwards."""
-        module = nnx.merge(
-            self.graph, self.parameters.gather(parameters), self.statistics.gather(statistics)
-        )
+        module = self.module(parameters, statistics)
         module.train() if train else module.eval()
         output = module(x)
         return output, _flat(nnx.split(module, nnx.Param, ...)[2])[1]

@@ -188,10 +188,10 @@ def initialised(module: nnx.Module, key: Array) -> nnx.Module:
     """Fill an abstract module (`flax.nnx.eval_shape`) with weights, all from one random draw.
 
     Kernels are normal, of variance 2 / fan-in in convolutions and 1 / fan-in in linear layers;
-    scales and variances are 1, biases and means 0. torchvision and RepDistiller divide by fan-out:
-    in depthwise convolutions this is so small that an untrained network maps every image to the
-    same features. The classifier's weights are drawn last, so that the others are the same in a
-    model without one.
+    tables of embeddings have BERT's standard deviation of 0.02. Scales and variances are 1, biases
+    and means 0. torchvision and RepDistiller divide by fan-out: in depthwise convolutions this is
+    so small that an untrained network maps every image to the same features. The classifier's
+    weights are drawn last, so that the others are the same in a model without one.
     """
     graph, state = nnx.split(module)
     flat = sorted(nnx.to_flat_state(state), key=lambda item: item[0][0] == "classify")
@@ -204,18 +204,20 @@ def initialised(module: nnx.Module, key: Array) -> nnx.Module:
     return nnx.merge(graph, nnx.from_flat_state(leaves))
 
 
+RANDOM, EMBEDDING_SCALE = ("kernel", "embedding"), 0.02  # BERT's
 CONSTANTS = {"scale": 1.0, "var": 1.0, "bias": 0.0, "mean": 0.0}
 
 
 # A draw for each kernel would be compiled for each shape, some tenths of a second each.
 @functools.partial(jax.jit, static_argnums=0)
 def _weights(names_and_shapes: tuple[tuple[Any, tuple[int, ...]], ...], key: Array) -> list[Array]:
-    count = sum(math.prod(shape) for name, shape in names_and_shapes if name == "kernel")
+    count = sum(math.prod(shape) for name, shape in names_and_shapes if name in RANDOM)
     draws, start, values = jax.random.normal(key, (count,), jnp.float32), 0, []
     for name, shape in names_and_shapes:
-        if name == "kernel":
+        if name in RANDOM:
             *window, inputs, _ = shape
             scale = math.sqrt((2 if window else 1) / (math.prod(window) * inputs))
+            scale = EMBEDDING_SCALE if name == "embedding" else scale
             values.append(scale * draws[start : start + math.prod(shape)].reshape(shape))
             start += math.prod(shape)
         else:

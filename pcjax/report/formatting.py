@@ -149,6 +149,8 @@ def describe_config(job: str, config: Config) -> dict[str, str]:
         }
     if teacher.features is not None:
         origin = f"features in {teacher.features}"
+    elif teacher.source is not None:
+        origin = teacher.source
     elif teacher.run is not None:
         origin = f"the run in {teacher.run}"
     else:

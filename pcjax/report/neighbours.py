@@ -1,17 +1,21 @@
-"""Draw the nearest neighbours by teacher and student, as rows of pictures."""
+"""Draw the nearest neighbours by teacher and student, as rows of pictures or texts."""
 
 import base64
 import io
+import textwrap
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from pcjax._checks import printable
 from pcjax.data import Examples
+from pcjax.data.tokens import Tokens
 from pcjax.report.page import Markup, tag
 
 LARGEST = 64  # pixels of a picture's longer side
+LONGEST = 100  # letters of a text
 
 
 class Seen(NamedTuple):
@@ -48,10 +52,13 @@ def rows_of(
     k = own.shape[1]
     used = np.unique(np.concatenate([chosen, own.ravel(), *(x.ravel() for _, x in students)]))
     pictures = dict(zip(used.tolist(), _pictures(test.examples, places[used]), strict=False))
+    texts = dict(zip(used.tolist(), _texts(test.examples, places[used]), strict=False))
 
     def example(place: int, shared: bool = False) -> Markup:
         label = "" if test.labels is None else f", class {test.name_of(int(test.labels[place]))}"
         title = f"test example {places[place]}{label}{', shared' if shared else ''}"
+        if texts:
+            return tag("span", texts[place], title=title)
         if not pictures:
             return tag("span", f"{places[place]}{label.replace(', class', ':')}", title=title)
         return tag("img", src=pictures[place], alt=title, title=title)
@@ -92,6 +99,17 @@ def rows_of(
         "come first, then typical ones, then those of high coherence."
     )
     return [tag("p", text), tag("ul", *items, class_="rows")]
+
+
+def _texts(examples: Examples, rows: np.ndarray) -> list[str]:
+    """Return the beginnings of texts; none if the examples are no texts."""
+    if not isinstance(examples.store, Tokens):
+        return []
+    store = examples.store.texts
+    return [
+        textwrap.shorten(printable(store.text(row)), LONGEST, placeholder=" ...")
+        for row in examples.rows[rows].tolist()
+    ]
 
 
 def _pictures(examples: Examples, rows: np.ndarray) -> list[str]:

@@ -1,17 +1,22 @@
 """A teacher's features from a file, in place of a model."""
 
 import pathlib
+import zipfile
 
 import numpy as np
 
 from pcjax._checks import RequestError
-from pcjax.data import Dataset
+from pcjax.data import Dataset, Examples
 from pcjax.data.arrays import members
+from pcjax.data.texts import Texts
+from pcjax.data.tokens import Tokens, texts_of
 
 FINGERPRINT = "fingerprint"
 
 
-def read_features(path: pathlib.Path, dataset: Dataset) -> dict[str, np.ndarray]:
+def read_features(
+    path: pathlib.Path, dataset: Dataset, field: str = "teacher.features"
+) -> dict[str, np.ndarray]:
     """Read a teacher's features for every part of a data set.
 
     Args:
@@ -20,18 +25,22 @@ def read_features(path: pathlib.Path, dataset: Dataset) -> dict[str, np.ndarray]
         file with one such array a part ("train", "validation", "test", and "unseen" where classes
         are left out), as `pcjax embed` writes.
       dataset: the data set, which says how the source's examples are split.
+      field: the config's field that names the file, for errors.
     """
-    where = f"{path} (teacher.features)"
+    where = f"{path} ({field})"
     if not path.is_file():
         raise RequestError(f"There is no file {where}; `pcjax embed RUN` writes one.")
     try:
         if path.suffix == ".npz":
             features = _read_parts(path, dataset)
         elif path.suffix == ".npy":
-            features = _split_rows(np.load(path, mmap_mode="r", allow_pickle=False), dataset)
+            rows = np.load(path, mmap_mode="r", allow_pickle=False)
+            if not isinstance(rows, np.ndarray):
+                raise RequestError("it is a .npz file with the name of a .npy file; rename it")
+            features = _split_rows(rows, dataset)
         else:
             raise RequestError("it is neither a .npy nor a .npz file")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise RequestError(f"{where} cannot be used: {error}.") from error
     for part, rows in features.items():
         if not np.isfinite(rows).all():
@@ -60,12 +69,27 @@ def _split_rows(rows: np.ndarray, dataset: Dataset) -> dict[str, np.ndarray]:
     for examples in dataset.parts.values():
         if id(examples.store) not in starts:
             starts[id(examples.store)] = total
-            total += len(examples.store)
+            total += _count(examples)
     rows = _numbers(rows, total, "array")
     return {
-        part: np.ascontiguousarray(rows[starts[id(examples.store)] + examples.rows])
+        part: np.ascontiguousarray(rows[starts[id(examples.store)] + _numbers_of(examples)])
         for part, examples in dataset.parts.items()
     }
+
+
+def _count(examples: Examples) -> int:
+    """Return how many examples the files hold, repeated texts included."""
+    return (
+        texts_of(examples).total
+        if isinstance(examples.store, (Texts, Tokens))
+        else len(examples.store)
+    )
+
+
+def _numbers_of(examples: Examples) -> np.ndarray:
+    """Return the position of every example in the files."""
+    rows = examples.rows
+    return texts_of(examples).lines[rows] if isinstance(examples.store, (Texts, Tokens)) else rows
 
 
 def _numbers(rows: np.ndarray, count: int, name: str) -> np.ndarray:

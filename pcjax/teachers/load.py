@@ -1,17 +1,22 @@
 """Choose where the teacher comes from, and load or train it."""
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pcjax import config
 from pcjax._checks import RequestError
 from pcjax.data import Dataset
+from pcjax.data.tokens import texts_of, tokenised
 from pcjax.models import Output
 from pcjax.run import CHECKPOINTS, Run, stored_run
 from pcjax.teachers.features import read_features
+from pcjax.teachers.sentence_transformers import Encoder
+from pcjax.teachers.sources import find_teacher
 from pcjax.teachers.teacher import Teacher, classifier_of
 from pcjax.teachers.trained import check_teaching, train_teacher
 from pcjax.training.build import TEACHER_STREAM, build_model
@@ -33,7 +38,7 @@ def load_teacher(
     """Return the teacher that a config names; train it first where it has to be.
 
     Args:
-      teacher: a file of features, a run, or a model that is trained inside `run`.
+      teacher: a file of features, a model of others, a run, or a model trained inside `run`.
       data: how training images are augmented.
       dataset: the examples whose outputs are needed.
       run: the run that needs the teacher.
@@ -42,6 +47,11 @@ def load_teacher(
     """
     if teacher.features is not None:
         return Teacher.from_features(read_features(pathlib.Path(teacher.features), dataset))
+    if teacher.source is not None:
+        outputs = read_source(teacher.source, dataset)
+        if isinstance(outputs, Encoder):
+            return Teacher.from_encoder(outputs, dataset, batch=batch, display=run.display)
+        return Teacher.from_features(outputs)
     if teacher.run is not None:
         model = read_teacher(stored_run(pathlib.Path(teacher.run), run.display), dataset)
     elif train:
@@ -56,13 +66,21 @@ def load_teacher(
     return Teacher.from_model(model, dataset, batch=batch, live=teacher.live)
 
 
+def read_source(source: str, dataset: Dataset) -> Encoder | Mapping[str, np.ndarray]:
+    """Read the model or the vectors that teacher.source names."""
+    kind, name = find_teacher(source)
+    if kind.is_model:
+        texts_of(dataset.train)  # refuses examples that are no texts
+    return kind.read(name, dataset)
+
+
 def check_teacher_run(run: Run) -> None:
     """Refuse a run that has no trained teacher of its own."""
     stored = run.config.teacher
-    if run.job == "distill" and (stored.run is not None or stored.features is not None):
-        origin = (
-            f"--teacher.run {stored.run}" if stored.run else f"--teacher.features {stored.features}"
-        )
+    if run.job == "distill" and not stored.is_trained_here:
+        names = ("run", "features", "source")
+        name = next(name for name in names if getattr(stored, name) is not None)
+        origin = f"--teacher.{name} {getattr(stored, name)}"
         raise RequestError(
             f"The run in {run.folder} (teacher.run) trained no teacher of its own; give {origin}."
         )
@@ -94,9 +112,15 @@ def teacher_shapes(
 
     Nothing is computed; a teacher that could not be trained or read is refused.
     """
-    if teacher.features is not None:
-        features = read_features(pathlib.Path(teacher.features), dataset)["train"]
-        row: Any = jax.ShapeDtypeStruct((1, *features.shape[1:]), jnp.float32)
+    if teacher.features is not None or teacher.source is not None:
+        if teacher.source is None:
+            outputs: Any = read_features(pathlib.Path(str(teacher.features)), dataset)
+        else:
+            outputs = read_source(teacher.source, dataset)
+        if isinstance(outputs, Encoder):
+            view = tokenised(dataset, outputs.vocabulary())
+            return output_shapes(outputs.model, view), {}
+        row: Any = jax.ShapeDtypeStruct((1, *outputs["train"].shape[1:]), jnp.float32)
         return Output(row, None, {}), {}
     if teacher.run is not None:
         stored = stored_run(pathlib.Path(teacher.run), run.display, field="teacher.run")

@@ -10,7 +10,11 @@ import numpy as np
 
 from pcjax import _io
 from pcjax.data import Dataset
+from pcjax.data.tokens import Vocabulary, tokenised
+from pcjax.display import Display
 from pcjax.models import Output
+from pcjax.teachers.cache import cached_features
+from pcjax.teachers.sentence_transformers import Encoder
 from pcjax.training.embedding import FrozenModel, embed_all, output_shapes
 from pcjax.training.objective import TeacherTargets
 
@@ -23,6 +27,7 @@ class Teacher:
     logits: (n, classes) class scores of the training examples, or None.
     digest: hash of the weights, or of the features where there is no model.
     model: None where the features come from a file.
+    vocabulary: how the model reads texts; None where it reads what the student reads.
     live: whether the student's training shows the model every augmented image.
     """
 
@@ -31,6 +36,7 @@ class Teacher:
     digest: str
     model: FrozenModel | None = None
     live: bool = False
+    vocabulary: Vocabulary | None = None
 
     @classmethod
     def from_model(
@@ -45,6 +51,35 @@ class Teacher:
     def from_features(cls, features: Mapping[str, np.ndarray]) -> "Teacher":
         """Wrap features that were computed elsewhere."""
         return cls(features, None, _io.digest_arrays(dict(features)))
+
+    @classmethod
+    def from_encoder(
+        cls, encoder: Encoder, dataset: Dataset, *, batch: int, display: Display
+    ) -> "Teacher":
+        """Compute the features of all texts, or take them from the cache."""
+        vocabulary = encoder.vocabulary()
+        features = {
+            part: cached_features(
+                encoder.model,
+                examples,
+                {
+                    "name": encoder.name,
+                    "teacher": encoder.model.digest,
+                    "tokenizer": vocabulary.digest,
+                    "max_tokens": vocabulary.limit,
+                    "texts": examples.fingerprint,
+                },
+                batch,
+                display,
+            )
+            for part, examples in tokenised(dataset, vocabulary).parts.items()
+        }
+        digest = _io.digest([encoder.model.digest, vocabulary.digest])
+        return cls(features, None, digest, encoder.model, vocabulary=vocabulary)
+
+    def view(self, dataset: Dataset) -> Dataset:
+        """Return a data set as the model reads it."""
+        return dataset if self.vocabulary is None else tokenised(dataset, self.vocabulary)
 
     def targets(self, dataset: Dataset) -> TeacherTargets:
         """Return the targets that a train step compares the student with.

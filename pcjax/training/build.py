@@ -38,7 +38,12 @@ def build_model(
       shapes_only: return the arrays' shapes in place of weights; nothing is computed.
     """
     classes = dataset.class_count if classifier else None
-    options = tuple(sorted(model.options.items()))
+    own: dict[str, Any] = dict(model.options)
+    if dataset.vocabulary is not None:  # the tokenizer decides, whatever the config asks for
+        sizes = {"vocabulary": dataset.vocabulary.size, "unknown": dataset.vocabulary.unknown}
+        known = models.options_of(model.name)
+        own |= {name: size for name, size in sizes.items() if name in known}
+    options = tuple(sorted(own.items()))
     build = _builder(model.name, dataset.train.shape, classes, training.compute, options)
     if shapes_only:
         return FrozenModel(*functional_shapes(build))

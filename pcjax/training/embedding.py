@@ -1,11 +1,10 @@
 """A frozen model, and its outputs for a data set."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
@@ -13,8 +12,11 @@ from jax.sharding import PartitionSpec as P
 
 from pcjax import _io
 from pcjax.data import Dataset, Examples, evaluation_batches
+from pcjax.data.tokens import Tokens, length_batches
 from pcjax.models import Output
 from pcjax.models.functional import Arrays, Functional
+
+TOKENS = 16  # a batch of so many texts, times this, is the number of tokens computed at a time
 
 
 class FrozenModel(NamedTuple):
@@ -41,10 +43,11 @@ class FrozenModel(NamedTuple):
         """Return the size of parameters and statistics as they are stored."""
         return sum(int(x.nbytes) for x in (*self.parameters.values(), *self.statistics.values()))
 
-    def flops(self, shape: tuple[int, ...]) -> int:
+    def flops(self, examples: Examples) -> int:
         """Count the floating-point operations for one example, as XLA does."""
-        example = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-        lowered = jitted_outputs.lower(self.function, self.parameters, self.statistics, example)
+        lowered = jitted_outputs.lower(
+            self.function, self.parameters, self.statistics, _one(examples)
+        )
         return int(dict(lowered.cost_analysis() or {}).get("flops", 0))
 
 
@@ -65,12 +68,20 @@ def jitted_outputs(
 
 def output_shapes(model: FrozenModel, dataset: Dataset) -> Output:
     """Return the shapes of a model's output for one example; nothing is computed."""
+    return output_shape(model, dataset.train)
+
+
+def output_shape(model: FrozenModel, examples: Examples) -> Output:
+    """Return the shapes of a model's output for one of these examples; nothing is computed."""
 
     def output(parameters: Any, statistics: Any, images: Any) -> Output:
         return model.function.apply(parameters, statistics, images, train=False)[0]
 
-    example = jax.ShapeDtypeStruct((1, *dataset.train.shape), jnp.float32)
-    return jax.eval_shape(output, model.parameters, model.statistics, example)
+    return jax.eval_shape(output, model.parameters, model.statistics, _one(examples))
+
+
+def _one(examples: Examples) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((1, *examples.shape), examples.input_dtype)
 
 
 def to_numpy(tree: Any) -> Any:
@@ -97,24 +108,44 @@ def embed(
       heartbeat: called after each batch; an exception it raises ends the computation.
     """
     devices, processes = jax.local_devices(), jax.process_count()
-    count = len(devices) * processes
-    batch = -(-min(batch, len(examples)) // count) * count
     mesh = Mesh(np.array(devices), ("rows",))
     weights = jax.device_put((model.parameters, model.statistics), NamedSharding(mesh, P()))
-    part = {"process_index": jax.process_index(), "process_count": processes}
-    features, logits = [], []
-    for rows in evaluation_batches(examples, batch=batch, normalise=normalise, **part):
-        images = jax.device_put(rows["image"], NamedSharding(mesh, P("rows")))
-        output = jitted_outputs(model.function, *weights, images)
+    positions, features, logits = [], [], []
+    count = len(devices) * processes
+    for chosen, inputs in _batches(examples, normalise, batch, count):
+        rows = jax.device_put(inputs, NamedSharding(mesh, P("rows")))
+        output = jitted_outputs(model.function, *weights, rows)
         arrays = to_numpy((output.features, output.logits))
         if processes > 1:
             arrays = multihost_utils.process_allgather(arrays, tiled=True)
-        features.append(arrays[0])
-        logits.append(arrays[1])
+        positions.append(chosen)
+        features.append(arrays[0][: len(chosen)])
+        logits.append(None if arrays[1] is None else arrays[1][: len(chosen)])
         heartbeat()
+    order = np.argsort(np.concatenate(positions))
+    scores = None if logits[0] is None else np.concatenate(logits)[order]
+    return Embeddings(np.concatenate(features)[order], scores)
+
+
+def _batches(
+    examples: Examples, normalise: Any, batch: int, count: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the positions of examples, and this process's part of them as the model gets them.
+
+    Texts of similar length come together, so that little of a batch is padding.
+    """
+    index, processes = jax.process_index(), jax.process_count()
+    if isinstance(examples.store, Tokens):
+        for chosen, tokens in length_batches(examples.store, examples.rows, batch * TOKENS, count):
+            share = len(tokens) // processes
+            yield chosen, tokens[index * share :][:share]
+        return
     n = len(examples)
-    scores = None if logits[0] is None else np.concatenate(logits)[:n]
-    return Embeddings(np.concatenate(features)[:n], scores)
+    batch = -(-min(batch, n) // count) * count
+    part = {"process_index": index, "process_count": processes}
+    batches = evaluation_batches(examples, batch=batch, normalise=normalise, **part)
+    for number, rows in enumerate(batches):
+        yield np.arange(n)[number * batch :][:batch], rows["image"]
 
 
 def embed_all(model: FrozenModel, dataset: Dataset, batch: int) -> dict[str, Embeddings]:

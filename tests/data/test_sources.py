@@ -154,7 +154,10 @@ def test_sources_of_other_packages(monkeypatch):
         (
             "own",
             {},
-            "unknown data source 'own': expected digits or tfds:NAME or arrays:PATH or own",
+            (
+                "unknown data source 'own': expected digits or tfds:NAME or arrays:PATH or "
+                "text:PATH or own"
+            ),
         ),
     ):
         with pytest.raises(ValueError, match=message):

@@ -314,14 +314,11 @@ def test_unsupported_splits_features_and_formats_are_refused(tmp_path):
         file.write_text(content)
 
 
-@pytest.fixture(scope="module")
-def fashion():
+@pytest.mark.nightly
+def test_fashion_mnist():
     if not (REAL / "fashion_mnist").exists():
         pytest.skip(f"Fashion-MNIST has not been prepared in {REAL}")
-    return load("tfds:fashion_mnist", data_dir=str(REAL))
-
-
-def test_fashion_mnist(fashion):
+    fashion = load("tfds:fashion_mnist", data_dir=str(REAL))
     assert (len(fashion.train), len(fashion.validation), len(fashion.test)) == (54000, 6000, 10000)
     assert fashion.train.shape == (28, 28, 1)
     assert len(fashion.train.classes) == 10

@@ -66,17 +66,18 @@ def test_a_run_of_a_comparison_is_what_distill_makes_of_its_config(comparison, c
 def test_finished_runs_are_kept_and_missing_ones_are_added(comparison, command, monkeypatch):
     before = results(comparison)
     (comparison / "runs" / "pkt" / "1" / "outcome.json").unlink()
-    assert command("compare", *QUICK, *PAIR, "--seeds", "2", "--workdir", comparison)[0] == 0
-    for name, loss in results(comparison)["losses"].items():
-        for seed, run in loss["runs"].items():
-            assert run["metrics"] == before["losses"][name]["runs"][seed]["metrics"]
     monkeypatch.chdir(comparison.parent)  # the folder by another name, and one more loss
-    words = ["compare", *QUICK, "--losses", "cka", "--seeds", "2", "--workdir", comparison.name]
-    status, output, complaint = command(*words)
+    words = ["--losses", "pkt,cka", "--seeds", "2", "--workdir", comparison.name]
+    status, output, complaint = command("compare", *QUICK, *words)
     assert status == 0, complaint
     assert "run 6 of 6: cka, seed 1" in output
-    assert "pkt, seed" not in output
+    assert "pkt, seed 1" in output
+    assert "pkt, seed 0" not in output
+    assert "cross_entropy, seed" not in output
     losses = results(comparison)["losses"]
+    for name, loss in before["losses"].items():
+        for seed, run in loss["runs"].items():
+            assert run["metrics"] == losses[name]["runs"][seed]["metrics"]
     assert losses.keys() == {"pkt", "cross_entropy", "cka"}
     assert [run["status"] for run in losses["cka"]["runs"].values()] == ["done", "done"]
     before = (comparison / "report.html").stat().st_mtime_ns

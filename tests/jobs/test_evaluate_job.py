@@ -3,10 +3,12 @@
 import json
 
 import numpy as np
+import pytest
 from small import QUICK
 
 
-def test_everything_about_a_run(tmp_path, command):
+@pytest.mark.parametrize("together", [True, pytest.param(False, marks=pytest.mark.nightly)])
+def test_everything_about_a_run(together, tmp_path, command):
     """Trained without three classes, evaluated there, on other data and on corrupted images."""
     rng = np.random.default_rng(1)
     labels = np.arange(80) % 4
@@ -18,10 +20,8 @@ def test_everything_about_a_run(tmp_path, command):
     assert command("distill", *QUICK, "--data.unseen", 3, "--workdir", run)[0] == 0
     first = json.loads((run / "result.json").read_text())
     assert {first[name]["unseen"]["classes"] for name in ("teacher", "student")} == {3}
-    for words in (
-        ["--corruptions", "contrast", "--other", source],
-        ["--throughput"],
-    ):
+    more, speed = ["--corruptions", "contrast", "--other", source], ["--throughput"]
+    for words in [more + speed] if together else [more, speed]:
         status, output, complaint = command("evaluate", run, *words)
         assert status == 0, complaint
         count = first["student"]["unseen"]["examples"]

@@ -209,7 +209,8 @@ def test_each_example_has_negatives_of_its_own(both):
     assert not np.allclose(loss(*both, **given | {"key": jax.random.key(2)}), values)
 
 
-def test_the_memory_of_eight_devices_is_that_of_one(rng):
+@pytest.mark.parametrize("way", ["pmap", pytest.param("shard_map", marks=pytest.mark.nightly)])
+def test_the_memory_of_eight_devices_is_that_of_one(way, rng):
     student, teacher = rng.normal(size=(2, 16, D)).astype(np.float32)
     given = crd_given()
     memory, key = given["memory"], given["key"]
@@ -232,12 +233,15 @@ def test_the_memory_of_eight_devices_is_that_of_one(rng):
     untouched = np.setdiff1d(np.arange(20), indices[where])
     assert np.array_equal(expected.teacher[untouched], memory.teacher[untouched])
 
-    split = [x.reshape(8, 2, *x.shape[1:]) for x in batch]
-    by_pmap = jax.pmap(step, axis_name="batch", in_axes=(None, 0, 0, 0, 0))(memory, *split)
-    mesh = Mesh(np.array(jax.devices()), ("batch",))
-    mapped = jax.shard_map(step, mesh=mesh, in_specs=(P(), *[P("batch")] * 4), out_specs=P())
-    for result in (jax.tree.map(lambda x: x[5], by_pmap), jit(mapped)(memory, *batch)):
-        chex.assert_trees_all_close(result, expected, rtol=1e-5, atol=1e-6)
+    if way == "pmap":
+        split = [x.reshape(8, 2, *x.shape[1:]) for x in batch]
+        mapped = jax.pmap(step, axis_name="batch", in_axes=(None, 0, 0, 0, 0))
+        result = jax.tree.map(lambda x: x[5], mapped(memory, *split))
+    else:
+        mesh = Mesh(np.array(jax.devices()), ("batch",))
+        mapped = jax.shard_map(step, mesh=mesh, in_specs=(P(), *[P("batch")] * 4), out_specs=P())
+        result = jit(mapped)(memory, *batch)
+    chex.assert_trees_all_close(result, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_nothing_valid_starts_nothing():

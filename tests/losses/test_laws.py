@@ -405,7 +405,7 @@ def split_over_devices(name, way, student, teacher, rows, where):
 
 
 OTHER_WAYS = ("shard_map", "shard_map without checks", "shard_map of the mean")
-FEW = ("perception_coherence", "pkt", "cka")
+FEW = ("pkt", "cka")  # test_devices.py has all ways for perception coherence
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,6 @@ from pcjax.losses import perception_coherence
 from pcjax.metrics import coherence
 from pcjax.ranking import METHODS
 
-rankings = pytest.mark.parametrize("ranking", METHODS)
-
 
 def pair(rng, n=10, student=4, teacher=6, dtype=np.float64):
     """Draw a student that resembles the teacher."""
@@ -53,7 +51,6 @@ VARIANTS = {
     "teacher's frame": ({"frame": "teacher"}, {"frame": "teacher"}),
     "teacher's frame, batch scale": ({"frame": "teacher", "scale": "batch"},) * 2,
 }
-variants = pytest.mark.parametrize("name", VARIANTS)
 # In chunks and with references only what takes another path through the sweep.
 SWEPT = (
     "default",
@@ -62,13 +59,29 @@ SWEPT = (
     "neighbours",
     "teacher's frame, batch scale",
 )
+# Every argument and every path, but not every combination. What is left out of these differs by a
+# dissimilarity that has tests of its own, or is among the others with chunks or references.
+FEW = {
+    *(("default", None), ("euclidean", None), ("manhattan", None), ("permutahedron", None)),
+    *(("logistic", None), ("batch scale", None), ("soft teacher", None), ("power 1.5", None)),
+    *(("own weights", None), ("teacher's frame", None)),
+    *((name, 4) for name in SWEPT if name != "permutahedron"),
+}
 variants_and_chunks = pytest.mark.parametrize(
-    ("name", "chunk_size"), [(name, None) for name in VARIANTS] + [(name, 4) for name in SWEPT]
+    ("name", "chunk_size"),
+    [
+        pytest.param(*case, marks=[pytest.mark.nightly] * (case not in FEW))
+        for case in [(name, None) for name in VARIANTS] + [(name, 4) for name in SWEPT]
+    ],
 )
-# Laws that compile every variant anew.
+# A law that computes differences for every variant.
 costly = pytest.mark.parametrize(
     ("name", "chunk_size"),
-    [("default", None), *((name, 4) for name in SWEPT)]
+    [("default", None)]
+    + [
+        pytest.param(name, 4, marks=[pytest.mark.nightly] * ((name, 4) not in FEW))
+        for name in SWEPT
+    ]
     + [pytest.param(name, None, marks=pytest.mark.nightly) for name in [*VARIANTS][1:]],
 )
 TEMPERATURE = 0.2
@@ -206,7 +219,10 @@ def test_the_batch_may_come_in_any_order(name, chunk_size, rng, x64):
         assert np.allclose(shuffled[key], result[key], atol=1e-10)
 
 
-@pytest.mark.parametrize("name", SWEPT)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(x, marks=[pytest.mark.nightly] * (x == "permutahedron")) for x in SWEPT],
+)
 def test_references_are_points_without_gradient(name, rng, x64):
     student, teacher = features_for(name, rng)
     result = compiled(name)(student[:6], teacher[:6], None, (student[6:], teacher[6:]))
@@ -262,8 +278,15 @@ def test_no_gradient_reaches_the_teacher_or_the_references(frame, rng):
     assert all((g == 0).all() for g in fixed)
 
 
-@pytest.mark.parametrize("scale", ["row", pytest.param("batch", marks=pytest.mark.nightly)])
-def test_chunked_equals_unchunked_in_float32(scale, rng):
+@pytest.mark.parametrize(
+    ("scale", "chunk_size"),
+    [
+        ("row", 32),
+        pytest.param("row", 1000, marks=pytest.mark.nightly),
+        pytest.param("batch", 32, marks=pytest.mark.nightly),
+    ],
+)
+def test_chunked_equals_unchunked_in_float32(scale, chunk_size, rng):
     student, teacher = pair(rng, n=100, student=32, teacher=64, dtype=np.float32)
 
     def loss(student, chunk_size):
@@ -272,10 +295,11 @@ def test_chunked_equals_unchunked_in_float32(scale, rng):
         )
 
     gradient = jax.jit(jax.value_and_grad(loss), static_argnums=1)
-    results = [gradient(student, size) for size in (None, 32, 1000)]
-    for value, gradient in results:
-        assert abs(value - results[0][0]) <= 1e-6
-        assert np.abs(gradient - results[0][1]).max() <= 1e-6
+    (expected, expected_gradient), (value, gradient) = (
+        gradient(student, size) for size in (None, chunk_size)
+    )
+    assert abs(value - expected) <= 1e-6
+    assert np.abs(gradient - expected_gradient).max() <= 1e-6
 
 
 INVARIANCES = {  # name: (translation, rotation)
@@ -291,7 +315,10 @@ INVARIANCES = {  # name: (translation, rotation)
 }
 
 
-@pytest.mark.parametrize("name", INVARIANCES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(x, marks=[pytest.mark.nightly] * ((x, None) not in FEW)) for x in INVARIANCES],
+)
 def test_invariances_of_the_student(name, rng, x64):
     student, teacher = pair(rng)
     rotation = np.linalg.qr(rng.normal(size=(4, 4)))[0]
@@ -322,16 +349,25 @@ def test_a_stopped_scale_would_have_a_radial_part(rng, x64):
         target = hard_rank(jnp.linalg.norm(teacher[:, None] - teacher[None], axis=-1), where=where)
         return jnp.sum(jnp.abs(soft_rank(d, temperature=0.2, where=where) - target))
 
-    gradient = jax.grad(fixed_width)(student)
+    gradient = jax.jit(jax.grad(fixed_width))(student)
     assert abs(np.sum(gradient * student)) > 1e-3 * np.abs(gradient).max()
 
 
 @pytest.mark.parametrize(
-    ("ranking", "scale"),
-    [("laplace", "row"), ("laplace", "batch"), ("permutahedron", "row"), ("logistic", "row")],
+    ("ranking", "scale", "changes"),
+    [("laplace", "row", [jnp.exp])]
+    + [
+        pytest.param(*case, marks=pytest.mark.nightly)
+        for case in (
+            ("laplace", "row", [jnp.log1p, lambda d: d**3]),
+            ("laplace", "batch", [jnp.exp, jnp.log1p, lambda d: d**3]),
+            ("permutahedron", "row", [jnp.exp]),
+            ("logistic", "row", [jnp.exp]),
+        )
+    ],
 )
 def test_monotone_change_of_the_dissimilarity_does_not_matter_as_temperature_goes_to_0(
-    ranking, scale, rng, x64
+    ranking, scale, changes, rng, x64
 ):
     student, teacher = pair(rng)
 
@@ -348,11 +384,14 @@ def test_monotone_change_of_the_dissimilarity_does_not_matter_as_temperature_goe
 
     expected = loss(lambda d: d)
     assert expected > 0.01
-    for change in (jnp.exp, jnp.log1p, lambda d: d**3)[: 3 if ranking == "laplace" else 1]:
+    for change in changes:
         assert np.allclose(loss(change), expected, atol=1e-9)
 
 
-@rankings
+@pytest.mark.parametrize(
+    "ranking",
+    [pytest.param(x, marks=[pytest.mark.nightly] * (x == "logistic")) for x in METHODS],
+)
 def test_zero_for_a_student_that_is_the_teacher(ranking, rng, x64):
     _, teacher = pair(rng)
     turned = 7 * teacher @ np.linalg.qr(rng.normal(size=(6, 6)))[0]
@@ -416,17 +455,19 @@ def gradient_of(dissimilarity, ranking, scale):
 
 @pytest.mark.parametrize(
     ("dissimilarity", "ranking", "scale", "dtype"),
-    [(name, "laplace", "row", jnp.float32) for name in DISSIMILARITIES]
-    + [
-        ("euclidean", "permutahedron", "row", jnp.bfloat16),
-        ("euclidean", "logistic", "row", jnp.float32),
-    ]
+    [(name, "laplace", "row", jnp.float32) for name in ("euclidean", "cosine", "correlation")]
+    + [("euclidean", "permutahedron", "row", jnp.bfloat16)]
     + [
         pytest.param(*given, marks=pytest.mark.nightly)
         for given in [(name, "laplace", "batch", jnp.float32) for name in DISSIMILARITIES]
+        + [
+            (name, "laplace", "row", jnp.float32)
+            for name in ("squared_euclidean", "angular", "manhattan")
+        ]
         + [(name, "laplace", "row", jnp.bfloat16) for name in ("euclidean", "cosine")]
         + [
             ("euclidean", "permutahedron", "row", jnp.float32),
+            ("euclidean", "logistic", "row", jnp.float32),
             ("euclidean", "logistic", "row", jnp.bfloat16),
         ]
     ],
@@ -506,7 +547,7 @@ def test_a_dissimilarity_may_close_over_what_is_learnt(chunk_size, rng, x64):
 
     weights = rng.normal(size=(4, 4))
     oracles.assert_gradients_agree(
-        jax.grad(loss)(weights), oracles.central_differences(transformed, weights)
+        jax.jit(jax.grad(loss))(weights), oracles.central_differences(transformed, weights)
     )
 
 
@@ -522,8 +563,8 @@ def test_self_pairs_never_enter(scale, rng, x64):
         given = {"dissimilarity": dissimilarity, "scale": scale, "teacher_temperature": 0.1}
         return perception_coherence(student, teacher, temperature=0.2, **given)
 
-    result = jax.value_and_grad(loss)(student, infinite_for_itself)
-    expected = jax.value_and_grad(loss)(student, "euclidean")
+    gradient = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    result, expected = gradient(student, infinite_for_itself), gradient(student, "euclidean")
     assert all(np.allclose(*both, atol=1e-12) for both in zip(result, expected, strict=True))
 
 

@@ -179,7 +179,7 @@ def hits(n, noise, repetitions, k, population=4000, **given):
 
 def test_intervals_cover():
     # Of 40 samples, a true 95 % gives less than 85 % once in 300 times.
-    assert (hits(60, 0.5, 40, 5, population=1500) >= 0.85).all()
+    assert (hits(60, 0.5, 40, 5, population=500) >= 0.85).all()
 
 
 @pytest.mark.nightly

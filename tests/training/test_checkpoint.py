@@ -17,7 +17,6 @@ from pcjax.training.checkpoint import Checkpoints, UnsavedError, load_trained, n
 from pcjax.training.embedding import FrozenModel
 
 IDENTITY = {"role": "student", "seed": 0, "model": {"name": "mlp", "widths": [4, 2]}}
-FLIPS = 200
 
 
 def state(step=1):
@@ -129,8 +128,9 @@ def flip_bits(path, random_):
     path.write_bytes(content)
 
 
+@pytest.mark.parametrize("flips", [30, pytest.param(200, marks=pytest.mark.nightly)])
 def test_flipped_bits_are_noticed_and_the_checkpoint_before_is_restored(
-    tmp_path, folder, opened, lines
+    flips, tmp_path, folder, opened, lines
 ):
     """One bit of any file: the state is what was saved, of this checkpoint or the one before."""
     save(opened(), 1, 2)
@@ -139,7 +139,7 @@ def test_flipped_bits_are_noticed_and_the_checkpoint_before_is_restored(
     shutil.copytree(folder, sound)
     names = [path.relative_to(folder) for path in files_of(folder, 2)]
     outcomes = {1: 0, 2: 0}
-    for _ in range(FLIPS):
+    for _ in range(flips):
         shutil.rmtree(folder)
         shutil.copytree(sound, folder)
         flip_bits(
@@ -154,7 +154,7 @@ def test_flipped_bits_are_noticed_and_the_checkpoint_before_is_restored(
         assert bool(lines) == (step == 1)
         assert (folder / "corrupt-2").exists() == (step == 1)
         outcomes[step] += 1
-    assert outcomes[1] > FLIPS / 4  # some files hold bits that nothing depends on
+    assert outcomes[1] > flips / 4  # some files hold bits that nothing depends on
 
 
 @pytest.mark.parametrize("item", ["state", "data", "manifest"])
@@ -257,11 +257,14 @@ def test_saving_a_step_again_changes_nothing(opened, folder):
 def test_saves_leave_nothing_in_memory(opened):
     checkpoints = opened()
     save(checkpoints, 1, 2)
-    gc.collect()
-    before = len(gc.get_objects())
-    save(checkpoints, *range(3, 23))
-    gc.collect()
-    assert len(gc.get_objects()) - before < 20 * 20
+    growths = []
+    for first in (3, 6, 9):  # a first use of something may leave objects, once
+        gc.collect()
+        before = len(gc.get_objects())
+        save(checkpoints, *range(first, first + 3))
+        gc.collect()
+        growths.append(len(gc.get_objects()) - before)
+    assert min(growths) < 3 * 20, growths
 
 
 def test_corrupt_scores_are_an_error(opened, folder):

@@ -191,7 +191,7 @@ def test_a_step_that_is_not_finite_is_skipped(lesson, dataset):
 
 def test_a_training_that_ended_in_bad_steps_stays_so(tmp_path, lesson, train):
     bad = changed(lesson, bad_steps=3)
-    for _ in range(3):
+    for _ in range(2):
         with pytest.raises(BadStepsError, match=r"3 consecutive steps \(training\.bad_steps\)"):
             train(tmp_path, bad, bad_from=STEPS - 4)
     skipped = [r["skipped_examples"] for r in read_metrics(tmp_path) if "skipped_examples" in r]
@@ -217,11 +217,18 @@ def metrics_of(folder):
     ]
 
 
-def test_resumed_after_any_step_it_is_bit_identical(tmp_path, uninterrupted, lesson, train):
+@pytest.mark.parametrize(
+    "stops",
+    [  # before the first checkpoint, at one, when metrics are logged, and in the last step
+        pytest.param((1, 7, 12, 19), id="some"),
+        pytest.param(range(1, STEPS), id="all", marks=pytest.mark.nightly),
+    ],
+)
+def test_resumed_after_any_step_it_is_bit_identical(stops, tmp_path, uninterrupted, lesson, train):
     folder, order, (state, position, step) = uninterrupted
     assert step == STEPS
     assert position["step"] == STEPS
-    for stop_in in range(1, STEPS):
+    for stop_in in stops:
         own = tmp_path / f"{stop_in}"
         first, stopped = train(own, lesson, stop_in)
         assert stopped[2] == stop_in
@@ -251,11 +258,18 @@ def test_a_stop_while_it_is_evaluated_saves_at_once(tmp_path, uninterrupted, les
     assert metrics_of(tmp_path) == metrics_of(folder)
 
 
-@pytest.mark.parametrize(("how", "count"), [("shard_map", 1), ("pmap", 8), ("shard_map", 8)])
-def test_the_same_holds_however_the_step_is_mapped(how, count, tmp_path, lesson, train):
+@pytest.mark.parametrize(
+    ("how", "count", "stops"),
+    [("pmap", 8, [14]), ("shard_map", 8, [2])]
+    + [
+        pytest.param(*case, [2, 14], marks=pytest.mark.nightly)
+        for case in (("shard_map", 1), ("pmap", 8), ("shard_map", 8))
+    ],
+)
+def test_the_same_holds_however_the_step_is_mapped(how, count, stops, tmp_path, lesson, train):
     lesson = changed(lesson, parallel=how, devices=count)
     order, (state, *position) = train(tmp_path / "whole", lesson)
-    for stop_in in (2, 14):  # before the first checkpoint, and at one
+    for stop_in in stops:  # before the first checkpoint, and at one
         folder = tmp_path / f"{stop_in}"
         first, _ = train(folder, lesson, stop_in)
         second, (restored, *own_position) = train(folder, lesson)
@@ -270,7 +284,7 @@ def compilations(caplog):
     return [r.getMessage() for r in caplog.records if "Finished XLA compilation" in r.getMessage()]
 
 
-@pytest.mark.parametrize("how", ["pmap", "shard_map"])
+@pytest.mark.parametrize("how", ["pmap", pytest.param("shard_map", marks=pytest.mark.nightly)])
 def test_the_step_is_compiled_once_for_all_seeds_and_resumes(how, tmp_path, lesson, train, caplog):
     loop._shared_step.cache_clear()
     lesson = changed(lesson, parallel=how, log_every=2)

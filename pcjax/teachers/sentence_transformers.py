@@ -1,0 +1,434 @@
+"""Read encoders from folders of sentence-transformers and model2vec; no code of others runs."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors
+from flax import nnx
+
+from pcjax import _checks, _io, models
+from pcjax._checks import RequestError
+from pcjax.data import tokens
+from pcjax.data.tokens import Vocabulary
+from pcjax.models import bert
+from pcjax.models.functional import functional_shapes
+from pcjax.training.embedding import FrozenModel
+
+MAX_HEADER_BYTES = 2**25
+MAX_TOKENIZER_BYTES = 2**27
+MAX_FRONT_MATTER = 2**20  # characters
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+REMEDY = "compute its vectors elsewhere and give --teacher.source vectors:FILE"
+DTYPES = ("F16", "F32", "F64", "I8", "I16", "I32", "I64", "U8", "BOOL")  # that NumPy has
+WIDTH = 256  # tokens, in shapes that are only described
+PACKAGE = "sentence_transformers."
+# The modules of a folder, in the order in which they are applied.
+KINDS = (
+    *(
+        ("Transformer", "Pooling", *dense, *normalize)
+        for dense in ((), ("Dense",))
+        for normalize in ((), ("Normalize",))
+    ),
+    ("StaticEmbedding",),
+    ("StaticEmbedding", "Normalize"),
+)
+# Fields of config.json and what transformers takes where one is missing.
+FIELDS = {
+    "vocabulary": ("vocab_size", 30_522),
+    "layers": ("num_hidden_layers", 12),
+    "width": ("hidden_size", 768),
+    "heads": ("num_attention_heads", 12),
+    "intermediate": ("intermediate_size", 3072),
+    "positions": ("max_position_embeddings", 512),
+    "types": ("type_vocab_size", 2),
+}
+MOST_LAYERS, MOST = 512, 2**24
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Encoder:
+    """A model of texts in a folder, and how it reads them.
+
+    name: of the folder.
+    kind: its architecture, "bert" or "static".
+    options: of the architecture.
+    model: the model.
+    tokenizer: the JSON of its tokenizer.
+    max_tokens: longer texts are cut to so many tokens; None: never.
+    prompt: put before every text.
+    lower: whether texts are put in lower case before.
+    licence: of the model, as its README.md states it.
+    """
+
+    name: str
+    kind: str
+    options: Mapping[str, Any]
+    model: FrozenModel
+    tokenizer: str
+    max_tokens: int | None
+    prompt: str = ""
+    lower: bool = False
+    licence: str | None = None
+
+    def vocabulary(self) -> Vocabulary:
+        """Return how the model reads texts."""
+        limit = self.max_tokens
+        made = tokens.vocabulary(self.tokenizer, limit=limit, width=limit or WIDTH, where=self.name)
+        return made._replace(prompt=self.prompt, lower=self.lower)
+
+    def unnormalised(self) -> FrozenModel:
+        """Return the model without the scaling of its features to length 1."""
+        options = {**self.options, "normalise": False}
+        return FrozenModel(_function(self.kind, options)[0], self.model.parameters, {})
+
+
+def read_encoder(folder: pathlib.Path) -> Encoder:
+    """Read the encoder of a folder; refuse in one line what pcjax cannot compute.
+
+    Args:
+      folder: config.json, model.safetensors and tokenizer.json, and modules.json where pooling,
+        a linear layer and normalisation follow. Without modules.json the tokens' mean is taken.
+    """
+    modules = _modules(folder)
+    root = modules.get("Transformer", folder)
+    if "StaticEmbedding" not in modules:
+        settings = _json(root / "config.json")
+        if settings.get("model_type") != "model2vec":
+            return _read_bert(folder, modules, settings)
+    return _read_static(folder, modules)
+
+
+def _modules(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Return the folders of the modules by kind, in their order."""
+    path = folder / "modules.json"
+    if not path.is_file():
+        return {}
+    listed = []
+    for module in _checked(path, list, _io.read_json(path)):
+        name = str(module.get("type", ""))
+        place = (folder / str(module.get("path", ""))).resolve()
+        if not place.is_relative_to(folder.resolve()):
+            raise RequestError(f"{path}: the path {module['path']!r} leads out of the folder.")
+        known = name.startswith(PACKAGE)
+        listed.append((name.rpartition(".")[2] if known else name, place))
+    kinds = tuple(kind for kind, _ in listed)
+    if kinds not in KINDS:
+        raise RequestError(
+            f"{path}: the modules {', '.join(kinds) or 'of an empty list'} are not supported; "
+            f"{REMEDY}."
+        )
+    return dict(listed)
+
+
+def _read_bert(
+    folder: pathlib.Path, modules: Mapping[str, pathlib.Path], settings: Mapping[str, Any]
+) -> Encoder:
+    root = modules.get("Transformer", folder)
+    path = root / "config.json"
+    options = _bert_options(path, settings)
+    options["pooling"] = _pooling(modules["Pooling"]) if modules else "mean"
+    dense = _dense(modules["Dense"], options["width"]) if "Dense" in modules else {}
+    options["features"] = None if not dense else len(dense["embed/bias"])
+    options["normalise"] = "Normalize" in modules
+    try:
+        function, shapes = _function("bert", options)
+    except RequestError as error:
+        raise RequestError(f"{path}: {error}.") from error
+    own = {name: shape.shape for name, shape in shapes.items() if name not in dense}
+    arrays = _load(root, lambda tensors: bert.from_huggingface(tensors, own)) | dense
+    tokenizer = _tokenizer(root)
+    _check_tokenizer(root, tokenizer, options["vocabulary"])
+    return Encoder(
+        name=folder.resolve().name,
+        kind="bert",
+        options=options,
+        model=FrozenModel(function, {n: jax.numpy.asarray(x) for n, x in arrays.items()}, {}),
+        tokenizer=tokenizer,
+        max_tokens=_max_tokens(root, options["positions"]),
+        prompt=_prompt(folder),
+        lower=_json(root / "sentence_bert_config.json", missing={}).get("do_lower_case") is True,
+        licence=_licence(folder),
+    )
+
+
+def _bert_options(path: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    kind = settings.get("model_type")
+    positions = settings.get("position_embedding_type", "absolute")
+    for field, value, expected in (
+        ("model_type", kind, "bert"),
+        ("position_embedding_type", positions, "absolute"),
+    ):
+        if value != expected:
+            raise RequestError(
+                f"{path}: {field} {value!r} is not supported; pcjax reads BERT-family encoders, "
+                f"of {field} {expected!r}; {REMEDY}."
+            )
+    options: dict[str, Any] = {}
+    for name, (field, default) in FIELDS.items():
+        options[name] = settings.get(field, default)
+        most = MOST_LAYERS if name == "layers" else MOST
+        _checks.require_whole(f"{path}: {field}", options[name], 1, most)
+    epsilon, activation = settings.get("layer_norm_eps", 1e-12), settings.get("hidden_act", "gelu")
+    _checks.require_positive(f"{path}: layer_norm_eps", epsilon)
+    _checks.require_name(f"{path}: hidden_act", activation, bert.ACTIVATIONS, f"; {REMEDY}")
+    return options | {"epsilon": float(epsilon), "activation": activation}
+
+
+def _max_tokens(root: pathlib.Path, positions: int) -> int:
+    """Return how many tokens of a text are read: the first number that a file names."""
+    for name, field in (
+        ("sentence_bert_config.json", "max_seq_length"),
+        ("tokenizer_config.json", "model_max_length"),
+    ):
+        limit = _json(root / name, missing={}).get(field)
+        if limit is not None:
+            # A tokenizer without a limit has a float of 1e30 there, or as long an integer.
+            if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit >= 1:
+                raise RequestError(f"{root / name}: {field} {limit!r} is not a number of tokens.")
+            return int(min(limit, positions))
+    return positions
+
+
+def _prompt(folder: pathlib.Path) -> str:
+    """Return the text that stands before every text by default."""
+    path = folder / "config_sentence_transformers.json"
+    settings = _json(path, missing={})
+    if settings.get("truncate_dim") is not None:
+        raise RequestError(f"{path}: truncate_dim is not supported; {REMEDY}.")
+    name, prompts = settings.get("default_prompt_name"), settings.get("prompts") or {}
+    if name is None:
+        return ""
+    if not isinstance(name, str) or not isinstance(prompts, dict) or name not in prompts:
+        raise RequestError(f"{path}: default_prompt_name {name!r} is not among the prompts.")
+    return str(prompts[name] or "")
+
+
+def _read_static(folder: pathlib.Path, modules: Mapping[str, pathlib.Path]) -> Encoder:
+    root = modules.get("StaticEmbedding", folder)
+    settings = _json(root / "config.json", missing={})
+    arrays = _load(root, _table)
+    counts_unknown = arrays.pop("counts_unknown", None) is not None
+    tokenizer = tokens.for_mean(_tokenizer(root))
+    vocabulary = tokens.vocabulary(tokenizer, limit=None, width=WIDTH, where=str(root))
+    count, features = arrays["table/embedding"].shape
+    _check_tokenizer(root, tokenizer, count)
+    options = {
+        "vocabulary": count,
+        "features": features,
+        "unknown": -1 if counts_unknown else vocabulary.unknown,
+        "normalise": "Normalize" in modules if modules else settings.get("normalize") is True,
+    }
+    function, _ = _function("static", options)
+    parameters = {n: jax.numpy.asarray(x) for n, x in arrays.items()}
+    return Encoder(
+        name=folder.resolve().name,
+        kind="static",
+        options=options,
+        model=FrozenModel(function, parameters, {}),
+        tokenizer=tokenizer,
+        max_tokens=None,
+        prompt=_prompt(folder),
+        licence=_licence(folder),
+    )
+
+
+def _table(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the vectors of all tokens, each times its weight.
+
+    model2vec leaves unknown tokens out of the mean. sentence-transformers, which names its tensor
+    otherwise, counts them.
+    """
+    if "mapping" in tensors:
+        raise RequestError("its vocabulary is quantised (tensor mapping), which is not supported")
+    name = "embedding.weight" if "embedding.weight" in tensors else "embeddings"
+    table = np.asarray(tensors.get(name, ()), np.float32)
+    if table.ndim != 2 or not table.size:
+        raise RequestError("it has no tensor embeddings (tokens, features)")
+    if "weights" in tensors:
+        weights = np.asarray(tensors["weights"], np.float32)
+        if weights.shape != (len(table),):
+            raise RequestError(f"its tensor weights has shape {weights.shape}, not ({len(table)},)")
+        table = table * weights[:, None]
+    native = {"counts_unknown": np.ones(())} if name == "embedding.weight" else {}
+    return {"table/embedding": table, **native}
+
+
+def _function(kind: str, options: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return a model as a function, and the shapes of its parameters; equal ones are shared."""
+    return _function_of(kind, tuple(sorted(options.items())))
+
+
+@functools.lru_cache(maxsize=16)
+def _function_of(kind: str, options: tuple[tuple[str, Any], ...]) -> tuple[Any, dict[str, Any]]:
+    def build(_: Any) -> nnx.Module:
+        return models.build(kind, shape=(WIDTH,), classes=None, rngs=nnx.Rngs(0), **dict(options))
+
+    function, shapes, _ = functional_shapes(build)
+    return function, shapes
+
+
+def _pooling(folder: pathlib.Path) -> str:
+    path = folder / "config.json"
+    settings = _json(path)
+    if settings.get("include_prompt", True) is not True:
+        raise RequestError(f"{path}: include_prompt false is not supported; {REMEDY}.")
+    prefix = "pooling_mode_"
+    old = [key for key, value in settings.items() if key.startswith(prefix) and value is True]
+    modes = settings.get("pooling_mode", [key.removeprefix(prefix) for key in old])
+    modes = modes if isinstance(modes, list) else [modes]
+    names = [str(mode).removesuffix("_tokens").removesuffix("_token") for mode in modes]
+    if len(names) != 1 or names[0] not in bert.POOLINGS:
+        listed = ", ".join(names) or "None"
+        raise RequestError(f"{path}: the pooling {listed} is not supported; {REMEDY}.")
+    return names[0]
+
+
+def _dense(folder: pathlib.Path, width: int) -> dict[str, np.ndarray]:
+    path = folder / "config.json"
+    settings = _json(path)
+    activation = str(settings.get("activation_function", "torch.nn.modules.activation.Tanh"))
+    if activation != "torch.nn.modules.linear.Identity":
+        raise RequestError(
+            f"{path}: activation_function {activation!r} is not supported, only Identity; {REMEDY}."
+        )
+    for field in ("module_input_name", "module_output_name"):
+        if settings.get(field) not in (None, "sentence_embedding"):
+            raise RequestError(f"{path}: {field} {settings[field]!r} is not supported; {REMEDY}.")
+
+    def layer(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if "linear.weight" not in tensors:
+            raise RequestError("it has no tensor linear.weight")
+        weight = np.asarray(tensors["linear.weight"], np.float32)
+        if weight.ndim != 2 or weight.shape[1] != width:
+            raise RequestError(
+                f"its tensor linear.weight has shape {weight.shape}, expected (any, {width})"
+            )
+        bias = np.asarray(tensors.get("linear.bias", np.zeros(len(weight))), np.float32)
+        if bias.shape != (len(weight),):
+            raise RequestError(
+                f"its tensor linear.bias has shape {bias.shape}, expected ({len(weight)},)"
+            )
+        return {"embed/kernel": np.ascontiguousarray(weight.T), "embed/bias": bias}
+
+    return _load(folder, layer)
+
+
+def _load(
+    folder: pathlib.Path,
+    select: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]],
+) -> dict[str, np.ndarray]:
+    """Read a folder's tensors, in one file or in several, and choose among them."""
+    path, names = folder / WEIGHTS, [WEIGHTS]
+    if not path.is_file():
+        names = _shards(folder)
+    try:
+        tensors: dict[str, np.ndarray] = {}
+        for name in names:
+            path = folder / name
+            tensors |= read_tensors(path)
+        for name, tensor in tensors.items():
+            if not np.isfinite(tensor).all():
+                raise RequestError(f"its tensor {name} has NaN or infinite numbers")
+        return select(tensors)
+    except (OSError, ValueError, TypeError, safetensors.SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise RequestError(f"{path} cannot be read: {reason}.") from error
+
+
+def _shards(folder: pathlib.Path) -> list[str]:
+    """Return the names of the files that the index lists."""
+    index = folder / INDEX
+    if not index.is_file():
+        remedy = "give the folder of an encoder"
+        if (folder / "pytorch_model.bin").exists():
+            remedy = "convert pytorch_model.bin with SentenceTransformer(FOLDER).save(OTHER)"
+        raise RequestError(f"{folder} has no {WEIGHTS}; {remedy}.")
+    files = _checked(index, dict, _json(index).get("weight_map")).values()
+    names = sorted({str(name) for name in files})
+    for name in names:
+        if pathlib.PurePath(name).name != name:
+            raise RequestError(f"{index}: the file {name!r} lies outside of the folder.")
+    return names
+
+
+def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Read a safetensors file; half precision becomes float32."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if size <= 8 or length > size - 8:
+        raise RequestError("it is cut short")
+    if length > MAX_HEADER_BYTES:
+        raise RequestError(f"its header has {length:,} bytes, more than {MAX_HEADER_BYTES:,}")
+    tensors, brain = {}, []
+    with safetensors.safe_open(path, framework="numpy") as file:
+        for name in file.keys():  # noqa: SIM118
+            dtype = file.get_slice(name).get_dtype()
+            if dtype == "BF16":
+                brain.append(name)
+                continue
+            if dtype not in DTYPES:
+                raise RequestError(f"its tensor {name} has dtype {dtype}, which is not supported")
+            tensor = file.get_tensor(name)
+            tensors[name] = tensor.astype(np.float32) if tensor.dtype == np.float16 else tensor
+    raw = np.memmap(path, np.uint8, "r")
+    header = json.loads(raw[8 : 8 + length].tobytes())
+    for name in brain:  # NumPy has no bfloat16: the upper half of a float32
+        start, end = header[name]["data_offsets"]
+        halves = raw[8 + length + start : 8 + length + end].view("<u2").astype(np.uint32) << 16
+        tensors[name] = halves.view(np.float32).reshape(header[name]["shape"])
+    return tensors
+
+
+def _json(path: pathlib.Path, missing: Any = None) -> dict[str, Any]:
+    if missing is not None and not path.is_file():
+        return missing
+    return _checked(path, dict, _io.read_json(path))
+
+
+def _checked(path: pathlib.Path, kind: type, value: Any) -> Any:
+    inside = value if isinstance(value, list) else []
+    if not isinstance(value, kind) or not all(isinstance(each, dict) for each in inside):
+        raise RequestError(f"{path} does not hold what sentence-transformers writes.")
+    return value
+
+
+def _tokenizer(folder: pathlib.Path) -> str:
+    path = folder / "tokenizer.json"
+    if not path.is_file() or path.stat().st_size > MAX_TOKENIZER_BYTES:
+        raise RequestError(
+            f"{folder} has no tokenizer.json; write it with AutoTokenizer.from_pretrained(...)"
+            ".save_pretrained(FOLDER)."
+        )
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeError as error:
+        raise RequestError(f"{path} is not UTF-8.") from error
+
+
+def _check_tokenizer(folder: pathlib.Path, tokenizer: str, rows: int) -> None:
+    path = folder / "tokenizer.json"
+    vocabulary = tokens.vocabulary(tokenizer, limit=None, width=WIDTH, where=str(path))
+    if vocabulary.size > rows:
+        raise RequestError(
+            f"{path} has {vocabulary.size:,} tokens and the model {rows:,} rows: it belongs to "
+            "another model."
+        )
+
+
+def _licence(folder: pathlib.Path) -> str | None:
+    try:
+        with (folder / "README.md").open(encoding="utf-8", errors="replace") as file:
+            text = file.read(MAX_FRONT_MATTER)
+    except OSError:
+        return None
+    front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+    named = front and re.search(r"^license:\s*[\"']?([A-Za-z0-9._-]+)", front[1], re.MULTILINE)
+    return named and named[1]

