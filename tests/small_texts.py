@@ -67,7 +67,7 @@ BERT = {
     "intermediate": 20,
     "positions": 16,
     "types": 2,
-    "epsilon": 1e-6,
+    "epsilon": 0.01,
     "activation": "gelu",
 }
 

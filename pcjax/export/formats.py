@@ -49,12 +49,12 @@ class Student:
             self.inputs.limit,
         )
 
-    def card_of(self, folder: pathlib.Path, *formats: str) -> str:
-        """Return the model card of a folder in these formats."""
+    def card_of(self, *formats: str) -> str:
+        """Return the model card of a folder that others load in these ways."""
         facts = self.card
         if facts is None:
             raise RequestError("there are no facts for a model card")
-        return model_card(dataclasses.replace(facts, name=folder.name, formats=formats))
+        return model_card(dataclasses.replace(facts, formats=formats))
 
 
 class Format(NamedTuple):
@@ -86,14 +86,14 @@ def _safetensors(folder: pathlib.Path, student: Student) -> pathlib.Path:
 def _sentence_transformers(folder: pathlib.Path, student: Student) -> pathlib.Path:
     path, model = folder / "sentence-transformers", student.text_model("sentence-transformers")
     also = ("model2vec",) if model.name == "static" else ()
-    card = student.card_of(path, "sentence-transformers", *also)
+    card = student.card_of("sentence-transformers", *also)
     folders.write_sentence_transformers(path, model, card)
     return path
 
 
 def _model2vec(folder: pathlib.Path, student: Student) -> pathlib.Path:
     path, model = folder / "model2vec", student.text_model("model2vec")
-    card = student.card_of(path, "model2vec", "sentence-transformers")
+    card = student.card_of("model2vec", "sentence-transformers")
     folders.write_model2vec(path, model, card)
     return path
 
