@@ -24,7 +24,7 @@ from pcjax.display import Display
 
 def main() -> None:
     """Print both tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("texts", type=pathlib.Path)
     parser.add_argument("--run", type=pathlib.Path)
     parser.add_argument("--count", type=int, default=2000)
@@ -45,7 +45,7 @@ def main() -> None:
         models = {"MiniLM by sentence-transformers": theirs, "MiniLM by pcjax": ours.features}
         few = measured(models, texts[: max(64, options.count // 10)], options.rounds)
         students = {"student by pcjax": pcjax.load(options.run).features}
-        students |= exported(options.run)
+        students = {**students, **exported(options.run)}
         many = measured(students, texts, options.rounds)
     show("on one core, from text to features", few | many, "MiniLM by sentence-transformers")
 

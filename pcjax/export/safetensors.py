@@ -35,7 +35,7 @@ MAX_HEADER_BYTES = 2**20
 MAX_SIZE, MAX_DIMENSIONS = 2**20, 8
 STORED = "F32"  # weights are float32, whatever the model computes in
 TOKENIZER, BYTES = "tokenizer", "U8"
-TOKENS_AT_A_TIME = 8192
+TOKENS_AT_A_TIME = 2048
 ABOUT = ("version", "features", "config")
 
 

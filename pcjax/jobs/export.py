@@ -23,6 +23,8 @@ from pcjax.run import Run, read_result
 from pcjax.teachers import find_encoder
 from pcjax.training.embedding import FrozenModel, output_shapes
 
+ALIGNED = ("hint", "embed_distill")  # without a head they copy the teacher's features
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -109,6 +111,7 @@ def _card_facts(
         rows=tuple(map(tuple, card_rows(models))),
         licence=None if encoder is None else encoder.licence,
         teacher_licence=None if encoder is None else encoder.licence,
+        aligned=any(loss.name in ALIGNED and loss.head == "none" for loss in config.losses),
     )
 
 

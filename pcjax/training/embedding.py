@@ -16,7 +16,7 @@ from pcjax.data.tokens import Tokens, length_batches
 from pcjax.models import Output
 from pcjax.models.functional import Arrays, Functional
 
-TOKENS = 16  # a batch of so many texts, times this, is the number of tokens computed at a time
+TOKENS = 4  # a batch of so many texts, times this, is the tokens at a time; caches hold about 2,048
 
 
 class FrozenModel(NamedTuple):
