@@ -12,6 +12,7 @@ from pcjax import _checks
 from pcjax._checks import RequestError
 from pcjax.export import folders, onnx, safetensors
 from pcjax.export.card import CardFacts, model_card
+from pcjax.models import options_of
 from pcjax.models.text import TextModel
 
 
@@ -41,9 +42,11 @@ class Student:
                 f"--format {format_name} is for students that read texts; give --format "
                 "safetensors."
             )
+        # Others rebuild the model without pcjax's defaults.
+        defaults = {n: p.default for n, p in options_of(self.architecture.name).items()}
         return TextModel(
             self.architecture.name,
-            dict(self.architecture.options),
+            {**defaults, **self.architecture.options},
             {n: x for n, x in self.arrays.items() if not n.startswith("classify/")},
             self.tokenizer,
             self.inputs.limit,

@@ -69,9 +69,6 @@ def exportable(run: Run, dataset: Dataset, model: FrozenModel, result: dict[str,
     )
     known = options_of(config.student.name)
     options = {**config.student.options, **{n: x for n, x in sizes.items() if n in known}}
-    if vocabulary is not None:  # others rebuild the model without pcjax's defaults
-        defaults = {n: p.default for n, p in known.items()}
-        options = {**defaults, **options}
     architecture = safetensors.Architecture(
         config.student.name, classes, config.training.compute, options
     )
