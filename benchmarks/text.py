@@ -9,6 +9,7 @@ the text to the features; the student also by its exports into the run's folder.
 
 import argparse
 import contextlib
+import importlib
 import os
 import pathlib
 import statistics
@@ -59,9 +60,8 @@ def minilm_folder() -> pathlib.Path:
 
 def sentence_transformer(folder: pathlib.Path) -> Callable[[list[str]], np.ndarray]:
     """Return the model of a folder as sentence-transformers computes it."""
-    from sentence_transformers import SentenceTransformer
-
-    model = SentenceTransformer(str(folder), device="cpu")
+    library = importlib.import_module("sentence_transformers")
+    model = library.SentenceTransformer(str(folder), device="cpu")
     return lambda texts: model.encode(texts, batch_size=64, show_progress_bar=False)
 
 
@@ -84,8 +84,7 @@ def exported(run: pathlib.Path) -> Mapping[str, Callable[[list[str]], Any]]:
 @contextlib.contextmanager
 def one_core() -> Iterator[None]:
     """Keep all threads of this process on one core (Linux)."""
-    import torch
-
+    torch = importlib.import_module("torch")
     allowed, threads = os.sched_getaffinity(0), torch.get_num_threads()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)

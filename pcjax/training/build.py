@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from pcjax import models
+from pcjax._checks import RequestError
 from pcjax.config import Model, Training
 from pcjax.data import Dataset
 from pcjax.models.functional import functional, functional_shapes
@@ -42,6 +43,8 @@ def build_model(
     if dataset.vocabulary is not None:  # the tokenizer decides, whatever the config asks for
         sizes = {"vocabulary": dataset.vocabulary.size, "unknown": dataset.vocabulary.unknown}
         known = models.options_of(model.name)
+        if "vocabulary" not in known:
+            raise RequestError(f"The model {model.name} does not read texts; use static or bert.")
         own |= {name: size for name, size in sizes.items() if name in known}
     options = tuple(sorted(own.items()))
     build = _builder(model.name, dataset.train.shape, classes, training.compute, options)
