@@ -17,6 +17,7 @@ from pcjax.evaluation import Evaluated, coherence_score, show
 from pcjax.run import Run
 from pcjax.teachers import (
     Teacher,
+    check_initial,
     initialised_by_teacher,
     student_vocabulary,
     teacher_shapes,
@@ -130,6 +131,7 @@ def check_distillation(config: Config, dataset: Dataset, run: Run) -> None:
     shapes, classifier = teacher_shapes(config.teacher, config.data, dataset, run)
     targets = TeacherTargets(shapes=shapes, classifier=classifier)
     student = student_shapes(config, dataset)
+    check_initial(student, config)
     check_lesson(student_lesson(config, dataset, student, targets), dataset)
 
 

@@ -1,7 +1,7 @@
 """Where a teacher's outputs come from: a run, a training with labels, a model of others, a file."""
 
 from pcjax.teachers.features import read_features
-from pcjax.teachers.initial import initialised_by_teacher, student_vocabulary
+from pcjax.teachers.initial import check_initial, initialised_by_teacher, student_vocabulary
 from pcjax.teachers.load import load_teacher, read_teacher, teacher_shapes
 from pcjax.teachers.sources import all_teachers, find_encoder
 from pcjax.teachers.teacher import Teacher
@@ -10,6 +10,7 @@ from pcjax.teachers.trained import check_teaching, train_teacher
 __all__ = [
     "Teacher",
     "all_teachers",
+    "check_initial",
     "check_teaching",
     "find_encoder",
     "initialised_by_teacher",

@@ -142,24 +142,36 @@ def weights(dataset: Dataset) -> np.ndarray:
     return SIF / (SIF + share)
 
 
-def copied_layers(
-    student: FrozenModel, encoder: Encoder, config: Config, vocabulary: Vocabulary
-) -> dict[str, np.ndarray]:
-    """Return the teacher's arrays that a bert student begins with; others stay random."""
+def check_initial(student: FrozenModel, config: Config) -> None:
+    """Refuse initial weights that the teacher does not have, before anything is computed."""
+    encoder = find_encoder(config.teacher.source)
+    if encoder is not None and config.initial != "random" and config.student.name == "bert":
+        chosen_layers(student, encoder, config)
+
+
+def chosen_layers(student: FrozenModel, encoder: Encoder, config: Config) -> list[int]:
+    """Return the teacher's layer with which each layer of a bert student begins."""
     if encoder.kind != "bert":
         raise RequestError(f"{encoder.name} has no layers to copy; give --initial random.")
     count = 1 + max(int(name.split("/")[1]) for name in student.parameters if "layers/" in name)
     teachers = int(encoder.options["layers"])
     _, _, named = config.initial.partition(":")
-    if named:
-        layers = [int(number) for number in named.split(",")]
-        if len(layers) != count or max(layers) >= teachers:
-            raise RequestError(
-                f"initial={config.initial!r} names {len(layers)} layers of {teachers}, and the "
-                f"student has {count}; name one for each, counted from 0."
-            )
-    else:  # evenly spaced, the last one included
-        layers = [((number + 1) * teachers) // count - 1 for number in range(count)]
+    if not named:  # evenly spaced, the last one included
+        return [max(0, ((number + 1) * teachers) // count - 1) for number in range(count)]
+    layers = [int(number) for number in named.split(",")]
+    if len(layers) != count or max(layers) >= teachers:
+        raise RequestError(
+            f"initial={config.initial!r} names {len(layers)} layers of {teachers}, and the "
+            f"student has {count}; name one for each, counted from 0."
+        )
+    return layers
+
+
+def copied_layers(
+    student: FrozenModel, encoder: Encoder, config: Config, vocabulary: Vocabulary
+) -> dict[str, np.ndarray]:
+    """Return the teacher's arrays that a bert student begins with; others stay random."""
+    layers = chosen_layers(student, encoder, config)
     same_tokens = vocabulary.tokenizer == encoder.tokenizer
     arrays = {}
     for name, array in student.parameters.items():
