@@ -70,7 +70,7 @@ def rows_of(
         ]
         several = len(students) > 1 and model != teacher
         text = f"by {model}: {len(shared)} of {k} shared" if several else f"nearest by {model}"
-        return [tag("div", text, class_="by"), tag("ol", *cells)]
+        return [tag("div", text, class_="by"), tag("ol", *cells, class_="texts" if texts else None)]
 
     items = []
     for row, place in enumerate(chosen):
