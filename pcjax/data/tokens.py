@@ -162,6 +162,7 @@ def encode(tokenizer: Any, texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray
     return np.concatenate(ids), np.cumsum(np.concatenate(lengths))
 
 
+@functools.lru_cache(maxsize=4)  # parsing takes as long as a thousand short texts
 def limited(vocabulary: Vocabulary) -> Any:
     """Return the tokenizer of a vocabulary, which cuts texts to its limit."""
     tokenizer = load_tokenizer(vocabulary.tokenizer, "the tokenizer")

@@ -28,6 +28,7 @@ from pcjax.config import Model
 from pcjax.data import tokens as data_tokens
 from pcjax.data.tokens import Vocabulary, length_batches, tokens_of
 from pcjax.models import Output, build
+from pcjax.models.static import Static
 
 FORMAT, EXPORTED = 2, "student.safetensors"
 METADATA = "pcjax"
@@ -35,7 +36,7 @@ MAX_HEADER_BYTES = 2**20
 MAX_SIZE, MAX_DIMENSIONS = 2**20, 8
 STORED = "F32"  # weights are float32, whatever the model computes in
 TOKENIZER, BYTES = "tokenizer", "U8"
-TOKENS_AT_A_TIME = 2048
+TOKENS_AT_A_TIME, ROWS_AT_A_TIME = 2048, 32_768  # a table of rows costs little a token
 ABOUT = ("version", "features", "config")
 
 
@@ -127,7 +128,8 @@ class Exported:
         tokens = tokens_of(list(texts), cast(Vocabulary, self.vocabulary))
         result = np.zeros((len(tokens), self.about["features"]), np.float32)
         rows = np.arange(len(tokens))
-        for chosen, inputs in length_batches(tokens, rows, TOKENS_AT_A_TIME):
+        most = ROWS_AT_A_TIME if isinstance(self.module, Static) else TOKENS_AT_A_TIME
+        for chosen, inputs in length_batches(tokens, rows, most):
             output = _apply(self.module, jnp.asarray(inputs))
             result[chosen] = np.asarray(output.features)[: len(chosen)]
         return result
