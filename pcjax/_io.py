@@ -87,6 +87,18 @@ def read_json(path: pathlib.Path, limit: int = MAX_JSON_BYTES) -> Any:
         raise RequestError(f"{path} is not valid JSON ({error}).") from error
 
 
+def safetensors_header_bytes(path: pathlib.Path, limit: int) -> int:
+    """Return the length that the header of a safetensors file claims; refuse an impossible one."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if size <= 8 or length > size - 8:
+        raise RequestError("it is cut short")
+    if length > limit:
+        raise RequestError(f"its header has {length:,} bytes, more than {limit:,}")
+    return length
+
+
 def read_signed(path: pathlib.Path, remedy: str, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """Read an object that `write_signed` wrote; refuse it if a digit of it changed since.
 

@@ -194,7 +194,7 @@ def load(path: str | pathlib.Path) -> Exported:
     if not path.is_file():
         raise RequestError(f"There is no file {path}; `pcjax export RUN` writes it.")
     try:
-        _check_header(path)
+        _io.safetensors_header_bytes(path, MAX_HEADER_BYTES)
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = _parse_metadata((file.metadata() or {}).get(METADATA))
             names = [*file.keys()]
@@ -240,17 +240,6 @@ def _load_encoder(folder: pathlib.Path) -> Exported:
     width = int(np.shape(_apply(module, jnp.asarray(tokens)).features)[1])
     inputs = Inputs((vocabulary.width,), "int32", limit=vocabulary.limit)
     return Exported(module, inputs, {"features": width}, vocabulary)
-
-
-def _check_header(path: pathlib.Path) -> None:
-    """Check the length that the header claims before anything reads it."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-    if size <= 8 or length > size - 8:
-        raise RequestError("it is cut short")
-    if length > MAX_HEADER_BYTES:
-        raise RequestError(f"its header has {length} bytes, more than {MAX_HEADER_BYTES}")
 
 
 def _parse_metadata(text: str | None) -> dict[str, Any]:

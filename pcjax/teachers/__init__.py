@@ -1,4 +1,4 @@
-"""Where a teacher's outputs come from: a run, a training with labels, a model of others, a file."""
+"""Load or compute a teacher's outputs: of a run, a training with labels, others' models, a file."""
 
 from pcjax.teachers.features import read_features
 from pcjax.teachers.initial import check_initial, initialised_by_teacher, student_vocabulary

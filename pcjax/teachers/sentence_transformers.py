@@ -360,13 +360,7 @@ def _shards(folder: pathlib.Path) -> list[str]:
 
 def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     """Read a safetensors file; half precision becomes float32."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-    if size <= 8 or length > size - 8:
-        raise RequestError("it is cut short")
-    if length > MAX_HEADER_BYTES:
-        raise RequestError(f"its header has {length:,} bytes, more than {MAX_HEADER_BYTES:,}")
+    length = _io.safetensors_header_bytes(path, MAX_HEADER_BYTES)
     tensors, brain = {}, []
     with safetensors.safe_open(path, framework="numpy") as file:
         for name in file.keys():  # noqa: SIM118

@@ -21,7 +21,7 @@ Read = Callable[[str, Dataset], Encoder | Mapping[str, np.ndarray]]
 
 
 class TeacherSource(NamedTuple):
-    """Where a teacher of others can come from.
+    """Read a teacher of others: one kind of teacher.source.
 
     read: (name, texts) -> a model that reads texts, or features by part ("train", ...).
     title: its description, for `pcjax list teachers`.
