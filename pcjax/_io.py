@@ -95,7 +95,7 @@ def safetensors_header_bytes(path: pathlib.Path, limit: int) -> int:
     if size <= 8 or length > size - 8:
         raise RequestError("it is cut short")
     if length > limit:
-        raise RequestError(f"its header has {length:,} bytes, more than {limit:,}")
+        raise RequestError(f"its header has {length} bytes, more than {limit}")
     return length
 
 
