@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 import types
 import typing
 from typing import Any, Literal
@@ -115,7 +116,7 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
 
 def _type_error(hint: Any, value: Any, where: str) -> RequestError:
     expected = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
-    expected = expected.replace("typing.", "").replace("pcjax.config.", "")
+    expected = re.sub(r"typing\.|pcjax\.config(_losses)?\.", "", expected)
     text = repr(value)
     text = text if len(text) <= 200 else f"{text[:200]}..."
     return RequestError(f"{where}={text} is not of type {expected}.")
