@@ -178,24 +178,15 @@ def tokenised(data: Dataset, vocabulary: Vocabulary) -> Dataset:
 
     Training batches are no wider than the longest training text needs.
     """
-    tokenizer = limited(vocabulary)
-    stores: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-    for examples in data.parts.values():
-        texts = texts_of(examples)
-        if id(texts) not in stores:
-            stores[id(texts)] = encode(
-                tokenizer, (vocabulary.prepare(texts.text(row)) for row in range(len(texts)))
-            )
-    train = texts_of(data.train)
-    lengths = np.diff(stores[id(train)][1], prepend=0)[data.train.rows]
+    texts = {name: texts_of(part) for name, part in data.parts.items()}
+    # Several parts may share a store.
+    stores = {id(each): _tokens(each, vocabulary) for each in set(texts.values())}
+    lengths = stores[id(texts["train"])].lengths[data.train.rows]
     width = min(vocabulary.width, rounded(int(lengths.max(initial=1))))
     vocabulary = vocabulary._replace(width=width)
-    made = {
-        id(texts_of(part)): Tokens(texts_of(part), *stores[id(texts_of(part))], vocabulary)
-        for part in data.parts.values()
-    }
+    stores = {key: dataclasses.replace(s, vocabulary=vocabulary) for key, s in stores.items()}
     parts = {
-        name: dataclasses.replace(part, store=made[id(texts_of(part))])
+        name: dataclasses.replace(part, store=stores[id(texts[name])])
         for name, part in data.parts.items()
     }
     return Dataset(data.source, **parts, vocabulary=vocabulary)
@@ -203,9 +194,12 @@ def tokenised(data: Dataset, vocabulary: Vocabulary) -> Dataset:
 
 def tokens_of(texts: Sequence[str], vocabulary: Vocabulary) -> Tokens:
     """Tokenise a few texts."""
-    return Tokens(
-        in_memory(texts), *encode(limited(vocabulary), map(vocabulary.prepare, texts)), vocabulary
-    )
+    return _tokens(in_memory(texts), vocabulary)
+
+
+def _tokens(texts: Texts, vocabulary: Vocabulary) -> Tokens:
+    prepared = (vocabulary.prepare(texts.text(row)) for row in range(len(texts)))
+    return Tokens(texts, *encode(limited(vocabulary), prepared), vocabulary)
 
 
 def texts_of(examples: Examples) -> Texts:

@@ -19,7 +19,7 @@ from pcjax.data.tokens import tokenised
 from pcjax.dissimilarity import DISSIMILARITIES
 from pcjax.metrics.registry import Context, RatedPairs, all_metrics, sampled
 from pcjax.teachers import Teacher
-from pcjax.training.embedding import FrozenModel, embed, embed_all, jitted_outputs
+from pcjax.training.embedding import FrozenModel, embed, features_of_all, jitted_outputs
 
 MIN_EXAMPLES = 4  # that coherence can be estimated from
 MAX_CORRUPTED = 10_000  # test examples
@@ -193,14 +193,13 @@ def evaluate(
       section: the settings.
       other: what `section` names besides.
     """
-    own = teacher.view(dataset)
+    own = teacher.seen or dataset
     pairs = None if other is None else other.pairs
     rated = _rated(teacher.model, pairs, teacher.view, section)
     results = {"teacher": _evaluate(teacher.model, teacher.features, teacher, own, section, rated)}
     embeddings: dict[str, Mapping[str, np.ndarray]] = {"teacher": teacher.features}
     for name, model in models.items():
-        outputs = embed_all(model, dataset, section.batch)
-        features = {part: output.features for part, output in outputs.items()}
+        features = features_of_all(model, dataset, section.batch)
         for part, rows in features.items():
             if not np.isfinite(rows).all():
                 raise NotFiniteError(
@@ -286,8 +285,7 @@ def add_other(
     for name, model in models.items():
         if model is not None:
             seen = teacher.view(other) if name == "teacher" else other
-            outputs = embed_all(model, seen, section.batch)
-            features[name] = {part: output.features for part, output in outputs.items()}
+            features[name] = features_of_all(model, seen, section.batch)
     own = features.get("teacher", {})
     for name, parts in features.items():
         metrics = compute(

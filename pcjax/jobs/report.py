@@ -12,7 +12,7 @@ from pcjax.jobs.compare import Rivals, page_of, shared_config
 from pcjax.jobs.evaluate import load_models
 from pcjax.run import read_result, stored_run
 from pcjax.teachers import load_teacher
-from pcjax.training.embedding import embed_all
+from pcjax.training.embedding import features_of_all
 
 
 def report(folder: pathlib.Path, display: Display) -> None:
@@ -34,8 +34,7 @@ def report(folder: pathlib.Path, display: Display) -> None:
         batch = run.config.evaluation.batch
         embeddings = {TEACHER: teacher.features}
         for name in (UNTRAINED, STUDENT) if models else ():
-            outputs = embed_all(models[name], dataset, batch)
-            embeddings[name] = {part: output.features for part, output in outputs.items()}
+            embeddings[name] = features_of_all(models[name], dataset, batch)
         write_report(run, results, dataset, embeddings)
     size = (folder / REPORT).stat().st_size / 1e6
     display.say(f"{folder / REPORT}: {size:.1f} MB, one file to open in a browser or to send")

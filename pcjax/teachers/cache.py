@@ -19,7 +19,7 @@ from pcjax import _io
 from pcjax.data import Examples
 from pcjax.display import Display
 from pcjax.multihost import broadcast, broadcast_int
-from pcjax.training.embedding import FrozenModel, embed, output_shape
+from pcjax.training.embedding import FrozenModel, embed, one_of, output_shape
 
 BLOCK = 8192  # examples
 MANIFEST = "manifest.json"
@@ -41,7 +41,7 @@ def cached_features(
       batch: how many examples are computed at a time.
       display: shows the progress.
     """
-    width = int(output_shape(model, examples).features.shape[1])
+    width = int(output_shape(model, one_of(examples)).features.shape[1])
     decisive = {key: value for key, value in manifest.items() if key != "name"}
     folder = _io.user_cache("teachers") / _io.digest(decisive)
     blocks = []

@@ -11,7 +11,7 @@ import numpy as np
 from pcjax import config
 from pcjax._checks import RequestError
 from pcjax.data import Dataset
-from pcjax.data.tokens import texts_of, tokenised
+from pcjax.data.tokens import texts_of
 from pcjax.models import Output
 from pcjax.run import CHECKPOINTS, Run, stored_run
 from pcjax.teachers.features import read_features
@@ -21,7 +21,7 @@ from pcjax.teachers.teacher import Teacher, classifier_of
 from pcjax.teachers.trained import check_teaching, train_teacher
 from pcjax.training.build import TEACHER_STREAM, build_model
 from pcjax.training.checkpoint import load_trained
-from pcjax.training.embedding import FrozenModel, output_shapes
+from pcjax.training.embedding import FrozenModel, output_shape, output_shapes
 
 TEACHER = "teacher"  # the folder of a teacher inside the run that trained it
 
@@ -118,8 +118,8 @@ def teacher_shapes(
         else:
             outputs = read_source(teacher.source, dataset)
         if isinstance(outputs, Encoder):
-            view = tokenised(dataset, outputs.vocabulary())
-            return output_shapes(outputs.model, view), {}
+            tokens = jax.ShapeDtypeStruct((1, outputs.vocabulary().width), jnp.int32)
+            return output_shape(outputs.model, tokens), {}
         row: Any = jax.ShapeDtypeStruct((1, *outputs["train"].shape[1:]), jnp.float32)
         return Output(row, None, {}), {}
     if teacher.run is not None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from pcjax import _io
 from pcjax.data import Dataset
-from pcjax.data.tokens import Vocabulary, tokenised
+from pcjax.data.tokens import tokenised
 from pcjax.display import Display
 from pcjax.models import Output
 from pcjax.teachers.cache import cached_features
@@ -27,7 +27,7 @@ class Teacher:
     logits: (n, classes) class scores of the training examples, or None.
     digest: hash of the weights, or of the features where there is no model.
     model: None where the features come from a file.
-    vocabulary: how the model reads texts; None where it reads what the student reads.
+    seen: the texts as the model reads them; None where it reads what the student reads.
     live: whether the student's training shows the model every augmented image.
     """
 
@@ -36,7 +36,7 @@ class Teacher:
     digest: str
     model: FrozenModel | None = None
     live: bool = False
-    vocabulary: Vocabulary | None = None
+    seen: Dataset | None = None
 
     @classmethod
     def from_model(
@@ -57,29 +57,24 @@ class Teacher:
         cls, encoder: Encoder, dataset: Dataset, *, batch: int, display: Display
     ) -> "Teacher":
         """Compute the features of all texts, or take them from the cache."""
-        vocabulary = encoder.vocabulary()
-        features = {
-            part: cached_features(
-                encoder.model,
-                examples,
-                {
-                    "name": encoder.name,
-                    "teacher": encoder.model.digest,
-                    "tokenizer": vocabulary.digest,
-                    "max_tokens": vocabulary.limit,
-                    "texts": examples.fingerprint,
-                },
-                batch,
-                display,
-            )
-            for part, examples in tokenised(dataset, vocabulary).parts.items()
+        vocabulary, digest = encoder.vocabulary(), encoder.model.digest
+        seen = tokenised(dataset, vocabulary)
+        manifest = {
+            "name": encoder.name,
+            "teacher": digest,
+            "tokenizer": vocabulary.digest,
+            "max_tokens": vocabulary.limit,
         }
-        digest = _io.digest([encoder.model.digest, vocabulary.digest])
-        return cls(features, None, digest, encoder.model, vocabulary=vocabulary)
+        features = {}
+        for part, examples in seen.parts.items():
+            own = manifest | {"texts": examples.fingerprint}
+            features[part] = cached_features(encoder.model, examples, own, batch, display)
+        both = _io.digest([digest, vocabulary.digest])
+        return cls(features, None, both, encoder.model, seen=seen)
 
     def view(self, dataset: Dataset) -> Dataset:
         """Return a data set as the model reads it."""
-        return dataset if self.vocabulary is None else tokenised(dataset, self.vocabulary)
+        return dataset if self.seen is None else tokenised(dataset, self.seen.vocabulary)
 
     def targets(self, dataset: Dataset) -> TeacherTargets:
         """Return the targets that a train step compares the student with.

@@ -39,18 +39,23 @@ def build_model(
       shapes_only: return the arrays' shapes in place of weights; nothing is computed.
     """
     classes = dataset.class_count if classifier else None
-    own: dict[str, Any] = dict(model.options)
-    if dataset.vocabulary is not None:  # the tokenizer decides, whatever the config asks for
-        sizes = {"vocabulary": dataset.vocabulary.size, "unknown": dataset.vocabulary.unknown}
-        known = models.options_of(model.name)
-        if "vocabulary" not in known:
-            raise RequestError(f"The model {model.name} does not read texts; use static or bert.")
-        own |= {name: size for name, size in sizes.items() if name in known}
-    options = tuple(sorted(own.items()))
+    options = tuple(sorted(options_for(model, dataset).items()))
     build = _builder(model.name, dataset.train.shape, classes, training.compute, options)
     if shapes_only:
         return FrozenModel(*functional_shapes(build))
     return FrozenModel(*functional(build, 2 * training.seed + stream))
+
+
+def options_for(model: Model, dataset: Dataset) -> dict[str, Any]:
+    """Return a model's options, with those that the tokenizer of a data set of texts decides."""
+    options: dict[str, Any] = dict(model.options)
+    if dataset.vocabulary is None:
+        return options
+    known = models.options_of(model.name)
+    if "vocabulary" not in known:
+        raise RequestError(f"The model {model.name} does not read texts; use static or bert.")
+    decided = {"vocabulary": dataset.vocabulary.size, "unknown": dataset.vocabulary.unknown}
+    return options | {name: value for name, value in decided.items() if name in known}
 
 
 @functools.lru_cache(maxsize=64)

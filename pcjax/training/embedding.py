@@ -45,9 +45,8 @@ class FrozenModel(NamedTuple):
 
     def flops(self, examples: Examples) -> int:
         """Count the floating-point operations for one example, as XLA does."""
-        lowered = jitted_outputs.lower(
-            self.function, self.parameters, self.statistics, _one(examples)
-        )
+        example = one_of(examples)
+        lowered = jitted_outputs.lower(self.function, self.parameters, self.statistics, example)
         return int(dict(lowered.cost_analysis() or {}).get("flops", 0))
 
 
@@ -68,19 +67,20 @@ def jitted_outputs(
 
 def output_shapes(model: FrozenModel, dataset: Dataset) -> Output:
     """Return the shapes of a model's output for one example; nothing is computed."""
-    return output_shape(model, dataset.train)
+    return output_shape(model, one_of(dataset.train))
 
 
-def output_shape(model: FrozenModel, examples: Examples) -> Output:
-    """Return the shapes of a model's output for one of these examples; nothing is computed."""
+def output_shape(model: FrozenModel, example: jax.ShapeDtypeStruct) -> Output:
+    """Return the shapes of a model's output for an example (1, ...); nothing is computed."""
 
     def output(parameters: Any, statistics: Any, images: Any) -> Output:
         return model.function.apply(parameters, statistics, images, train=False)[0]
 
-    return jax.eval_shape(output, model.parameters, model.statistics, _one(examples))
+    return jax.eval_shape(output, model.parameters, model.statistics, example)
 
 
-def _one(examples: Examples) -> jax.ShapeDtypeStruct:
+def one_of(examples: Examples) -> jax.ShapeDtypeStruct:
+    """Return the shape of a batch of one example, as a model gets it."""
     return jax.ShapeDtypeStruct((1, *examples.shape), examples.input_dtype)
 
 
@@ -146,6 +146,11 @@ def _batches(
     batches = evaluation_batches(examples, batch=batch, normalise=normalise, **part)
     for number, rows in enumerate(batches):
         yield np.arange(n)[number * batch :][:batch], rows["image"]
+
+
+def features_of_all(model: FrozenModel, dataset: Dataset, batch: int) -> dict[str, np.ndarray]:
+    """Compute a model's features for every part of a data set."""
+    return {part: output.features for part, output in embed_all(model, dataset, batch).items()}
 
 
 def embed_all(model: FrozenModel, dataset: Dataset, batch: int) -> dict[str, Embeddings]:
