@@ -35,7 +35,7 @@ TRAINING_HELP = """pcjax {job} [CONFIG] [--workdir DIR] [--section.field value .
 {purpose}
 
   --workdir DIR                    folder of the run; a stopped run there is resumed [{workdir}]
-  --data.source SOURCE             digits, tfds:NAME or arrays:PATH
+  --data.source SOURCE             digits, tfds:NAME, arrays:PATH or text:PATH
 {options}
   --no-cache                       compile everything anew
   --help-all                       print every field of the config
@@ -48,6 +48,7 @@ STUDENT_OPTIONS = """\
   --student.features N             number of the student's features
   --teacher.run DIR                use the teacher of an earlier run
   --teacher.features FILE          use features computed elsewhere: .npy, one row an example
+  --teacher.source NAME            use a model of others; `pcjax list teachers`
   --training.epochs N              length of the student's training
   --training.batch N               examples a step
   --training.learning-rate X

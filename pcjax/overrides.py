@@ -258,9 +258,9 @@ def _list_teachers(display: Display) -> None:
 
 
 def _list_formats(display: Display) -> None:
-    from pcjax.export.formats import FORMATS
+    from pcjax.export.formats import all_formats
 
-    rows = [[name, each.title] for name, each in FORMATS.items()]
+    rows = [[name, each.title] for name, each in all_formats().items()]
     display.table("formats of `pcjax export`", ["name", "export"], rows)
 
 

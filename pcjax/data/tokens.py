@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from pcjax.data.texts import Texts, in_memory
 from pcjax.models.text import PADDING
 
 CHUNK = 16_384  # texts that are tokenised at a time
+MAX_TOKENIZER_BYTES = 2**27
 LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # then multiples of 512
 
 
@@ -70,6 +72,22 @@ def vocabulary(tokenizer: str, *, limit: int | None, width: int, where: str) -> 
     else:
         unknown = ids.get(name, -1)
     return Vocabulary(tokenizer, max(ids.values()) + 1, unknown, limit, width)
+
+
+def read_tokenizer(path: pathlib.Path, missing: str, not_utf8: str) -> str:
+    """Return the JSON of a tokenizer's file.
+
+    Args:
+      path: the file.
+      missing: the error where there is no such file.
+      not_utf8: the error where it is none in UTF-8.
+    """
+    if not path.is_file() or path.stat().st_size > MAX_TOKENIZER_BYTES:
+        raise RequestError(missing)
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeError as error:
+        raise RequestError(not_utf8) from error
 
 
 def load_tokenizer(tokenizer: str, where: str) -> Any:

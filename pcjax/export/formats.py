@@ -131,8 +131,14 @@ FORMATS = {
 }
 
 
+def all_formats() -> dict[str, Format]:
+    """Return the formats of this package and of installed ones, by name."""
+    installed = metadata.entry_points(group="pcjax.formats")
+    return FORMATS | {entry.name: entry.load() for entry in installed}
+
+
 def find_format(name: str) -> Format:
     """Return a format by its name."""
-    installed = {entry.name: entry for entry in metadata.entry_points(group="pcjax.formats")}
-    _checks.require_name("format", name, [*FORMATS, *installed])
-    return FORMATS[name] if name in FORMATS else installed[name].load()
+    formats = all_formats()
+    _checks.require_name("format", name, formats)
+    return formats[name]

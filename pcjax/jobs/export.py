@@ -18,9 +18,9 @@ from pcjax.export.card import CardFacts
 from pcjax.export.formats import Student, find_format
 from pcjax.jobs.common import load_data
 from pcjax.jobs.evaluate import read_student, single_run
-from pcjax.models import options_of
 from pcjax.run import Run, read_result
 from pcjax.teachers import find_encoder
+from pcjax.training.build import options_for
 from pcjax.training.embedding import FrozenModel, output_shapes
 
 ALIGNED = ("hint", "embed_distill")  # without a head they copy the teacher's features
@@ -64,11 +64,7 @@ def exportable(run: Run, dataset: Dataset, model: FrozenModel, result: dict[str,
     arrays = {n: np.asarray(x) for n, x in {**model.parameters, **model.statistics}.items()}
     about = {"version": __version__, "features": features, "config": config.digest()}
     classes = dataset.class_count if "classify/kernel" in arrays else None
-    sizes = (
-        {} if vocabulary is None else {"vocabulary": vocabulary.size, "unknown": vocabulary.unknown}
-    )
-    known = options_of(config.student.name)
-    options = {**config.student.options, **{n: x for n, x in sizes.items() if n in known}}
+    options = options_for(config.student, dataset)
     architecture = safetensors.Architecture(
         config.student.name, classes, config.training.compute, options
     )

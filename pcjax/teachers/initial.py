@@ -20,7 +20,6 @@ from pcjax.teachers.sources import find_encoder
 from pcjax.training.embedding import FrozenModel
 
 SIF = 1e-3  # the smooth inverse frequency's constant, for frequencies counted in the texts
-MAX_TOKENIZER_BYTES = 2**27
 
 
 def student_vocabulary(config: Config, dataset: Dataset) -> Vocabulary:
@@ -36,13 +35,11 @@ def student_vocabulary(config: Config, dataset: Dataset) -> Vocabulary:
     encoder = find_encoder(config.teacher.source)
     if section.tokenizer is not None:
         where = f"{section.tokenizer} (data.tokenizer)"
-        path = pathlib.Path(section.tokenizer)
-        if not path.is_file() or path.stat().st_size > MAX_TOKENIZER_BYTES:
-            raise RequestError(f"{where} is no file of a tokenizer; give a tokenizer.json.")
-        try:
-            tokenizer = path.read_text(encoding="utf-8")
-        except UnicodeError as error:
-            raise RequestError(f"{where} is not UTF-8; give a tokenizer.json.") from error
+        tokenizer = tokens.read_tokenizer(
+            pathlib.Path(section.tokenizer),
+            f"{where} is no file of a tokenizer; give a tokenizer.json.",
+            f"{where} is not UTF-8; give a tokenizer.json.",
+        )
     elif encoder is not None:
         where, tokenizer = f"the tokenizer of {encoder.name}", encoder.tokenizer
     else:

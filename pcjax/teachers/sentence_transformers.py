@@ -22,7 +22,6 @@ from pcjax.models.functional import functional_shapes
 from pcjax.training.embedding import FrozenModel
 
 MAX_HEADER_BYTES = 2**25
-MAX_TOKENIZER_BYTES = 2**27
 MAX_FRONT_MATTER = 2**20  # characters
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 REMEDY = "compute its vectors elsewhere and give --teacher.source vectors:FILE"
@@ -396,15 +395,11 @@ def _checked(path: pathlib.Path, kind: type, value: Any) -> Any:
 
 def _tokenizer(folder: pathlib.Path) -> str:
     path = folder / "tokenizer.json"
-    if not path.is_file() or path.stat().st_size > MAX_TOKENIZER_BYTES:
-        raise RequestError(
-            f"{folder} has no tokenizer.json; write it with AutoTokenizer.from_pretrained(...)"
-            ".save_pretrained(FOLDER)."
-        )
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeError as error:
-        raise RequestError(f"{path} is not UTF-8.") from error
+    missing = (
+        f"{folder} has no tokenizer.json; write it with AutoTokenizer.from_pretrained(...)"
+        ".save_pretrained(FOLDER)."
+    )
+    return tokens.read_tokenizer(path, missing, f"{path} is not UTF-8.")
 
 
 def _check_tokenizer(folder: pathlib.Path, tokenizer: str, rows: int) -> None:
