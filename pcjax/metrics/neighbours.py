@@ -328,6 +328,11 @@ def _evaluate_majority(context: Context) -> float | None:
     return _votes(context, "majority")
 
 
+@functools.lru_cache(maxsize=1)  # both votes and the search need the same
+def _own_nearest(context: Context, among: str, k: int) -> Neighbours:
+    return nearest(context.test, context.features[among], k=k, exclude_self=among == "test")
+
+
 def _votes(context: Context, weighting: str) -> float | None:
     """Compute how often the nearest training examples vote for a test example's class.
 
@@ -339,7 +344,7 @@ def _votes(context: Context, weighting: str) -> float | None:
     gallery, labels = context.features[among], context.labels[among]
     itself = among == "test"
     k = max(1, min(context.neighbours, len(gallery) - 2 * itself))
-    neighbours = nearest(context.test, gallery, k=k, exclude_self=itself)
+    neighbours = _own_nearest(context, among, k)
     predicted = np.asarray(vote(neighbours, labels, weighting=weighting))
     return float(np.mean(predicted == context.labels["test"]))
 
@@ -369,9 +374,14 @@ def same_results(
     >>> print(pcjax.metrics.same_results(gallery, gallery, gallery, gallery[::-1], k=2))
     [0.5 1.  0.5]
     """
-    own = nearest(student, student_gallery, k=k).places
-    expected = nearest(teacher, teacher_gallery, k=k).places
-    return jnp.mean((own[:, :, None] == expected[:, None, :]).any(axis=1), axis=1)
+    own = nearest(student, student_gallery, k=k)
+    return _shared(own, nearest(teacher, teacher_gallery, k=k))
+
+
+def _shared(own: Neighbours, expected: Neighbours) -> Float[Array, "n"]:
+    """Return the share of the expected neighbours that are among the own ones, by query."""
+    same = own.places[:, :, None] == expected.places[:, None, :]
+    return jnp.mean(same.any(axis=1), axis=1)
 
 
 @metric("search_recall", title="search results kept", unit="share", column="search")
@@ -381,5 +391,5 @@ def _evaluate_search(context: Context) -> float | None:
     if context.teacher is None or context.teacher_gallery is None or gallery is None:
         return None
     k = min(context.neighbours, len(gallery))
-    shares = same_results(context.test, gallery, context.teacher, context.teacher_gallery, k=k)
-    return float(jnp.mean(shares))
+    expected = nearest(context.teacher, context.teacher_gallery, k=k)
+    return float(jnp.mean(_shared(_own_nearest(context, "train", k), expected)))

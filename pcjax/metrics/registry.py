@@ -29,7 +29,7 @@ class RatedPairs(NamedTuple):
     scores: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Context:
     """A representation to be evaluated.
 
