@@ -9,7 +9,7 @@ other weights, another tokenizer, another limit of tokens or other texts have th
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,41 +19,39 @@ from pcjax import _io
 from pcjax.data import Examples
 from pcjax.display import Display
 from pcjax.multihost import broadcast, broadcast_int
-from pcjax.training.embedding import FrozenModel, embed, one_of, output_shape
 
 BLOCK = 8192  # examples
 MANIFEST = "manifest.json"
 
 
 def cached_features(
-    model: FrozenModel,
+    compute: Callable[[Examples], np.ndarray],
+    width: int,
     examples: Examples,
     manifest: Mapping[str, Any],
-    batch: int,
     display: Display,
 ) -> np.ndarray:
     """Return a model's features of all examples; compute only what the cache does not have.
 
     Args:
-      model: the model.
+      compute: returns the features of some examples.
+      width: the number of features.
       examples: the examples, as the model reads them.
       manifest: everything that the features depend on.
-      batch: how many examples are computed at a time.
       display: shows the progress.
     """
-    width = int(output_shape(model, one_of(examples)).features.shape[1])
     decisive = {key: value for key, value in manifest.items() if key != "name"}
     folder = _io.user_cache("teachers") / _io.digest(decisive)
     blocks = []
     starts = range(0, len(examples), BLOCK)
-    with display.counting(f"{manifest['name']}: texts embedded", len(examples)) as count:
+    with display.counting(f"{manifest['name']}: examples embedded", len(examples)) as count:
         for number, start in enumerate(starts):
             rows = examples.rows[start : start + BLOCK]
             path = folder / f"{number:05}.npy"
             block = _stored(path, (len(rows), width))
             if block is None:
                 part = dataclasses.replace(examples, rows=rows)
-                block = embed(model, part, (np.zeros(1), np.ones(1)), batch).features
+                block = np.asarray(compute(part), np.float32)
                 _store(path, block, manifest)
             blocks.append(block)
             count(start + len(rows))

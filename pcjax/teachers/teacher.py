@@ -9,12 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from pcjax import _io
-from pcjax.data import Dataset
-from pcjax.data.tokens import tokenised
+from pcjax.data import Dataset, Examples
 from pcjax.display import Display
 from pcjax.models import Output
 from pcjax.teachers.cache import cached_features
-from pcjax.teachers.sentence_transformers import Encoder
+from pcjax.teachers.encoder import Encoder
 from pcjax.training.embedding import FrozenModel, embed_all, output_shapes
 from pcjax.training.objective import TeacherTargets
 
@@ -27,8 +26,9 @@ class Teacher:
     logits: (n, classes) class scores of the training examples, or None.
     digest: hash of the weights, or of the features where there is no model.
     model: None where the features come from a file.
-    seen: the texts as the model reads them; None where it reads what the student reads.
     live: whether the student's training shows the model every augmented image.
+    encoder: the model of others that computed the features, if it was one.
+    seen: the examples as that model reads them; None: as the student reads them.
     """
 
     features: Mapping[str, np.ndarray]
@@ -36,6 +36,7 @@ class Teacher:
     digest: str
     model: FrozenModel | None = None
     live: bool = False
+    encoder: Encoder | None = None
     seen: Dataset | None = None
 
     @classmethod
@@ -56,25 +57,23 @@ class Teacher:
     def from_encoder(
         cls, encoder: Encoder, dataset: Dataset, *, batch: int, display: Display
     ) -> "Teacher":
-        """Compute the features of all texts, or take them from the cache."""
-        vocabulary, digest = encoder.vocabulary(), encoder.model.digest
-        seen = tokenised(dataset, vocabulary)
-        manifest = {
-            "name": encoder.name,
-            "teacher": digest,
-            "tokenizer": vocabulary.digest,
-            "max_tokens": vocabulary.limit,
-        }
+        """Compute the features of all examples, or take them from the cache."""
+        seen = encoder.view(dataset)
+        manifest = {"name": encoder.name, "teacher": encoder.digest, **encoder.settings()}
+
+        def compute(examples: Examples) -> np.ndarray:
+            return encoder.features(examples, seen.normalise, batch)
+
         features = {}
         for part, examples in seen.parts.items():
-            own = manifest | {"texts": examples.fingerprint}
-            features[part] = cached_features(encoder.model, examples, own, batch, display)
-        both = _io.digest([digest, vocabulary.digest])
-        return cls(features, None, both, encoder.model, seen=seen)
+            own = manifest | {"examples": examples.fingerprint}
+            features[part] = cached_features(compute, encoder.width, examples, own, display)
+        digest = _io.digest([encoder.digest, dict(encoder.settings())])
+        return cls(features, None, digest, encoder.model, encoder=encoder, seen=seen)
 
     def view(self, dataset: Dataset) -> Dataset:
         """Return a data set as the model reads it."""
-        return dataset if self.seen is None else tokenised(dataset, self.seen.vocabulary)
+        return dataset if self.encoder is None else self.encoder.view(dataset)
 
     def targets(self, dataset: Dataset) -> TeacherTargets:
         """Return the targets that a train step compares the student with.

@@ -1,6 +1,7 @@
 """The cache of a teacher's features: computed once, by what decides them, and never relied on."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import shutil
@@ -15,8 +16,8 @@ from pcjax.data.examples import Examples
 from pcjax.display import Display
 from pcjax.models import build
 from pcjax.models.functional import functional_shapes
-from pcjax.teachers import Teacher, cache
-from pcjax.teachers.sentence_transformers import Encoder
+from pcjax.teachers import Teacher, cache, encoder
+from pcjax.teachers.sentence_transformers import TextEncoder
 from pcjax.training.embedding import FrozenModel
 
 pytest.importorskip("tokenizers", reason="tokenizers is not installed")
@@ -27,6 +28,7 @@ BLOCK = 3
 TABLE = np.random.default_rng(0).normal(size=(len(VOCABULARY), 4)).astype(np.float32)
 OPTIONS = {"vocabulary": len(VOCABULARY), "features": 4, "normalise": False}
 MANIFEST = {"name": "a-model", "teacher": "0123", "max_tokens": 8}
+PLAIN = (np.zeros(1), np.ones(1))
 QUIET = Display(quiet=True)
 
 
@@ -41,6 +43,12 @@ def model(table=TABLE):
     return FrozenModel(FUNCTION, {"table/embedding": jnp.asarray(table)}, {})
 
 
+def text_encoder(**changed):
+    own = {"name": "a-model", "kind": "static", "options": OPTIONS, "model": model(), "width": 4}
+    own |= {"tokenizer": wordpiece(), "max_tokens": 8}
+    return TextEncoder(**own | changed)
+
+
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     """Have a cache of the test's own, with small blocks; return its folder."""
@@ -52,13 +60,13 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def computed(monkeypatch):
     """Return a list of how many examples each call computes."""
-    calls, embed = [], cache.embed
+    calls, embed = [], encoder.embed
 
     def counted(model, examples, *rest):
         calls.append(len(examples))
         return embed(model, examples, *rest)
 
-    monkeypatch.setattr(cache, "embed", counted)
+    monkeypatch.setattr(encoder, "embed", counted)
     return calls
 
 
@@ -70,7 +78,8 @@ def examples():
 
 
 def features(examples, table=TABLE, **changed):
-    return cache.cached_features(model(table), examples, MANIFEST | changed, 4, QUIET)
+    compute = functools.partial(text_encoder(model=model(table)).features, normalise=PLAIN, batch=4)
+    return cache.cached_features(compute, 4, examples, MANIFEST | changed, QUIET)
 
 
 def expected(examples, table=TABLE):
@@ -104,11 +113,11 @@ def test_a_stopped_command_is_resumed(examples, computed, folder, monkeypatch):
             raise KeyboardInterrupt
         return counted(*_)
 
-    counted = cache.embed
-    monkeypatch.setattr(cache, "embed", stopped)
+    counted = encoder.embed
+    monkeypatch.setattr(encoder, "embed", stopped)
     with pytest.raises(KeyboardInterrupt):
         features(examples)
-    monkeypatch.setattr(cache, "embed", counted)
+    monkeypatch.setattr(encoder, "embed", counted)
     np.testing.assert_allclose(features(examples), expected(examples), rtol=1e-5, atol=1e-6)
     assert computed == [3, 3, 1]
 
@@ -208,7 +217,7 @@ def data(tmp_path):
     return load(f"text:{tmp_path / 'x.txt'}")
 
 
-ENCODER = Encoder("a-model", "static", OPTIONS, model(), wordpiece(), 8)
+ENCODER = text_encoder()
 
 
 def test_whatever_decides_the_features_has_its_own_folder(data, computed, folder, tmp_path):
