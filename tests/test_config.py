@@ -166,7 +166,7 @@ def test_impossible_configs_are_refused_when_built(build):
         (lambda c: c["training"].update(batch=0), "got training.batch 0"),
         (lambda c: c["losses"][0].update(arguments={"x": 1}), "losses.0: unknown argument"),
         (lambda c: c["losses"].append(3), "losses.1=3 is not of type Loss"),
-        (lambda c: c.update(student=[]), "student=[] is not of type Model"),
+        (lambda c: c.update(student=[]), "student=[] is not of type Model; give --student.name."),
     ],
 )
 def test_impossible_json_is_refused_by_name(change, message):

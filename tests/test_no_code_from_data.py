@@ -19,8 +19,12 @@ LOADERS = (
     *("joblib", "yaml", "torch"),
 )
 RUNNERS = ("eval", "exec", "compile", "__import__", "execfile")
-# A config's .py file is code, and is run. Jobs and sub-modules are imported by checked names.
-EXCEPTIONS = {("config.py", "runpy"), ("cli.py", "import_module"), ("__init__.py", "import_module")}
+# A config's .py file is code, and is run; it may name a function as a teacher. Jobs and sub-modules
+# are imported by checked names.
+EXCEPTIONS = {
+    ("config.py", "runpy"),
+    *((name, "import_module") for name in ("cli.py", "__init__.py", "teachers/functions.py")),
+}
 
 LOADED = """
 import importlib, json, pkgutil, sys

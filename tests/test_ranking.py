@@ -44,17 +44,20 @@ def test_golden_values(method, temperature, expected, machine, monkeypatch):
 
 
 def rows_with_ties(rng):
+    """Return rows by name, all as long as each other to share what is compiled."""
+    repeated = {
+        "all": [3.0],
+        "zeros of both signs": [0.0, -0.0, 1.0, -1.0, 0.0, -0.0],
+        "infinities": [np.inf, 1.0, -np.inf, np.inf, 0.0, -np.inf],
+        "huge and tiny": [1e38, -1e38, 1e-37, -1e-37, 0.0, 1e38],
+        "not a number": [1.0, np.nan, 2.0, 3.0, 3.0, 0.0],
+    }
     return {
-        "none": rng.normal(size=(5, 23)),
-        "some": rng.integers(0, 6, size=(5, 23)).astype(float),
-        "all": np.full((1, 6), 3.0),
-        "zeros of both signs": np.array([[0.0, -0.0, 1.0, -1.0, 0.0, -0.0]]),
-        "infinities": np.array([[np.inf, 1.0, -np.inf, np.inf, 0.0, -np.inf]]),
-        "huge and tiny": np.array([[1e38, -1e38, 1e-37, -1e-37, 0.0, 1e38]]),
-        "not a number": np.array([[1.0, np.nan, 2.0, 3.0, 3.0, 0.0]]),
-        "one": np.array([[4.0]]),
-        "sorted": np.arange(65.0)[None],
-        "reversed": np.arange(65.0)[None, ::-1],
+        **{f"none {i}": rng.normal(size=65) for i in range(4)},
+        **{f"some {i}": rng.integers(0, 6 + 20 * i, size=65).astype(float) for i in range(4)},
+        **{name: np.resize(row, 65) for name, row in repeated.items()},
+        "sorted": np.arange(65.0),
+        "reversed": np.arange(65.0)[::-1],
     }
 
 
@@ -65,16 +68,16 @@ def rows_with_ties(rng):
 )
 def test_hard_rank_equals_scipy(machine, dtype, rng, x64, monkeypatch):
     on(machine, monkeypatch)
-    for name, x in rows_with_ties(rng).items():
-        x = x.astype(dtype)
-        assert np.array_equal(
-            hard_rank(x), scipy.stats.rankdata(x, "average", axis=-1), equal_nan=True
-        ), name
+    rows = {name: row.astype(dtype) for name, row in rows_with_ties(rng).items()}
+    ranks = hard_rank(np.stack([*rows.values()]))
+    for (name, row), result in zip(rows.items(), ranks, strict=True):
+        assert np.array_equal(result, scipy.stats.rankdata(row, "average"), equal_nan=True), name
+    assert np.array_equal(hard_rank(np.array([4.0], dtype)), [1])
 
 
 def test_hard_rank_on_any_axis_and_dtype(rng):
     x = rng.integers(0, 9, size=(3, 4, 5))
-    cases = [(axis, np.int32) for axis in (0, 1, 2, -1, -2)]
+    cases = [(axis, np.int32) for axis in (0, 2, -2)]
     cases += [(1, dtype) for dtype in (np.uint8, np.float16, jnp.bfloat16)]
     for axis, dtype in cases:
         ranks = hard_rank(jnp.asarray(x, dtype), axis=axis)
@@ -106,7 +109,7 @@ def test_hard_rank_has_no_gradient():
 @machines
 def test_equals_brute_force(method, machine, rng, x64, monkeypatch):
     on(machine, monkeypatch)
-    for n in (1, 3, 33):
+    for n in (1, 33):
         x = np.stack([rng.normal(size=n), rng.integers(0, 4, size=n), -np.arange(n)])
         for temperature in (1e-3, 0.2, 1.0, 30.0):
             ranks = soft_rank(x, temperature=temperature, method=method)
@@ -160,12 +163,15 @@ def test_ranks_sum_to_the_same_at_every_temperature(method, dtype, rng, x64):
 
 @methods
 def test_becomes_the_hard_rank_as_the_temperature_goes_to_0(method, rng, x64):
-    for name, x in rows_with_ties(rng).items():
-        if name != "not a number" and (name != "infinities" or method == "laplace"):
-            ranks = soft_rank(
-                x, temperature=1e-300 if name == "huge and tiny" else 1e-9, method=method
-            )
-            assert np.abs(ranks - scipy.stats.rankdata(x, axis=-1)).max() < 1e-6, name
+    rows = rows_with_ties(rng)
+    del rows["not a number"]
+    if method != "laplace":
+        del rows["infinities"]
+    temperatures = np.array([1e-300 if name == "huge and tiny" else 1e-9 for name in rows])
+    ranks = soft_rank(np.stack([*rows.values()]), temperature=temperatures, method=method)
+    for (name, row), result in zip(rows.items(), ranks, strict=True):
+        assert np.abs(result - scipy.stats.rankdata(row)).max() < 1e-6, name
+    assert soft_rank(np.array([4.0]), temperature=1e-9, method=method) == 1
 
 
 @pytest.mark.nightly
@@ -189,17 +195,20 @@ def test_gradients_equal_differences(method, machine, rng, x64, monkeypatch):
     def weighted(x, temperature, g):
         return jnp.vdot(g, soft_rank(x, temperature=temperature, method=method))
 
-    over_x = jax.jit(jax.vmap(weighted, in_axes=(0, None, None)))
-    over_temperature = jax.jit(jax.vmap(weighted, in_axes=(None, 0, None)))
+    def brute_force(rows, temperatures, g):
+        rows, temperatures = np.broadcast_arrays(rows, np.reshape(temperatures, (-1, 1)))
+        pairs = zip(rows, temperatures[:, 0], strict=True)
+        return np.array([oracles.soft_rank(row, t, method) @ g for row, t in pairs])
+
     gradients = jax.jit(jax.grad(weighted, argnums=(0, 1)))
     for _ in range(50):
         x, g = rng.normal(size=n), rng.normal(size=n)
         temperature = np.exp(rng.uniform(-2, 1)) * (0.3 if method == "permutahedron" else 1)
         dx, dt = gradients(x, temperature, g)
         oracles.assert_gradients_agree(
-            dx, oracles.central_differences(lambda v: over_x(v, temperature, g), x)
+            dx, oracles.central_differences(lambda v: brute_force(v, temperature, g), x)
         )
-        numeric = oracles.central_differences(lambda v: over_temperature(x, v, g), temperature)
+        numeric = oracles.central_differences(lambda v: brute_force(x, v, g), temperature)
         assert abs(dt - numeric) <= 1e-6 * max(np.abs(dx).max(), abs(numeric), 1e-3)
 
 
@@ -247,12 +256,12 @@ def test_gradient_of_the_temperature_beside_outliers(method, outlier, count, rng
 
 
 GROUPS = {  # as long as each other, to share what is compiled
-    "two far apart": lambda rng: np.concatenate([rng.normal(size=125), 300 + rng.normal(size=125)]),
+    "two far apart": lambda rng: np.concatenate([rng.normal(size=25), 300 + rng.normal(size=25)]),
     "many low outliers": lambda rng: np.concatenate(
-        [rng.normal(size=200), -np.geomspace(1e2, 1e9, 50)]
+        [rng.normal(size=40), -np.geomspace(1e2, 1e9, 10)]
     ),
     "many high outliers": lambda rng: np.concatenate(
-        [rng.normal(size=200), np.geomspace(1e2, 1e9, 50)]
+        [rng.normal(size=40), np.geomspace(1e2, 1e9, 10)]
     ),
 }
 
@@ -268,11 +277,7 @@ def test_gradient_of_the_temperature_across_far_gaps(rows, method, machine, rng,
     x = GROUPS[rows](rng).astype(np.float32)
     g = rng.normal(size=len(x)).astype(np.float32)
     gradient = gradient_of_the_temperature(x, g, method)
-    with jax.enable_x64(True):
-        high, low = (
-            np.vdot(g, soft_rank(x.astype(float), temperature=0.05 + t, method=method))
-            for t in (1e-6, -1e-6)
-        )
+    high, low = (np.vdot(g, oracles.soft_rank(x, 0.05 + t, method)) for t in (1e-6, -1e-6))
     assert abs(gradient - (high - low) / 2e-6) <= 2e-3 * np.abs(g).sum()
 
 
@@ -332,15 +337,16 @@ def test_masked_equals_subset(method, machine, rng, x64, monkeypatch):
     x[:, ~where] = [[np.nan], [np.inf], [1e300]]
 
     def weighted(x, where, g):
-        return jnp.vdot(g, soft_rank(x, temperature=0.4, method=method, where=where))
+        ranks = soft_rank(x, temperature=0.4, method=method, where=where)
+        return jnp.vdot(g, ranks), ranks
 
-    both = jax.jit(jax.value_and_grad(weighted))
-    value, gradient = both(x, where, g)
-    expected, expected_gradient = both(x[:, where], None, g[:, where])
-    assert np.allclose(value, expected)
+    both = jax.jit(jax.value_and_grad(weighted, has_aux=True))
+    (_, ranks), gradient = both(x, where, g)
+    (_, expected), expected_gradient = both(x[:, where], None, g[:, where])
+    assert np.allclose(ranks[:, where], expected)
     assert np.allclose(gradient[:, where], expected_gradient)
     assert (gradient[:, ~where] == 0).all()
-    assert (soft_rank(x, temperature=0.4, method=method, where=where)[:, ~where] == 0).all()
+    assert (ranks[:, ~where] == 0).all()
     assert np.array_equal(
         hard_rank(x, where=where)[:, where], scipy.stats.rankdata(x[:, where], axis=1)
     )
@@ -432,17 +438,16 @@ def test_extreme_temperatures(method):
     x = jnp.array([5.0, 1.0, 2.0, 2.0])
 
     @jax.jit
-    @functools.partial(jax.value_and_grad, argnums=(0, 1))
+    @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
     def weighted(x, temperature):
-        return jnp.vdot(x, soft_rank(x, temperature=temperature, method=method))
+        ranks = soft_rank(x, temperature=temperature, method=method)
+        return jnp.vdot(x, ranks), ranks
 
     for temperature in (1e-46, 1e-44, 1e-40, 1e-30, 1e30, 1e38):
-        ranks, gradients = weighted(x, jnp.float32(temperature))
-        assert np.isfinite(ranks)
+        (_, ranks), gradients = weighted(x, jnp.float32(temperature))
+        assert np.isfinite(ranks).all()
         assert (
             all(np.isfinite(g).all() for g in gradients) or temperature < 1e-30
         )  # a slope of ties has no bound
         if temperature <= 1e-30:
-            assert np.allclose(
-                soft_rank(x, temperature=temperature, method=method), [4, 1, 2.5, 2.5]
-            )
+            assert np.allclose(ranks, [4, 1, 2.5, 2.5])

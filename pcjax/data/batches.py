@@ -11,12 +11,13 @@ import numpy as np
 
 from pcjax import _checks
 from pcjax._checks import RequestError
-from pcjax.data.augment import horizontal_flip, random_crop
+from pcjax.data.augment import Augmentation, view_changes
 from pcjax.data.examples import Examples
 from pcjax.data.normalise import Normaliser
 
 Batch = dict[str, np.ndarray]
 Normalise = tuple[np.ndarray, np.ndarray] | None
+Column = np.ndarray | tuple[np.ndarray, ...]
 
 RESERVED = ("image", "label", "index", "mask")
 NEIGHBOUR = "neighbour_"  # prefix of the columns of an example's neighbour
@@ -25,18 +26,42 @@ AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
 ORDER, CHANGE = 0, 1  # streams of random numbers
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sampling:
+    """How examples are drawn into batches.
+
+    batch: number of examples a step, over all processes.
+    seed: seed of the order and of the augmentation, at least 0.
+    neighbours: (n, k) positions of every example's neighbours. One of them, drawn anew in every
+      step, comes with the example as "neighbour_image" and so on.
+    process_index: index of this process.
+    process_count: number of processes; each gets an equal part of every batch, in order.
+    """
+
+    batch: int
+    seed: int = 0
+    neighbours: np.ndarray | None = None
+    process_index: int = 0
+    process_count: int = 1
+
+    def __post_init__(self):
+        _share(self.batch, self.process_index, self.process_count)
+        _checks.require_whole("seed", self.seed, 0)
+
+    @property
+    def part(self) -> slice:
+        """Return this process's part of every batch."""
+        share = _share(self.batch, self.process_index, self.process_count)
+        return slice(self.process_index * share, (self.process_index + 1) * share)
+
+
 def training_batches(
     examples: Examples,
+    sampling: Sampling,
     *,
-    batch: int,
-    seed: int,
-    crop: int = 0,
-    flip: bool = False,
+    augmentation: Augmentation | None = None,
     normalise: Normalise = None,
-    process_index: int = 0,
-    process_count: int = 1,
-    columns: Mapping[str, np.ndarray] | None = None,
-    neighbours: np.ndarray | None = None,
+    columns: Mapping[str, Column] | None = None,
 ) -> "TrainingBatches":
     """Make endless training batches, with a new order in every epoch.
 
@@ -46,73 +71,58 @@ def training_batches(
 
     Args:
       examples: the training examples.
-      batch: number of examples a step, over all processes.
-      seed: seed of the order and of the changes, at least 0.
-      crop: images are shifted by up to so many pixels each way, with zeros (before normalisation)
-        at the border.
-      flip: exchange left and right in half of the images, at random.
+      sampling: the size of a batch, the seed, and this process's part.
+      augmentation: the random changes of images; None for none.
       normalise: (mean, std) of each channel, as `statistics` returns; None only divides uint8 by
         255.
-      process_index: index of this process.
-      process_count: number of processes; each gets an equal part of every batch, in order.
       columns: arrays with one row per example, by name, such as a teacher's features; in memory or
-        mapped from a file.
-      neighbours: (n, k) positions of every example's neighbours. One of them, drawn anew in every
-        step, comes with the example as "neighbour_image" and so on.
+        mapped from a file. A tuple of them has one array for each view.
 
     Returns:
       An iterator of dictionaries, with b = batch / process_count: "image" float32 (b, ...); "label"
       int32 (b,), -1 for none; "index" int32 (b,), positions in `examples`; "mask" bool (b,), all
       True; and the columns. Its `get_state()` is JSON, for `set_state` of an equal iterator.
 
-    >>> import pcjax.data
-    >>> digits = pcjax.data.load("digits").train
-    >>> batches = pcjax.data.training_batches(digits, batch=32, seed=0, crop=1)
+    >>> from pcjax.data import Augmentation, Sampling, load, training_batches
+    >>> digits, sampling = load("digits").train, Sampling(batch=32, seed=0)
+    >>> batches = training_batches(digits, sampling, augmentation=Augmentation(crop=1))
     >>> {name: (rows.dtype.name, rows.shape) for name, rows in next(batches).items()}
     {'image': ('float32', (32, 8, 8, 1)), 'label': ('int32', (32,)),
      'index': ('int32', (32,)), 'mask': ('bool', (32,))}
     >>> batches.get_state()["step"]
     1
     """
-    share = _share(batch, process_index, process_count)
-    n = len(examples)
+    n, batch, augmentation = len(examples), sampling.batch, augmentation or Augmentation()
     if batch > n:
         raise RequestError(
             f"got a batch of {batch} and {n} examples: expected a batch of at most {n}"
         )
-    _checks.require_whole("seed", seed, 0)
-    _checks.require_whole("crop", crop, 0)
-    if not isinstance(flip, (bool, np.bool_)):
-        raise RequestError(f"got flip {flip!r}: expected True or False")
+    crop, flip = augmentation.crop, augmentation.flip
     if len(examples.shape) != 3 and (crop or flip):
         raise RequestError(
             f"got crop={crop} and flip={flip} for examples of shape {examples.shape}: only images "
             "(height, width, channels) have them, leave them out"
         )
     columns = dict(columns or {})
-    for name, rows in columns.items():
+    for name, column in columns.items():
         if name in RESERVED:
             raise RequestError(f"got a column named {name!r}, which every batch has: rename it")
-        if np.ndim(rows) == 0 or len(rows) != n:
+        arrays = column if isinstance(column, tuple) else (column,)
+        if isinstance(column, tuple) and len(column) != augmentation.views:
             raise RequestError(
-                f"got column {name!r} of shape {np.shape(rows)} for {n} examples: expected one row "
-                "per example"
+                f"got column {name!r} of {len(column)} arrays for {augmentation.views} views: "
+                "expected one for each view"
             )
-    if neighbours is not None:
-        _check_neighbours(neighbours, n)
-    part = slice(process_index * share, (process_index + 1) * share)
+        for rows in arrays:
+            if np.ndim(rows) == 0 or len(rows) != n:
+                raise RequestError(
+                    f"got column {name!r} of shape {np.shape(rows)} for {n} examples: expected one "
+                    "row per example"
+                )
+    if sampling.neighbours is not None:
+        _check_neighbours(sampling.neighbours, n)
     return TrainingBatches(
-        _Training(
-            examples,
-            batch=int(batch),
-            seed=int(seed),
-            crop=int(crop),
-            flip=bool(flip),
-            normaliser=Normaliser(examples, normalise),
-            part=part,
-            columns=columns,
-            neighbours=neighbours,
-        )
+        _Training(examples, sampling, augmentation, Normaliser(examples, normalise), columns)
     )
 
 
@@ -220,64 +230,77 @@ class _Training:
     """The batch of a step, as a function of the step alone."""
 
     examples: Examples
-    batch: int
-    seed: int
-    crop: int
-    flip: bool
+    sampling: Sampling
+    augmentation: Augmentation
     normaliser: Normaliser
-    part: slice  # of each batch, for this process
-    columns: dict[str, np.ndarray]
-    neighbours: np.ndarray | None
+    columns: dict[str, Column]
 
     @property
     def steps_per_epoch(self) -> int:
-        return len(self.examples) // self.batch
+        return len(self.examples) // self.sampling.batch
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
         """All that a batch depends on, except the step and the process."""
-        near = {} if self.neighbours is None else {"neighbours": self.neighbours.shape[1]}
-        return near | {
-            "fingerprint": self.examples.fingerprint,
-            "batch": self.batch,
-            "seed": self.seed,
-            "crop": self.crop,
-            "flip": self.flip,
-            "mean": self.normaliser.mean.tolist(),
-            "std": self.normaliser.std.tolist(),
-            "columns": {
-                name: f"{rows.dtype} {rows.shape}" for name, rows in sorted(self.columns.items())
-            },
+        neighbours = self.sampling.neighbours
+        near = {} if neighbours is None else {"neighbours": neighbours.shape[1]}
+        return (
+            near
+            | {
+                "fingerprint": self.examples.fingerprint,
+                "batch": int(self.sampling.batch),
+                "seed": int(self.sampling.seed),
+                "crop": int(self.augmentation.crop),
+                "flip": bool(self.augmentation.flip),
+                "mean": self.normaliser.mean.tolist(),
+                "std": self.normaliser.std.tolist(),
+                "columns": {
+                    name: f"{rows.dtype} {rows.shape}"
+                    for name, rows in sorted(self._columns_of(0).items())
+                },
+            }
+            | ({"views": self.augmentation.views} if self.augmentation.views else {})
+        )
+
+    def _columns_of(self, epoch: int) -> dict[str, np.ndarray]:
+        """Return the columns of the view that an epoch shows."""
+        return {
+            name: column[epoch % len(column)] if isinstance(column, tuple) else column
+            for name, column in self.columns.items()
         }
 
     def __call__(self, step: int) -> Batch:
+        batch, seed, part = self.sampling.batch, self.sampling.seed, self.sampling.part
         epoch, position = divmod(step, self.steps_per_epoch)
-        order = _order(len(self.examples), self.seed, epoch)
-        index = order[position * self.batch :][: self.batch][self.part]
+        order = _order(len(self.examples), seed, epoch)
+        index = order[position * batch :][:batch][part]
         # Random numbers are for the whole batch: the number of processes does not change them.
-        random = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(CHANGE, step)))
-        images, labels = self._augmented(index, random)
+        random = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(CHANGE, step)))
+        images, labels = self._augmented(index, random, epoch)
+        columns = self._columns_of(epoch)
         result = _batch(images, labels, index, np.ones(len(index), bool))
-        result |= {name: np.asarray(rows[index]) for name, rows in self.columns.items()}
-        if self.neighbours is not None:
-            drawn = random.integers(0, self.neighbours.shape[1], size=self.batch)[self.part]
-            near = self.neighbours[index, drawn]
-            columns = {name: np.asarray(rows[near]) for name, rows in self.columns.items()}
-            columns["image"] = self._augmented(near, random)[0]
-            result |= {f"{NEIGHBOUR}{name}": rows for name, rows in columns.items()}
+        result |= {name: np.asarray(rows[index]) for name, rows in columns.items()}
+        neighbours = self.sampling.neighbours
+        if neighbours is not None:
+            drawn = random.integers(0, neighbours.shape[1], size=batch)[part]
+            near = neighbours[index, drawn]
+            beside = {name: np.asarray(rows[near]) for name, rows in columns.items()}
+            beside["image"] = self._augmented(near, random, epoch)[0]
+            result |= {f"{NEIGHBOUR}{name}": rows for name, rows in beside.items()}
         return result
 
     def _augmented(
-        self, index: np.ndarray, random: np.random.Generator
+        self, index: np.ndarray, random: np.random.Generator, epoch: int
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Return this process's augmented images, and their labels."""
         images, labels = self.examples.take_labelled(index)
-        if self.crop:
-            offsets = random.integers(0, 2 * self.crop + 1, size=(self.batch, 2))
-            images = random_crop(images, offsets[self.part], padding=self.crop)
-        if self.flip:
-            images = horizontal_flip(images, (random.random(self.batch) < 0.5)[self.part])
-        return self.normaliser(images), labels
+        views = self.augmentation.views
+        if views:
+            changes = view_changes(self.augmentation, epoch % views, len(self.examples)).of(index)
+        else:
+            batch, part = self.sampling.batch, self.sampling.part
+            changes = self.augmentation.draw(random, batch).of(part)
+        return self.normaliser(changes.apply(images)), labels
 
 
 @functools.lru_cache(maxsize=4)

@@ -90,7 +90,7 @@ def in_memory(store: Any, limit: int) -> Store:
     return store if size > limit else Arrays(*store.read(np.arange(len(store))))
 
 
-def digest(parts: Iterable[bytes]) -> str:
+def digest(parts: Iterable[bytes | memoryview]) -> str:
     """Hash parts of bytes, and where each ends."""
     result = hashlib.blake2b(digest_size=16)
     for part in parts:
@@ -185,6 +185,10 @@ class Dataset:
     test: Examples
     unseen: Examples | None = None  # test examples of classes that no other part has
     vocabulary: Any = None  # the tokenizer (`pcjax.data.tokens.Vocabulary`) where they are texts
+    # the mean and deviation of a model that needs its own
+    fixed_normalise: tuple[np.ndarray, np.ndarray] | None = dataclasses.field(
+        default=None, kw_only=True
+    )
 
     @property
     def parts(self) -> dict[str, Examples]:
@@ -194,7 +198,9 @@ class Dataset:
 
     @functools.cached_property
     def normalise(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the training examples' mean and standard deviation, by channel."""
+        """Return the training examples' mean and standard deviation, by channel, or fixed ones."""
+        if self.fixed_normalise is not None:
+            return self.fixed_normalise
         from pcjax.data.normalise import statistics  # it needs Examples
 
         return statistics(self.train)

@@ -1,6 +1,7 @@
 """Bring images to another size and to other channels."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Shaped
@@ -41,6 +42,34 @@ def fitted(data: Dataset, shape: tuple[int, ...]) -> Dataset:
 
     unseen = None if data.unseen is None else fit(data.unseen)
     return Dataset(data.source, fit(data.train), fit(data.validation), fit(data.test), unseen)
+
+
+def sized(data: Dataset, shape: tuple[int, ...]) -> Dataset:
+    """Bring images to another shape as `fitted` does, from their originals where these are kept.
+
+    Images from files are decoded again at the new size. They lose nothing that the size of `data`
+    has no room for, so a teacher may have a larger input than the student.
+
+    Args:
+      data: the data set.
+      shape: the new shape of an example, (height, width, channels).
+
+    Returns:
+      The data set in the new shape, with the same labels and rows; `data` if it has that shape.
+    """
+    if data.train.shape == shape:
+        return data
+    stores: dict[int, Any] = {id(part.store): part.store for part in data.parts.values()}
+    original, is_square = data, len(shape) == 3 and shape[0] == shape[1]
+    # All of them or none: other pixels in one part than in another would mislead an evaluation.
+    if is_square and all(hasattr(store, "at_size") for store in stores.values()):
+        others = {key: store.at_size(shape[0]) for key, store in stores.items()}
+        parts = {
+            name: dataclasses.replace(part, store=others[id(part.store)])
+            for name, part in data.parts.items()
+        }
+        original = dataclasses.replace(data, **parts)
+    return dataclasses.replace(data, **fitted(original, shape).parts)
 
 
 def resized(

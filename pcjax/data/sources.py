@@ -11,7 +11,7 @@ import numpy as np
 
 from pcjax import _checks
 from pcjax._checks import RequestError
-from pcjax.data import arrays, digits, texts, tfds
+from pcjax.data import arrays, digits, images, texts, tfds
 from pcjax.data.examples import Dataset, Examples, Splits, hold_out, whole
 
 TEST_SHARE = 0.2
@@ -20,8 +20,8 @@ TEST_SHARE = 0.2
 class Source(NamedTuple):
     """Where examples can come from.
 
-    read: (name, **options) -> Splits, with the options among data_dir, image_size, text_column and
-      label_column that it takes.
+    read: (name, **options) -> Splits, with the options among data_dir, image_size, image_labels,
+      text_column and label_column that it takes.
     title: its description, for `pcjax list sources`.
     named: True for "KIND:NAME", False for "KIND" alone.
     is_path: True where NAME is a path.
@@ -39,6 +39,11 @@ SOURCES: dict[str, Source] = {
     "tfds": Source(tfds.read, "tfds:NAME, a data set that TFDS has prepared as array_record"),
     "arrays": Source(
         arrays.read, "arrays:PATH, your own .npz with images and labels, or .npy", is_path=True
+    ),
+    "images": Source(
+        images.read,
+        "images:PATH, your own folder, list, .parquet or .tar of images",
+        is_path=True,
     ),
     "text": Source(
         texts.read, "text:PATH, your own .txt, .csv, .jsonl or .parquet of texts", is_path=True
@@ -94,6 +99,7 @@ def load(
     part: float = 1.0,
     text_column: str | None = None,
     label_column: str | None = None,
+    image_labels: str | None = None,
 ) -> Dataset:
     """Load a data set and split it into training, validation and test examples.
 
@@ -109,6 +115,8 @@ def load(
         and also test_images, test_labels, validation_images and validation_labels; all but the
         first are optional. PATH may also be a .npy file, or a folder with train.npz and test.npz:
         see `pcjax.data.arrays`.
+        "images:PATH", your own images in a folder, a list, .parquet or .tar files; see
+        `pcjax.data.images`.
         "text:PATH", your own texts in a file or a folder; see `pcjax.data.texts`.
       data_dir: the folder of TFDS's prepared data sets; None is TFDS's own default.
       validation: the share of the training examples that is held out for validation, in [0, 1).
@@ -118,7 +126,9 @@ def load(
         the part `unseen`. The choice of test examples does not depend on it.
       part: the share of every part that is used, of every class alike.
       text_column: the column of texts in .csv, .tsv, .jsonl and .parquet files; None is "text".
-      label_column: the column of classes, which may be absent; None is "label".
+      label_column: the column of classes; None is "label" for texts, which may lack it, and no
+        column for images.
+      image_labels: "folders" takes the classes of images from the names of their folders.
 
     Returns:
       The data set.
@@ -144,6 +154,7 @@ def load(
             ("image_size", image_size),
             ("text_column", text_column),
             ("label_column", label_column),
+            ("image_labels", image_labels),
         )
         if value is not None
     }
@@ -207,4 +218,4 @@ def _without_last(data: Dataset, unseen: int) -> Dataset:
     }
     if not len(kept["train"]):
         raise RequestError(f"{cause}: nothing is left to train on; leave out fewer")
-    return Dataset(data.source, **kept, unseen=choose("test", labels["test"] >= seen, names))
+    return dataclasses.replace(data, **kept, unseen=choose("test", labels["test"] >= seen, names))

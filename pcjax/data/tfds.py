@@ -1,6 +1,7 @@
 """Read data sets that TFDS has prepared as array_record, without TensorFlow."""
 
 import concurrent.futures
+import copy
 import io
 import json
 import math
@@ -179,6 +180,12 @@ class Records:
         """A hash of the name, the sizes and a sample of the records."""
         rows = np.linspace(0, len(self) - 1, min(len(self), SAMPLES)).astype(np.int64).tolist()
         return digest([f"{self.name} {len(self)} {self.shape}".encode(), *self._raw(rows)])
+
+    def at_size(self, side: int) -> "Records":
+        """Return the same images, decoded at another size."""
+        other = copy.copy(self)
+        other.shape = (side, side, self.shape[2])
+        return other
 
     def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Read and decode the examples of these rows, and their labels."""

@@ -17,6 +17,7 @@ from pcjax.models.text import PADDING
 
 CHUNK = 16_384  # texts that are tokenised at a time
 MAX_TOKENIZER_BYTES = 2**27
+MAX_TOKENS = 2**24  # of a vocabulary, whose table has a row each
 LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # then multiples of 512
 
 
@@ -65,13 +66,35 @@ def vocabulary(tokenizer: str, *, limit: int | None, width: int, where: str) -> 
     ids = loaded.get_vocab(with_added_tokens=True)
     if not ids:
         raise RequestError(f"{where} has no tokens")
+    size = max(ids.values()) + 1
+    if size > MAX_TOKENS:
+        raise RequestError(
+            f"{where} numbers a token {size - 1:,}; pcjax reads ids below {MAX_TOKENS:,}: give "
+            "another tokenizer"
+        )
+    _require_unknown(json.loads(tokenizer)["model"], where)
     name = getattr(loaded.model, "unk_token", None)
     if name is None:  # Unigram knows the position only
         position = json.loads(tokenizer).get("model", {}).get("unk_id")
         unknown = -1 if position is None else int(position)
     else:
         unknown = ids.get(name, -1)
-    return Vocabulary(tokenizer, max(ids.values()) + 1, unknown, limit, width)
+    return Vocabulary(tokenizer, size, unknown, limit, width)
+
+
+def _require_unknown(model: dict[str, Any], where: str) -> None:
+    """Refuse a tokenizer that cannot read unknown words, since it lacks the token for them."""
+    kind, name = model.get("type"), model.get("unk_token")
+    if kind == "Unigram" and model.get("unk_id") is None:  # needed with byte_fallback, too
+        missing = "has no unk_id"
+    elif kind in ("WordPiece", "WordLevel") and name not in model.get("vocab", {}):
+        missing = f"lacks its unknown token {name!r}"
+    else:
+        return
+    raise RequestError(
+        f"{where} {missing} and cannot read unknown words; train it with an unknown token, or give "
+        "another tokenizer"
+    )
 
 
 def read_tokenizer(path: pathlib.Path, missing: str, not_utf8: str) -> str:
@@ -174,7 +197,13 @@ def encode(tokenizer: Any, texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray
     iterator = iter(texts)
     ids, lengths = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
     while chunk := list(itertools.islice(iterator, CHUNK)):
-        encoded = [each.ids for each in tokenizer.encode_batch_fast(chunk)]
+        try:
+            encoded = [each.ids for each in tokenizer.encode_batch_fast(chunk)]
+        except Exception as error:  # the package raises Exception itself
+            reason = " ".join(str(error).split())[:200]
+            raise RequestError(
+                f"the tokenizer cannot read the texts ({reason}); give another one"
+            ) from error
         lengths.append(np.array([len(each) for each in encoded], np.int64))
         ids.append(np.fromiter(itertools.chain.from_iterable(encoded), np.int32))
     return np.concatenate(ids), np.cumsum(np.concatenate(lengths))
@@ -207,7 +236,7 @@ def tokenised(data: Dataset, vocabulary: Vocabulary) -> Dataset:
         name: dataclasses.replace(part, store=stores[id(texts[name])])
         for name, part in data.parts.items()
     }
-    return Dataset(data.source, **parts, vocabulary=vocabulary)
+    return dataclasses.replace(data, **parts, vocabulary=vocabulary)
 
 
 def tokens_of(texts: Sequence[str], vocabulary: Vocabulary) -> Tokens:
@@ -295,6 +324,7 @@ def pruned(tokenizer: str, texts: Iterable[str], size: int) -> str:
             f"student.vocabulary={size} needs a WordPiece tokenizer, and this is "
             f"{model.get('type')}; leave it out"
         )
+    _require_unknown(model, "the tokenizer")
     vocabulary: dict[str, int] = model["vocab"]
     ids, _ = encode(load_tokenizer(tokenizer, "the tokenizer"), texts)
     counts = np.bincount(ids, minlength=max(vocabulary.values()) + 1)

@@ -1,9 +1,7 @@
 """Evaluate frozen models: on test examples, unseen classes, other data and corrupted images."""
 
 import inspect
-import pathlib
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,19 +11,18 @@ from scipy.stats import rankdata
 
 from pcjax import config, data
 from pcjax._checks import FailedError, RequestError
-from pcjax.data import CORRUPTIONS, SEVERITIES, Dataset, Examples, texts
+from pcjax.data import CORRUPTIONS, SEVERITIES, Dataset, Examples
 from pcjax.data.sources import find_source
 from pcjax.data.tokens import tokenised
 from pcjax.dissimilarity import DISSIMILARITIES
+from pcjax.evaluation.pairs import Pairs, load_pairs
 from pcjax.metrics.registry import Context, RatedPairs, all_metrics, sampled
 from pcjax.teachers import Teacher
-from pcjax.training.embedding import FrozenModel, embed, features_of_all, jitted_outputs
+from pcjax.training.embedding import FrozenModel, embed, features_of_all
 
 MIN_EXAMPLES = 4  # that coherence can be estimated from
 MAX_CORRUPTED = 10_000  # test examples
 MAX_SCORED = 1_000  # validation examples
-CALLS, WARM_UP_CALLS = 9, 2
-PAIR_COLUMNS = ("sentence1", "sentence2", "score")
 
 
 class NotFiniteError(FailedError):
@@ -51,17 +48,6 @@ def labels_of(dataset: Dataset) -> dict[str, np.ndarray]:
     return {part: known for part, known in labels.items() if known is not None}
 
 
-class Pairs(NamedTuple):
-    """Pairs of texts and how similar people find them.
-
-    texts: both texts of every pair, first all left ones, as the student reads them.
-    scores: (n,) higher is more similar.
-    """
-
-    texts: Dataset
-    scores: np.ndarray
-
-
 class Other(NamedTuple):
     """More data to evaluate on, besides the test examples; None where there are none."""
 
@@ -71,7 +57,8 @@ class Other(NamedTuple):
 
 def load_other(section: config.Evaluation, dataset: Dataset, own: config.Data) -> Other:
     """Load what evaluation.other and evaluation.pairs name, as the student reads it."""
-    return Other(_load_other(section, dataset, own), _load_pairs(section, dataset))
+    pairs = None if section.pairs is None else load_pairs(section.pairs, dataset)
+    return Other(_load_other(section, dataset, own), pairs)
 
 
 def _load_other(section: config.Evaluation, dataset: Dataset, own: config.Data) -> Dataset | None:
@@ -96,27 +83,6 @@ def _load_other(section: config.Evaluation, dataset: Dataset, own: config.Data) 
         return data.fitted(other, shape)
     except RequestError as error:
         raise RequestError(f"evaluation.other: {error}") from error
-
-
-def _load_pairs(section: config.Evaluation, dataset: Dataset) -> Pairs | None:
-    if section.pairs is None:
-        return None
-    path = pathlib.Path(section.pairs)
-    try:
-        if dataset.vocabulary is None:
-            raise RequestError("needs examples that are texts")
-        texts.require_file(path)
-        left, right, scores = zip(*texts.rows(path, PAIR_COLUMNS), strict=True)
-        numbers = np.array(scores, np.float64)
-        if len(numbers) < MIN_EXAMPLES or not np.isfinite(numbers).all():
-            raise RequestError(f"needs {MIN_EXAMPLES} pairs or more, each with a finite score")
-        store = texts.in_memory(str(text or "") for text in (*left, *right))
-    except (ValueError, TypeError, OSError) as error:  # RequestError is one
-        raise RequestError(
-            f"evaluation.pairs={section.pairs}: {error} (columns {', '.join(PAIR_COLUMNS)})"
-        ) from error
-    whole = Examples(store, np.arange(len(store)))
-    return Pairs(tokenised(Dataset(str(path), whole, whole, whole), dataset.vocabulary), numbers)
 
 
 def check_evaluation(
@@ -195,8 +161,10 @@ def evaluate(
     """
     own = teacher.seen or dataset
     pairs = None if other is None else other.pairs
-    rated = _rated(teacher.model, pairs, teacher.view, section)
-    results = {"teacher": _evaluate(teacher.model, teacher.features, teacher, own, section, rated)}
+    rated = rated_pairs(teacher.model, pairs, teacher.view, section)
+    results = {
+        "teacher": evaluate_features(teacher.model, teacher.features, teacher, own, section, rated)
+    }
     embeddings: dict[str, Mapping[str, np.ndarray]] = {"teacher": teacher.features}
     for name, model in models.items():
         features = features_of_all(model, dataset, section.batch)
@@ -206,8 +174,8 @@ def evaluate(
                     f"The {name}'s {part} features are not finite: lower the learning rate, or "
                     "set training.clip."
                 )
-        rated = _rated(model, pairs, lambda texts: texts, section)
-        results[name] = _evaluate(model, features, teacher, dataset, section, rated)
+        rated = rated_pairs(model, pairs, lambda texts: texts, section)
+        results[name] = evaluate_features(model, features, teacher, dataset, section, rated)
         embeddings[name] = features
     everyone = {**models, "teacher": teacher.model}
     if other is not None and other.dataset is not None:
@@ -215,7 +183,7 @@ def evaluate(
     return Evaluated(results, embeddings)
 
 
-def _evaluate(
+def evaluate_features(
     model: FrozenModel | None,
     features: Mapping[str, np.ndarray],
     teacher: Teacher,
@@ -244,7 +212,7 @@ def _evaluate(
     return results
 
 
-def _rated(
+def rated_pairs(
     model: FrozenModel | None,
     pairs: Pairs | None,
     view: Callable[[Dataset], Dataset],
@@ -376,21 +344,3 @@ def _jitted(dissimilarity: str) -> Any:
     if dissimilarity not in _programs:
         _programs[dissimilarity] = jax.jit(DISSIMILARITIES[dissimilarity])
     return _programs[dissimilarity]
-
-
-def throughput(model: FrozenModel, dataset: Dataset, batch: int) -> dict[str, Any]:
-    """Measure how many examples a second the compiled model takes on one device.
-
-    The batch is on the device already; the result is the median of some calls.
-    """
-    device = jax.local_devices()[0]
-    batches = data.evaluation_batches(dataset.test, batch=batch, normalise=dataset.normalise)
-    images = next(iter(batches))["image"]
-    arrays = jax.device_put((model.parameters, model.statistics, images), device)
-    seconds = []
-    for _ in range(WARM_UP_CALLS + CALLS):
-        start = time.perf_counter()
-        jax.block_until_ready(jitted_outputs(model.function, *arrays))
-        seconds.append(time.perf_counter() - start)
-    rate = batch / statistics.median(seconds[WARM_UP_CALLS:])
-    return {"examples_per_second": round(rate, 1), "batch": batch, "device": device.device_kind}

@@ -171,12 +171,22 @@ def table(summary: Mapping[str, Any], *, short: bool = False) -> tuple[list[str]
         row.append("" if seconds is None else f"{1e3 * seconds:.1f}")
         row += [] if short else ["" if size is None else f"{size / 1e6:.1f}"]
         rows.append(row)
-    teacher = {m: {"mean": x, "low": None, "high": None} for m, x in summary["teacher"].items()}
     empty = [""] * (len(header) - 1 - len(columns))
-    for title, values in (("untrained", summary["untrained"]), ("teacher", teacher)):
+    for title, values in fixed_rows(summary).items():
         cells = [_cell(values.get(m), spec.unit) for m, spec in columns.items()]
         rows.append([title, *cells, *empty])
     return header, rows
+
+
+def fixed_rows(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the estimates of what no loss trained here: other models, untrained, teacher."""
+    fixed = {**summary.get("beside", {}), "teacher": summary["teacher"]}
+    rows: dict[str, Mapping[str, Any]] = {
+        title: {m: {"mean": x, "low": None, "high": None} for m, x in values.items()}
+        for title, values in fixed.items()
+    }
+    teacher = rows.pop("teacher")
+    return rows | {"untrained": summary["untrained"], "teacher": teacher}
 
 
 def _values(loss: Mapping[str, Any], metric: str, unit: str) -> str:

@@ -13,10 +13,16 @@ NONE = "-"
 Row = list[str]
 
 
+def models_of(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the metrics of every model of result.json by its title."""
+    own = {title: results[name] for name, title in MODELS.items() if name in results}
+    return own | dict(results.get("beside", {}))
+
+
 def show(results: Mapping[str, Any], display: Display, dissimilarity: str = "cosine") -> None:
     """Print everything that was evaluated, in groups; rows without a value are left out."""
-    models = {name: results[name] for name in MODELS if name in results}
-    columns = ["", *(MODELS[name] for name in models)]
+    models = models_of(results)
+    columns = ["", *models]
 
     def table(title: str, rows: Sequence[Row]) -> None:
         filled = [row for row in rows if any(cell != NONE for cell in row[1:])]

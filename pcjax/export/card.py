@@ -1,4 +1,4 @@
-"""The model card of a model of texts: README.md of its folder."""
+"""The model card of a student: README.md of its folder."""
 
 import dataclasses
 import json
@@ -8,6 +8,72 @@ from collections.abc import Sequence
 from pcjax import __version__
 
 STATIC, TRANSFORMER = "static", "bert"
+PIPELINES = {
+    "text": "sentence-similarity",
+    "image": "image-feature-extraction",
+    "example": "feature-extraction",
+}
+TITLES = {"onnx": "onnxruntime", "onnx-int8": "onnxruntime"}
+TEXTS = {
+    "sentence-transformers": """\
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer(FOLDER)
+vectors = model.encode(["one text", "another text"])""",
+    "model2vec": """\
+from model2vec import StaticModel
+
+model = StaticModel.from_pretrained(FOLDER)
+vectors = model.encode(["one text", "another text"])""",
+}
+SESSIONS = {
+    "onnx": 'session = onnxruntime.InferenceSession("model.onnx")',
+    "onnx-int8": """\
+options = onnxruntime.SessionOptions()
+# The weights in eight bits are then converted once, not in every call.
+options.add_session_config_entry("session.disable_quant_qdq", "1")
+session = onnxruntime.InferenceSession("model.onnx", options)""",
+}
+ONNX = {
+    "text": """\
+import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+tokenizer = Tokenizer.from_file("tokenizer.json")
+tokenizer.enable_padding()
+SESSION
+encoded = tokenizer.encode_batch(["one text", "another text"])
+inputs = {
+    "input_ids": np.array([each.ids for each in encoded]),
+    "attention_mask": np.array([each.attention_mask for each in encoded]),
+}
+(vectors,) = session.run(["sentence_embedding"], inputs)""",
+    "image": """\
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+SESSION
+
+
+def pixels(path):
+    image = ImageOps.exif_transpose(Image.open(path)).convert("MODE")
+    image = ImageOps.fit(image, SIZE, Image.Resampling.BICUBIC)
+    # From 0 to 1, channels first; the file holds the normalisation.
+    return np.asarray(image, np.float32).reshape(SHAPE).transpose(2, 0, 1) / 255
+
+
+batch = np.stack([pixels("one.jpg"), pixels("another.jpg")])  # of any number of images
+(vectors,) = session.run(["embedding"], {"pixel_values": batch})""",
+    "example": """\
+import numpy as np
+import onnxruntime
+
+SESSION
+batch = np.zeros(SHAPE, np.float32)  # of any number of examples
+(vectors,) = session.run(["embedding"], {"inputs": batch})""",
+}
 Cell = str | int | float | None
 
 
@@ -16,18 +82,22 @@ class CardFacts:
     """Facts about an exported student; None and () leave a line out.
 
     name: of the student, as its folder is called; or the path of this folder.
-    architecture: one of `pcjax.models.text.TEXT_MODELS`.
+    architecture: one of `pcjax.models.MODELS`.
     features: the length of its vectors.
     parameters: how many numbers it has learnt.
     size: of its weights in bytes.
+    shape: of one example: (height, width, channels) of an image, (tokens,) of a text.
+    stored: the dtype of the examples; int32 for texts.
     max_tokens: longer texts are cut to so many tokens; None: never.
-    formats: of the export, among "sentence-transformers", "model2vec" and "onnx".
+    formats: that the folder of the card serves, its own first, among "sentence-transformers",
+      "model2vec", "onnx" and "onnx-int8".
     teacher: its name, or the path of its files, of which only the last part is printed.
     losses: of the training, by name.
-    texts: how many the student was trained on.
-    fingerprint: of these texts.
+    examples: how many the student was trained on.
+    fingerprint: of these examples.
     columns: the titles of the table of measured numbers.
     rows: its rows.
+    measured: sentences on what was measured with the exported file.
     base_model: the teacher's repository on the Hugging Face hub, OWNER/NAME.
     licence: of the student, as the Hugging Face hub calls it: apache-2.0.
     teacher_licence: of the teacher.
@@ -40,19 +110,29 @@ class CardFacts:
     features: int
     parameters: int
     size: int
+    shape: tuple[int, ...]
+    stored: str
     max_tokens: int | None
     formats: tuple[str, ...]
     teacher: str
     losses: tuple[str, ...]
-    texts: int
+    examples: int
     fingerprint: str
     columns: tuple[str, ...] = ()
     rows: tuple[tuple[Cell, ...], ...] = ()
+    measured: tuple[str, ...] = ()
     base_model: str | None = None
     licence: str | None = None
     teacher_licence: str | None = None
     languages: tuple[str, ...] = ()
     aligned: bool = False
+
+    @property
+    def kind(self) -> str:
+        """The examples: "text", "image" or, of flat features, "example"."""
+        if self.stored == "int32":
+            return "text"
+        return "image" if len(self.shape) == 3 else "example"
 
 
 def model_card(facts: CardFacts) -> str:
@@ -63,7 +143,7 @@ def model_card(facts: CardFacts) -> str:
         *_loading(facts),
         *_numbers(facts),
         f"## Size\n\n{_size(facts)}",
-        f"## Data\n\n{facts.texts:,} texts without labels, fingerprint `{facts.fingerprint}`.",
+        f"## Data\n\n{facts.examples:,} {facts.kind}s, fingerprint `{facts.fingerprint}`.",
         f"## Teacher and licences\n\n{_licences(facts)}",
         f"## Limits\n\n{_limits(facts)}",
     ]
@@ -80,16 +160,17 @@ def without_folders(name: str) -> str:
 
 
 def _front_matter(facts: CardFacts) -> str:
-    static = facts.architecture == STATIC
+    texts, library = facts.kind == "text", facts.formats[0].partition("-int8")[0]
     values = {
-        "library_name": "model2vec" if "model2vec" in facts.formats else "sentence-transformers",
-        "pipeline_tag": "sentence-similarity",
+        "library_name": library,
+        "pipeline_tag": PIPELINES[facts.kind],
         "license": facts.licence,
         "base_model": facts.base_model,
         "language": [*facts.languages] or None,
         "tags": [
-            *("embeddings", "sentence-transformers", "distillation", "pcjax"),
-            *(["static-embeddings"] if static else []),
+            *("embeddings", "distillation", "pcjax"),
+            *(["sentence-transformers"] if texts else ["onnx"]),
+            *(["static-embeddings"] if facts.architecture == STATIC else []),
         ],
     }
     # A JSON value is a YAML value.
@@ -101,12 +182,16 @@ def _summary(facts: CardFacts) -> str:
     kind = {
         STATIC: "a table of token vectors: the vector of a text is the mean of its tokens' vectors",
         TRANSFORMER: "a small transformer",
-    }[facts.architecture]
+    }.get(facts.architecture, f"a `{facts.architecture}`")
     losses = ", ".join(f"`{loss}`" for loss in facts.losses)
     return (
-        f"A student distilled with pcjax {__version__} from {_teacher(facts)} by {losses}, without "
-        f"labels. It maps a text to {facts.features:,} numbers. It is {kind}."
+        f"A student distilled with pcjax {__version__} from {_teacher(facts)} by {losses}. It maps "
+        f"{_one(facts)} to {facts.features:,} numbers. It is {kind}."
     )
+
+
+def _one(facts: CardFacts) -> str:
+    return f"a {facts.kind}" if facts.kind == "text" else f"an {facts.kind}"
 
 
 def _teacher(facts: CardFacts) -> str:
@@ -116,49 +201,29 @@ def _teacher(facts: CardFacts) -> str:
 
 
 def _loading(facts: CardFacts) -> list[str]:
-    folder = json.dumps(without_folders(facts.name))
-    snippets = {
-        "sentence-transformers": f"""\
-            from sentence_transformers import SentenceTransformer
-
-            model = SentenceTransformer({folder})
-            vectors = model.encode(["one text", "another text"])""",
-        "model2vec": f"""\
-            from model2vec import StaticModel
-
-            model = StaticModel.from_pretrained({folder})
-            vectors = model.encode(["one text", "another text"])""",
-        "onnx": """\
-            import numpy as np
-            import onnxruntime
-            from tokenizers import Tokenizer
-
-            tokenizer = Tokenizer.from_file("onnx/tokenizer.json")
-            tokenizer.enable_padding()
-            session = onnxruntime.InferenceSession("onnx/model.onnx")
-            encoded = tokenizer.encode_batch(["one text", "another text"])
-            inputs = {
-                "input_ids": np.array([each.ids for each in encoded]),
-                "attention_mask": np.array([each.attention_mask for each in encoded]),
-            }
-            (vectors,) = session.run(["sentence_embedding"], inputs)""",
-    }
-    titles = {"onnx": "onnxruntime"}
     return ["## Usage"] + [
-        f"With {titles.get(name, name)}:\n\n```python\n{_dedented(snippets[name])}\n```"
+        f"With {TITLES.get(name, name)}:\n\n```python\n{_code(facts, name)}\n```"
         for name in facts.formats
     ]
 
 
-def _dedented(text: str) -> str:
-    return "\n".join(line.removeprefix(" " * 12) for line in text.splitlines())
+def _code(facts: CardFacts, format_name: str) -> str:
+    """Return the code that loads a student in one of `CardFacts.formats`."""
+    if format_name in TEXTS:
+        folder = f"{without_folders(facts.name)}/{facts.formats[0]}"
+        return TEXTS[format_name].replace("FOLDER", json.dumps(folder))
+    code = ONNX[facts.kind].replace("SESSION", SESSIONS[format_name])
+    if facts.kind == "image":
+        height, width, channels = facts.shape
+        code = code.replace("MODE", {1: "L", 4: "RGBA"}.get(channels, "RGB"))
+        code = code.replace("SIZE", f"({width}, {height})").replace("SHAPE", str(facts.shape))
+    return code.replace("SHAPE", f"(2, {', '.join(map(str, facts.shape))})")
 
 
 def _numbers(facts: CardFacts) -> list[str]:
-    if not facts.rows:
-        return []
     lines = [_row(facts.columns), _row(["---"] * len(facts.columns)), *map(_row, facts.rows)]
-    return ["## Measured\n\n" + "\n".join(lines)]
+    parts = [*(["\n".join(lines)] if facts.rows else []), *facts.measured]
+    return ["\n\n".join(["## Measured", *parts])] if parts else []
 
 
 def _row(cells: Sequence[Cell]) -> str:
@@ -176,20 +241,20 @@ def _cell(value: Cell) -> str:
 
 def _size(facts: CardFacts) -> str:
     cut = "Texts of every length are read whole."
-    if facts.max_tokens is not None:
+    if facts.kind != "text":
+        cut = f"The shape of {_one(facts)} is {facts.shape}."
+    elif facts.max_tokens is not None:
         cut = f"Longer texts are cut to {facts.max_tokens:,} tokens."
     return f"{facts.parameters:,} parameters, {facts.size:,} bytes of weights. {cut}"
 
 
 def _licences(facts: CardFacts) -> str:
-    licences = {"teacher": facts.teacher_licence, "student": facts.licence}
-    stated = [
-        f"The licence of the {model} is {licence}."
-        if licence
-        else f"The licence of the {model} is not known: check it before you use the student."
-        for model, licence in licences.items()
-    ]
-    return " ".join([f"The teacher is {_teacher(facts)}.", *stated])
+    teacher = facts.teacher_licence or "not known: check it before you use the student"
+    student = facts.licence or "not stated: its owner chooses it"
+    return (
+        f"The teacher is {_teacher(facts)}. The licence of the teacher is {teacher}. The licence "
+        f"of the student is {student}."
+    )
 
 
 def _limits(facts: CardFacts) -> str:
@@ -201,6 +266,6 @@ def _limits(facts: CardFacts) -> str:
         )
     order = "\n- The order of the tokens does not count." if facts.architecture == STATIC else ""
     return (
-        f"- {space}\n- It has learnt from the texts above: measure it on yours first.\n"
+        f"- {space}\n- It has learnt from the {facts.kind}s above: measure it on yours first.\n"
         f"- It has the teacher's biases.{order}"
     )

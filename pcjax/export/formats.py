@@ -1,16 +1,18 @@
 """The formats in which `pcjax export` writes a student."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import Any, NamedTuple
 
 import numpy as np
+import safetensors.numpy as safetensors_numpy
 
-from pcjax import _checks
+from pcjax import _checks, _io
 from pcjax._checks import RequestError
-from pcjax.export import folders, onnx, safetensors
+from pcjax.export import folders, functions, onnx, onnx_images, safetensors, stablehlo, torchvision
 from pcjax.export.card import CardFacts, model_card
 from pcjax.models import options_of
 from pcjax.models.text import TextModel
@@ -24,23 +26,25 @@ class Student:
     inputs: what it takes.
     arrays: its weights, float32, by path.
     about: "version", "features" and "config"; see `pcjax.export.safetensors.Exported`.
+    card: the facts of its model card.
     tokenizer: the JSON of its tokenizer, where it reads texts.
-    card: the facts of its model card, where it reads texts.
+    normalise: whether the exported features are scaled to length 1.
     """
 
     architecture: safetensors.Architecture
     inputs: safetensors.Inputs
     arrays: Mapping[str, np.ndarray]
     about: Mapping[str, Any]
+    card: CardFacts
     tokenizer: str | None = None
-    card: CardFacts | None = None
+    normalise: bool = False
 
     def text_model(self, format_name: str) -> TextModel:
         """Return the student as a model of texts; refuse another one."""
         if self.tokenizer is None:
             raise RequestError(
                 f"--format {format_name} is for students that read texts; give --format "
-                "safetensors."
+                "safetensors, onnx or stablehlo."
             )
         # Others rebuild the model without pcjax's defaults.
         defaults = {n: p.default for n, p in options_of(self.architecture.name).items()}
@@ -52,12 +56,16 @@ class Student:
             self.inputs.limit,
         )
 
-    def card_of(self, *formats: str) -> str:
+    def module(self, dtype: str | None = None) -> safetensors.Exported:
+        """Return the student as a module that computes in `dtype`; None: as it was trained."""
+        model = dataclasses.replace(self.architecture, dtype=dtype or self.architecture.dtype)
+        arrays = {name.replace("/", "."): array for name, array in self.arrays.items()}
+        module = safetensors.built(model, self.inputs, arrays)
+        return safetensors.Exported(module, self.inputs, dict(self.about))
+
+    def card_of(self, *formats: str, measured: tuple[str, ...] = ()) -> str:
         """Return the model card of a folder that others load in these ways."""
-        facts = self.card
-        if facts is None:
-            raise RequestError("there are no facts for a model card")
-        return model_card(dataclasses.replace(facts, formats=formats))
+        return model_card(dataclasses.replace(self.card, formats=formats, measured=measured))
 
 
 class Format(NamedTuple):
@@ -66,11 +74,18 @@ class Format(NamedTuple):
     write: (folder of the run, student) -> the path that it has written.
     title: its description.
     use: how to use it, with {path}.
+    normalises: whether --normalise is for this format, for students that read no texts.
+    onnx: the weights of an ONNX file, "float32" or "int8". It is measured in onnxruntime, and its
+      model card stands beside it.
+    notes: more lines to print, of a student.
     """
 
     write: Callable[[pathlib.Path, Student], pathlib.Path]
     title: str
     use: str
+    normalises: bool = False
+    onnx: str | None = None
+    notes: Callable[[Student], tuple[str, ...]] = lambda _: ()
 
 
 def _safetensors(folder: pathlib.Path, student: Student) -> pathlib.Path:
@@ -101,13 +116,72 @@ def _model2vec(folder: pathlib.Path, student: Student) -> pathlib.Path:
     return path
 
 
-def _onnx(folder: pathlib.Path, student: Student) -> pathlib.Path:
-    path, model = folder / "onnx" / "model.onnx", student.text_model("onnx")
-    path.parent.mkdir(exist_ok=True)
-    onnx.write_onnx(path, model)
+def _onnx(folder: pathlib.Path, student: Student, *, int8: bool = False) -> pathlib.Path:
+    path = folder / ("onnx-int8" if int8 else "onnx") / "model.onnx"
+    if student.tokenizer is not None:
+        onnx.write_onnx(path, student.text_model("onnx"), int8=int8)
+    else:
+        model = student.module("float32")
+        function = functions.of_scaled(model, normalise=student.normalise)
+        onnx_images.write_onnx_images(path, model, function, int8=int8)
     return path
 
 
+def _onnx_notes(student: Student) -> tuple[str, ...]:
+    if student.tokenizer is not None:
+        return ()
+    length = ", of length 1" if student.normalise else ""
+    features = student.about["features"]
+    return (
+        f"input {onnx_images.described_input(student.inputs)}",
+        f"output embedding: float32 (batch, {features}){length}",
+    )
+
+
+def _stablehlo(folder: pathlib.Path, student: Student) -> pathlib.Path:
+    path, inputs = folder / stablehlo.EXPORTED, student.inputs
+    function = functions.of_stored(student.module(), normalise=student.normalise)
+    about = {"pcjax": student.about["version"], "config": student.about["config"]}
+    shape = inputs.shape
+    if student.tokenizer is not None:
+        about["tokens"] = "ids of the tokens of every text, padded with -1"
+        most = student.text_model("stablehlo").options.get("positions", safetensors.MAX_SIZE)
+        shape = (most,)
+    stablehlo.write_stablehlo(path, function, inputs.dtype, shape, about)
+    return path
+
+
+def _torchvision(folder: pathlib.Path, student: Student) -> pathlib.Path:
+    path, architecture = folder / "student.torchvision.safetensors", student.architecture
+    tensors = torchvision.torchvision_tensors(
+        architecture.name, architecture.options, student.arrays
+    )
+    # safetensors writes the memory of an array, whatever its strides.
+    stored = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
+    content = safetensors_numpy.save(stored, folders.FOR_PYTORCH | _torchvision_facts(student))
+    with _io.atomic_path(path) as unfinished:
+        unfinished.write_bytes(content)
+    return path
+
+
+def _torchvision_facts(student: Student) -> dict[str, str]:
+    """Return how to build the model in torchvision, and how its images are normalised."""
+    architecture, inputs = student.architecture, student.inputs
+    scale = inputs.full_scale
+    mean = [round(x / scale, 6) for x in inputs.subtract]
+    std = [round(1 / (x * scale), 6) for x in inputs.multiply]
+    model = torchvision.torchvision_model(architecture.name, architecture.options, student.arrays)
+    return {
+        "model": model,
+        "preprocessing": f"(pixels / {scale:g} - mean) / std, mean={mean}, std={std}",
+    }
+
+
+def _torchvision_notes(student: Student) -> tuple[str, ...]:
+    return tuple(f"{name}: {fact}" for name, fact in _torchvision_facts(student).items())
+
+
+ONNX_USE = "onnxruntime.InferenceSession({path!r}); README.md beside it shows how"
 # A package adds its own by an entry point of the group "pcjax.formats" that names a `Format`.
 FORMATS = {
     "safetensors": Format(
@@ -125,8 +199,31 @@ FORMATS = {
     ),
     "onnx": Format(
         _onnx,
-        "model.onnx with pooling inside, and its tokenizer.json; needs the extra onnx",
-        "onnxruntime.InferenceSession({path!r}), with tokenizer.json beside it",
+        "a folder with model.onnx, pooling and normalisation inside; needs the extra onnx",
+        ONNX_USE,
+        normalises=True,
+        onnx="float32",
+        notes=_onnx_notes,
+    ),
+    "onnx-int8": Format(
+        functools.partial(_onnx, int8=True),
+        "the same with weights in eight bits: a quarter of the size, slightly other features",
+        ONNX_USE,
+        normalises=True,
+        onnx="int8",
+        notes=_onnx_notes,
+    ),
+    "stablehlo": Format(
+        _stablehlo,
+        "a file for jax.export, for serving soon with a similar version of JAX; no archive",
+        "jax.export.deserialize(open({path!r}, 'rb').read()).call(examples), without pcjax",
+        normalises=True,
+    ),
+    "torchvision": Format(
+        _torchvision,
+        "torchvision's names, of ResNets, MobileNetV2 and ShuffleNetV2 for ImageNet",
+        "model.load_state_dict(safetensors.torch.load_file({path!r})) in PyTorch",
+        notes=_torchvision_notes,
     ),
 }
 

@@ -31,13 +31,18 @@ class Graph:
     x = graph.input("x", np.float32, ("batch", 2))
     graph.output("y", graph.add("Add", [x, x]), np.float32, ("batch", 2))
     model = graph.model()
+
+    Args:
+      name: of the graph.
+      int8: whether weights are stored in eight bits.
     """
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, *, int8: bool = False):
         self._onnx = _package()
-        self._name = name
+        self._name, self._int8 = name, int8
         self._nodes, self._inputs, self._outputs = [], [], []
         self._constants: dict[str, Any] = {}
+        self._names: dict[Any, str] = {}  # of equal constants and operations, which are kept once
 
     def input(self, name: str, dtype: Any, shape: Shape) -> str:
         """Declare an input; a name in its shape is a size that varies."""
@@ -51,23 +56,53 @@ class Graph:
 
     def constant(self, array: Any) -> str:
         """Store an array in the file."""
-        name = f"constant_{len(self._constants)}"
-        self._constants[name] = self._onnx.numpy_helper.from_array(np.asarray(array), name)
+        array = np.asarray(array)
+        name = self._names.setdefault(_io.array_digest(array), f"constant_{len(self._constants)}")
+        if name not in self._constants:
+            self._constants[name] = self._onnx.numpy_helper.from_array(array, name)
         return name
+
+    def weight(self, array: np.ndarray, axis: int) -> str:
+        """Store a weight; in eight bits, each index of `axis` has a scale of its own."""
+        if not self._int8:
+            return self.constant(array)
+        quantised, scale = _quantised(array, axis)
+        stored = [self.constant(quantised), self.constant(scale)]
+        return self.add("DequantizeLinear", stored, axis=axis)
+
+    def rows(self, table: np.ndarray, ids: str) -> str:
+        """Read rows of a table that is stored as `weight` stores it."""
+        if not self._int8:
+            return self.add("Gather", [self.constant(table), ids], axis=0)
+        quantised, scale = _quantised(table, 0)
+        # DequantizeLinear would compute the whole table in every call.
+        read = self.add("Gather", [self.constant(quantised), ids], axis=0)
+        scales = self.add("Gather", [self.constant(scale[:, None]), ids], axis=0)
+        return self.add("Mul", [self.add("Cast", [read], to=_type(np.float32)), scales])
 
     def add(self, op: str, inputs: Sequence[str], **attributes: Any) -> str:
         """Add an operation with one result."""
-        name = f"{op}_{len(self._nodes)}"
-        node = self._onnx.helper.make_node(op, inputs, [name], name=name, **attributes)
-        self._nodes.append(node)
-        return name
+        key = (op, *inputs, repr(attributes))
+        if key not in self._names:
+            name = self._names[key] = f"{op}_{len(self._nodes)}"
+            node = self._onnx.helper.make_node(op, inputs, [name], name=name, **attributes)
+            self._nodes.append(node)
+        return self._names[key]
 
-    def model(self) -> Any:
-        """Return the checked model."""
+    def model(self, about: Mapping[str, str] | None = None) -> Any:
+        """Return the checked model.
+
+        Args:
+          about: facts for the file's metadata.
+        """
         helper = self._onnx.helper
-        graph = helper.make_graph(
-            self._nodes, self._name, self._inputs, self._outputs, [*self._constants.values()]
-        )
+        used, nodes = {output.name for output in self._outputs}, []
+        for node in reversed(self._nodes):
+            if not used.isdisjoint(node.output):
+                nodes.append(node)
+                used.update(node.input)
+        constants = [x for name, x in self._constants.items() if name in used]
+        graph = helper.make_graph(nodes[::-1], self._name, self._inputs, self._outputs, constants)
         model = helper.make_model(
             graph,
             opset_imports=[helper.make_opsetid("", OPSET)],
@@ -75,6 +110,7 @@ class Graph:
             producer_name="pcjax",
             producer_version=__version__,
         )
+        helper.set_model_props(model, dict(about or {}))
         self._onnx.checker.check_model(model, full_check=True)
         return model
 
@@ -85,16 +121,25 @@ class Graph:
         )
 
 
-def write_onnx(path: pathlib.Path, model: TextModel) -> None:
+def _quantised(array: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the nearest of 255 multiples of a scale, and the scale of each index of `axis`."""
+    others = tuple(i for i in range(array.ndim) if i != axis)
+    largest = np.abs(array).max(axis=others, keepdims=True)
+    scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+    return np.rint(array / scale).astype(np.int8), scale.reshape(-1)
+
+
+def write_onnx(path: pathlib.Path, model: TextModel, *, int8: bool = False) -> None:
     """Write the model to `path`, and its tokenizer to tokenizer.json in the same folder.
 
     Args:
       path: the ONNX file. Its inputs are int64 "input_ids" and "attention_mask", (batch, tokens);
         its outputs "sentence_embedding", and "last_hidden_state" of a transformer.
       model: the model.
+      int8: whether the tables and the linear layers' weights are stored in eight bits.
     """
     _checks.require_name("model of texts", model.name, TEXT_MODELS)
-    graph = Graph(model.name)
+    graph = Graph(model.name, int8=int8)
     ids, mask = (graph.input(name, np.int64, TOKENS) for name in (IDS, MASK))
     features, width = (_static if model.name == "static" else _bert)(graph, model, ids, mask)
     graph.output(FEATURES, features, np.float32, ("batch", width))
@@ -124,7 +169,7 @@ def _static(graph: Graph, model: TextModel, ids: str, mask: str) -> tuple[str, i
     unknown = graph.constant(np.int64(model.options["unknown"]))
     known = graph.add("Not", [graph.add("Equal", [ids, unknown])])
     counted = graph.add("And", [known, graph.add("Cast", [mask], to=_type(np.bool_))])
-    rows = graph.add("Gather", [graph.constant(table), ids], axis=0)
+    rows = graph.rows(table, ids)
     features = _mean(graph, rows, graph.add("Cast", [counted], to=_type(np.float32)))
     return _normalised(graph, features, model), table.shape[1]
 
@@ -173,7 +218,7 @@ def _embedded(graph: Graph, weights: Mapping[str, np.ndarray], ids: str) -> str:
     zero = graph.constant(np.zeros(1, np.int64))
     # All tokens are of type 0.
     position = graph.add("Slice", [graph.constant(positions + types[0]), zero, length, zero])
-    return graph.add("Add", [graph.add("Gather", [graph.constant(words), ids], axis=0), position])
+    return graph.add("Add", [graph.rows(words, ids), position])
 
 
 def _attention(
@@ -220,7 +265,7 @@ def _type(dtype: Any) -> int:
 
 
 def _linear(graph: Graph, x: str, kernel: np.ndarray, bias: np.ndarray) -> str:
-    product = graph.add("MatMul", [x, graph.constant(kernel)])
+    product = graph.add("MatMul", [x, graph.weight(kernel, axis=1)])
     return graph.add("Add", [product, graph.constant(bias)])
 
 

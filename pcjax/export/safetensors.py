@@ -12,7 +12,7 @@ import hashlib
 import json
 import pathlib
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import jax.numpy as jnp
@@ -25,7 +25,9 @@ from jaxtyping import Array, Float
 from pcjax import _checks, _fields, _io
 from pcjax._checks import RequestError
 from pcjax.config import Model
+from pcjax.data import Examples
 from pcjax.data import tokens as data_tokens
+from pcjax.data.normalise import Normaliser
 from pcjax.data.tokens import Vocabulary, length_batches, tokens_of
 from pcjax.models import Output, build
 from pcjax.models.static import Static
@@ -83,6 +85,24 @@ class Inputs:
         if self.dtype != "int32" and not len(self.subtract) == len(self.multiply) == self.shape[-1]:
             raise RequestError(f"input has no number for each of {self.shape[-1]} channels")
 
+    @property
+    def full_scale(self) -> float:
+        """The stored number that stands for 1.0."""
+        return 255.0 if self.dtype == "uint8" else 1.0
+
+
+def inputs_of(examples: Examples, normalise: tuple[np.ndarray, np.ndarray]) -> Inputs:
+    """Return how a model takes examples that `normalise` brings to mean 0 and deviation 1."""
+    if examples.dtype.kind == "i":
+        return Inputs(examples.shape, "int32")
+    normaliser = Normaliser(examples, normalise)
+    # Every position of a channel is normalised alike.
+    subtract, multiply = (
+        tuple(map(float, by.reshape(-1, by.shape[-1])[0]))
+        for by in (normaliser.shift, normaliser.factor)
+    )
+    return Inputs(examples.shape, str(examples.dtype), subtract, multiply)
+
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
@@ -123,9 +143,13 @@ class Exported:
         return self(examples).features if self.vocabulary is None else self._of_texts(examples)
 
     def _of_texts(self, texts: Any) -> Float[np.ndarray, "n d"]:
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
             raise RequestError(f"got {type(texts).__name__}: expected a list of texts")
-        tokens = tokens_of(list(texts), cast(Vocabulary, self.vocabulary))
+        texts = list(texts)
+        for number, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise RequestError(f"got texts[{number}] {text!r:.80}: expected a text")
+        tokens = tokens_of(texts, cast(Vocabulary, self.vocabulary))
         result = np.zeros((len(tokens), self.about["features"]), np.float32)
         rows = np.arange(len(tokens))
         most = ROWS_AT_A_TIME if isinstance(self.module, Static) else TOKENS_AT_A_TIME
@@ -189,6 +213,10 @@ def load(path: str | pathlib.Path) -> Exported:
     path = pathlib.Path(path)
     if (path / "config.json").is_file() and (path / "tokenizer.json").is_file():
         return _load_encoder(path)
+    if path.suffix == ".onnx" or (path / "model.onnx").is_file():
+        folder = path.parent if path.suffix == ".onnx" else path
+        run = folder.parent if folder.name.startswith("onnx") else "RUN"
+        raise RequestError(f"{path} is ONNX: load it with onnxruntime; pcjax loads {run}.")
     if path.is_dir():
         path = path / EXPORTED
     if not path.is_file():
@@ -209,15 +237,21 @@ def load(path: str | pathlib.Path) -> Exported:
         model = _fields.decode(Architecture, metadata["model"], "model")
         inputs = _fields.decode(Inputs, metadata["input"], "input")
         vocabulary = _vocabulary(inputs, arrays.pop(TOKENIZER, None))
-        graph, leaves = _abstract(model, inputs)
-        _check_shapes({name: leaf.shape for name, (_, leaf) in leaves.items()}, arrays)
+        module = built(model, inputs, arrays)
     except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise RequestError(f"{path} cannot be loaded ({reason}): export it again.") from error
+    return Exported(module, inputs, {name: metadata[name] for name in ABOUT}, vocabulary)
+
+
+def built(model: Architecture, inputs: Inputs, arrays: Mapping[str, np.ndarray]) -> nnx.Module:
+    """Build a model in evaluation mode from its arrays by name, "layers.0.kernel"."""
+    graph, leaves = _abstract(model, inputs)
+    _check_shapes({name: leaf.shape for name, (_, leaf) in leaves.items()}, arrays)
     filled = [(p, leaf.replace(jnp.asarray(arrays[name]))) for name, (p, leaf) in leaves.items()]
     module = nnx.merge(graph, nnx.from_flat_state(filled))
     module.eval()
-    return Exported(module, inputs, {name: metadata[name] for name in ABOUT}, vocabulary)
+    return module
 
 
 def _vocabulary(inputs: Inputs, tokenizer: np.ndarray | None) -> Vocabulary | None:

@@ -1,5 +1,6 @@
 """Steps that several jobs share."""
 
+import json
 import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 
 from pcjax import _io, config, data, metrics
 from pcjax.config import Config
-from pcjax.data import Dataset
+from pcjax.data import Augmentation, Dataset
 from pcjax.data.texts import Texts
 from pcjax.data.tokens import tokenised
 from pcjax.display import Display
@@ -32,6 +33,7 @@ from pcjax.training.objective import TeacherTargets
 
 UNTRAINED, STUDENT = "untrained", "student"
 REPORT = "report.html"
+SAMPLE = 32  # examples
 
 
 def load_data(config: Config) -> Dataset:
@@ -46,9 +48,13 @@ def load_data(config: Config) -> Dataset:
         part=section.part,
         text_column=section.text_column,
         label_column=section.label_column,
+        image_labels=section.image_labels,
     )
     if isinstance(dataset.train.store, Texts):
         return tokenised(dataset, student_vocabulary(config, dataset))
+    # Files that are no images are refused here, before a run's folder is made.
+    count = len(dataset.train)
+    dataset.train.take(np.arange(count)[:: max(1, count // SAMPLE)])
     return dataset
 
 
@@ -88,6 +94,11 @@ def _student(config: Config, dataset: Dataset, *, shapes_only: bool) -> FrozenMo
     )
 
 
+def augmentation_of(config: Config) -> Augmentation:
+    """Return how a student's training images are changed."""
+    return Augmentation(config.data.crop, config.data.flip, config.teacher.views)
+
+
 def student_lesson(
     config: Config,
     dataset: Dataset,
@@ -120,8 +131,7 @@ def student_lesson(
         losses=config.losses,
         targets=targets,
         training=config.training,
-        crop=config.data.crop,
-        flip=config.data.flip,
+        augmentation=augmentation_of(config),
         evaluate=evaluate,
     )
 
@@ -131,7 +141,7 @@ def check_distillation(config: Config, dataset: Dataset, run: Run) -> None:
     shapes, classifier = teacher_shapes(config.teacher, config.data, dataset, run)
     targets = TeacherTargets(shapes=shapes, classifier=classifier)
     student = student_shapes(config, dataset)
-    check_initial(student, config)
+    check_initial(student, config, dataset)
     check_lesson(student_lesson(config, dataset, student, targets), dataset)
 
 
@@ -188,15 +198,24 @@ def write_report(
     """Write a run's results as one HTML page."""
     if jax.process_index() != 0:
         return
+    from pcjax.report import formatting
     from pcjax.report.run_page import ReportInput, run_page  # loads matplotlib
 
-    folders = {TEACHER if run.job == "teach" else STUDENT: run.folder}
-    if run.job == "distill":
-        folders[TEACHER] = run.part(TEACHER)
+    config = run.config
+    if run.job == "teach":
+        folders = {TEACHER: run.folder}
+        described = formatting.describe_teaching(config.data, config.teacher)
+    else:
+        folders = {STUDENT: run.folder, TEACHER: run.part(TEACHER)}
+        described = formatting.describe_distillation(
+            config.data, config.teacher, config.student, config.losses, config.training
+        )
     page = run_page(
         ReportInput(
             job=run.job,
-            config=run.config,
+            described=described,
+            stored=json.loads(config.to_json()),
+            evaluation=config.evaluation,
             result=results,
             dataset=dataset,
             embeddings=embeddings,

@@ -21,11 +21,14 @@ from pcjax.config import Config, Contender, read_stored
 from pcjax.data import Dataset
 from pcjax.display import Display
 from pcjax.evaluation import (
+    BESIDE,
     NotFiniteError,
     Other,
     Outcome,
+    check_beside,
     check_evaluation,
     evaluate,
+    evaluate_beside,
     load_other,
     summary,
 )
@@ -60,6 +63,7 @@ def compare(config: Config, folder: pathlib.Path, display: Display) -> None:
     dataset = load_data(config)
     other = load_other(config.evaluation, dataset, config.data)
     check_evaluation(config.evaluation, dataset, other)
+    check_beside(config.evaluation, dataset)
     check_contenders(run, dataset)
     shared = shared_config(run)
     run.start()
@@ -175,7 +179,8 @@ def shared_config(run: Run) -> Config:
 
     Its teacher is a run: the one that the config names, or DIR/teacher.
     """
-    shared = dataclasses.replace(run.config, comparison=Config().comparison)
+    alone = dataclasses.replace(run.config.evaluation, beside=())  # evaluated once, at the end
+    shared = dataclasses.replace(run.config, comparison=Config().comparison, evaluation=alone)
     if shared.teacher.is_trained_here:
         own = str(run.part(TEACHER).resolve())
         shared = dataclasses.replace(shared, teacher=dataclasses.replace(shared.teacher, run=own))
@@ -192,7 +197,7 @@ def shared_teacher(run: Run, shared: Config, dataset: Dataset) -> Teacher:
             teach(teacher_config, own, run.display, part_of_another=True)
             unlock_folder(own)
     teacher = load_teacher(shared.teacher, shared.data, dataset, run, shared.evaluation.batch)
-    if shared.teacher.features is not None:
+    if teacher.is_from_a_file:
         warn_if_unrelated(build_student(shared, dataset, run.display), teacher, dataset, run)
     return teacher
 
@@ -297,6 +302,9 @@ def finish(run: Run, outcomes: Mapping[str, Mapping[int, Outcome]], rivals: Riva
     """Write, print and draw the comparison."""
     labelled = {c.name: c.needs_labels for c in contenders_of(run)}
     comparison = summary.summarise(outcomes, labelled)
+    section, teacher, other = run.config.evaluation, rivals.teacher, rivals.other
+    beside = evaluate_beside(section, teacher, rivals.dataset, other, run.display)
+    comparison[BESIDE] = {name: summary.numbers(results) for name, results in beside.items()}
     comparison |= {"versions": versions(), "config": json.loads(run.config.to_json())}
     if jax.process_index() == 0:
         summary.write(run.folder, comparison)

@@ -4,7 +4,14 @@ import pathlib
 
 from pcjax.config import Config
 from pcjax.display import Display
-from pcjax.evaluation import check_evaluation, evaluate, load_other
+from pcjax.evaluation import (
+    BESIDE,
+    check_beside,
+    check_evaluation,
+    evaluate,
+    evaluate_beside,
+    load_other,
+)
 from pcjax.jobs.common import (
     STUDENT,
     UNTRAINED,
@@ -28,13 +35,14 @@ def distill(config: Config, folder: pathlib.Path, display: Display) -> None:
     dataset = load_data(config)
     other = load_other(config.evaluation, dataset, config.data)
     check_evaluation(config.evaluation, dataset, other)
+    check_beside(config.evaluation, dataset)
     check_distillation(config, dataset, run)
     run.start()
     run.say(f"{describe_data(dataset)}; run: {folder}")
 
     teacher = load_teacher(config.teacher, config.data, dataset, run, config.evaluation.batch)
     untrained = build_student(config, dataset, run.display)
-    if config.teacher.features is not None:
+    if teacher.is_from_a_file:
         warn_if_unrelated(untrained, teacher, dataset, run)
     targets, validation = teacher.targets(dataset), teacher.features["validation"]
     lesson = student_lesson(config, dataset, untrained, targets, validation)
@@ -42,5 +50,7 @@ def distill(config: Config, folder: pathlib.Path, display: Display) -> None:
 
     models = {UNTRAINED: untrained, STUDENT: student}
     evaluated = evaluate(models, teacher, dataset, config.evaluation, other)
+    beside = evaluate_beside(config.evaluation, teacher, dataset, other, display)
+    evaluated.results.update({BESIDE: beside} if beside else {})
     finish(run, evaluated, dataset, config.training)
     run.say(f"next: {quoted('pcjax', 'export', folder)} writes the student as one file")

@@ -9,8 +9,11 @@ from pcjax.config import Evaluation
 from pcjax.data import Dataset
 from pcjax.display import Display
 from pcjax.evaluation import (
+    BESIDE,
     Evaluated,
+    check_beside,
     check_evaluation,
+    evaluate_beside,
     load_other,
     show,
     throughput,
@@ -39,7 +42,9 @@ class Extras:
 
     other: str | None = None
     other_dir: str | None = None
+    pairs: str | None = None
     corruptions: tuple[str, ...] | None = None
+    beside: tuple[str, ...] | None = None
     throughput: bool = False
 
     def added_to(self, section: Evaluation) -> Evaluation:
@@ -48,8 +53,12 @@ class Extras:
             section = dataclasses.replace(section, other=self.other, other_dir=self.other_dir)
         elif self.other_dir is not None:
             raise RequestError(f"--other-dir {self.other_dir} needs --other; give both.")
+        if self.pairs is not None:
+            section = dataclasses.replace(section, pairs=self.pairs)
         if self.corruptions is not None:
             section = dataclasses.replace(section, corruptions=self.corruptions or ("all",))
+        if self.beside is not None:
+            section = dataclasses.replace(section, beside=self.beside)
         return section
 
 
@@ -62,25 +71,39 @@ def evaluate(folder: pathlib.Path, display: Display, extras: Extras | None = Non
     dataset = load_data(run.config)
     other = load_other(section, dataset, run.config.data)
     check_evaluation(section, dataset, other)
+    check_beside(section, dataset)
     teacher, models = load_models(run, dataset)
     evaluated = evaluate_models(models, teacher, dataset, section, other)
     if extras.throughput:
-        measured = models if teacher.model is None else {**models, TEACHER: teacher.model}
-        for name, model in measured.items():
-            evaluated.results[name]["throughput"] = throughput(model, dataset, section.batch)
-    results = {**before, **merged(before, evaluated), "versions": versions()}
+        measured = {name: (model, dataset) for name, model in models.items()}
+        if teacher.model is not None:
+            measured[TEACHER] = teacher.model, teacher.view(dataset)
+        for name, (model, seen) in measured.items():
+            evaluated.results[name]["throughput"] = throughput(model, seen, section.batch)
+    beside = evaluate_beside(section, teacher, dataset, other, display)
+    evaluated.results.update({BESIDE: before.get(BESIDE, {}) | beside} if beside else {})
+    new = merged(before, evaluated, rated=other.pairs is not None)
+    results = {**before, **new, "versions": versions()}
     run.finish(results)
     write_report(run, results, dataset, evaluated.embeddings)
     show(results, display, section.dissimilarity)
 
 
-def merged(before: dict[str, Any], evaluated: Evaluated) -> dict[str, Any]:
-    """Return the new results of each model; earlier results on other data sets stay."""
+def merged(before: dict[str, Any], evaluated: Evaluated, *, rated: bool) -> dict[str, Any]:
+    """Return the new results of each model; earlier results on other data stay.
+
+    Args:
+      before: the earlier results.
+      evaluated: the new ones.
+      rated: whether these are also of rated pairs; else the earlier result on pairs stays.
+    """
     results = {}
     for name, new in evaluated.results.items():
         old = before.get(name, {})
         other = {**old.get("other", {}), **new.get("other", {})}
-        results[name] = {**old, **new, **({"other": other} if other else {})}
+        more = {"other": other} if other else {}
+        more |= {} if rated else {"pairs": old.get("pairs")}
+        results[name] = {**old, **new, **more}
     return results
 
 

@@ -1,42 +1,53 @@
 """`pcjax export RUN`: write the student without what only its training needs."""
 
+import contextlib
 import dataclasses
 import pathlib
+import re
 from typing import Any
 
 import jax
 import numpy as np
 
-from pcjax import __version__
+from pcjax import __version__, _io
 from pcjax._checks import RequestError
 from pcjax.data import Dataset
-from pcjax.data.normalise import Normaliser
 from pcjax.display import Display
-from pcjax.evaluation.tables import MODELS, card_rows
-from pcjax.export import safetensors
+from pcjax.evaluation.tables import card_rows, models_of
+from pcjax.export import measure, safetensors
 from pcjax.export.card import CardFacts
-from pcjax.export.formats import Student, find_format
+from pcjax.export.formats import Format, Student, find_format
 from pcjax.jobs.common import load_data
 from pcjax.jobs.evaluate import read_student, single_run
-from pcjax.run import Run, read_result
-from pcjax.teachers import find_encoder
+from pcjax.run import Run, read_result, stored_run
+from pcjax.teachers import find_encoder, read_teacher
+from pcjax.teachers.encoder import Encoder
 from pcjax.training.build import options_for
 from pcjax.training.embedding import FrozenModel, output_shapes
 
 ALIGNED = ("hint", "embed_distill")  # without a head they copy the teacher's features
+Seen = tuple[FrozenModel, Dataset]  # a model, and the examples as it reads them
+LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,63}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Options of the command line."""
+    """Options of the command line.
+
+    format: one of `pcjax list formats`.
+    normalise: whether the exported features are scaled to length 1.
+    licence: of the student, for its model card.
+    """
 
     format: str = "safetensors"
+    normalise: bool = False
+    licence: str | None = None
 
 
 def export(folder: pathlib.Path, display: Display, options: Options | None = None) -> None:
     """Write the trained student into its run's folder."""
-    format_name = (options or Options()).format
-    chosen = find_format(format_name)
+    options = options or Options()
+    chosen = find_format(options.format)
     run = single_run(folder, display)
     if run.job != "distill":
         raise RequestError(
@@ -45,67 +56,160 @@ def export(folder: pathlib.Path, display: Display, options: Options | None = Non
         )
     result = read_result(folder)
     dataset = load_data(run.config)
+    _check(options, chosen, dataset)
     model = read_student(run, dataset)
-    student = exportable(run, dataset, model, result)
-    if jax.process_index() == 0:
-        path = chosen.write(folder, student)
-        size = _size(path)
-        display.say(
-            f"{path}: {size:,} bytes, {student.architecture.name} with "
-            f"{model.parameter_count():,} parameters and {student.about['features']} features"
+    encoder = _encoder(run)
+    card = _card_facts(run, dataset, model, result, encoder, options.licence)
+    student = exportable(run, dataset, model, card, options.normalise)
+    if jax.process_index() != 0:
+        return
+    path = chosen.write(folder, student)
+    if chosen.onnx is not None:
+        kind = run.config.evaluation.dissimilarity if chosen.onnx == "int8" else None
+        teacher = _teacher(run, dataset, encoder)
+        lines = _measured(path, student, (model, dataset), teacher, coherence=kind)
+        _io.write_text(path.parent / "README.md", student.card_of(options.format, measured=lines))
+    else:
+        lines = ()
+    size = _size(path)
+    display.say(
+        f"{path}: {size:,} bytes, {student.architecture.name} with "
+        f"{model.parameter_count():,} parameters and {student.about['features']} features"
+    )
+    for line in (*chosen.notes(student), *lines):
+        display.say(line)
+    display.say(f"next: {chosen.use.format(path=str(path))}")
+
+
+def _check(options: Options, chosen: Format, dataset: Dataset) -> None:
+    if options.normalise and dataset.vocabulary is not None:
+        raise RequestError(
+            "--normalise is for students of images; a student of texts has --student.normalise."
         )
-        display.say(f"next: {chosen.use.format(path=str(path))}")
+    if options.normalise and not chosen.normalises:
+        raise RequestError(
+            f"--normalise is not for --format {options.format}; give onnx, onnx-int8 or stablehlo."
+        )
+    if options.licence is not None and not LICENCE.fullmatch(options.licence):
+        raise RequestError(
+            f"--licence {options.licence!r} is not the name of a licence; give one like apache-2.0."
+        )
 
 
-def exportable(run: Run, dataset: Dataset, model: FrozenModel, result: dict[str, Any]) -> Student:
+def _encoder(run: Run) -> Encoder | None:
+    """Return the teacher of others, unless its files are gone."""
+    try:
+        return find_encoder(run.config.teacher.source)
+    except (RequestError, OSError) as error:
+        run.say(f"WARNING: the teacher cannot be read, and its licence is not known: {error}")
+        return None
+
+
+def exportable(
+    run: Run, dataset: Dataset, model: FrozenModel, card: CardFacts, normalise: bool
+) -> Student:
     """Return a trained student with all facts that an export states."""
-    config, examples, vocabulary = run.config, dataset.train, dataset.vocabulary
-    features = int(output_shapes(model, dataset).features.shape[1])
+    config, vocabulary = run.config, dataset.vocabulary
     arrays = {n: np.asarray(x) for n, x in {**model.parameters, **model.statistics}.items()}
-    about = {"version": __version__, "features": features, "config": config.digest()}
+    about = {"version": __version__, "features": card.features, "config": config.digest()}
     classes = dataset.class_count if "classify/kernel" in arrays else None
     options = options_for(config.student, dataset)
     architecture = safetensors.Architecture(
         config.student.name, classes, config.training.compute, options
     )
-    if vocabulary is not None:
-        inputs = safetensors.Inputs(examples.shape, "int32", limit=vocabulary.limit)
-        card = _card_facts(run, dataset, model, result)
-        return Student(architecture, inputs, arrays, about, vocabulary.tokenizer, card)
-    normaliser = Normaliser(examples, dataset.normalise)
-    # Every position of a channel is normalised alike.
-    subtract, multiply = (
-        tuple(map(float, by.reshape(-1, by.shape[-1])[0]))
-        for by in (normaliser.shift, normaliser.factor)
-    )
-    inputs = safetensors.Inputs(examples.shape, str(examples.dtype), subtract, multiply)
-    return Student(architecture, inputs, arrays, about)
+    inputs = safetensors.inputs_of(dataset.train, dataset.normalise)
+    if vocabulary is None:
+        return Student(architecture, inputs, arrays, about, card, normalise=normalise)
+    inputs = dataclasses.replace(inputs, limit=vocabulary.limit)
+    return Student(architecture, inputs, arrays, about, card, vocabulary.tokenizer)
 
 
 def _card_facts(
-    run: Run, dataset: Dataset, model: FrozenModel, result: dict[str, Any]
+    run: Run,
+    dataset: Dataset,
+    model: FrozenModel,
+    result: dict[str, Any],
+    encoder: Encoder | None,
+    licence: str | None,
 ) -> CardFacts:
-    config = run.config
-    encoder = find_encoder(config.teacher.source)
-    models = {name: result[name] for name in MODELS if name in result}
+    config, vocabulary = run.config, dataset.vocabulary
+    models = models_of(result)
+    teacher = config.teacher.source or config.teacher.features or config.teacher.run
     return CardFacts(
         name=run.folder.resolve().name,
         architecture=config.student.name,
         features=int(output_shapes(model, dataset).features.shape[1]),
         parameters=model.parameter_count(),
         size=model.size_bytes(),
-        max_tokens=dataset.vocabulary.limit,
+        shape=dataset.train.shape,
+        stored=str(dataset.train.dtype),
+        max_tokens=None if vocabulary is None else vocabulary.limit,
         formats=(),
-        teacher=config.teacher.source or "its own teacher" if encoder is None else encoder.name,
+        teacher=encoder.name if encoder else teacher or config.teacher.model.name,
         losses=tuple(loss.name for loss in config.losses),
-        texts=len(dataset.train),
+        examples=len(dataset.train),
         fingerprint=dataset.fingerprint,
-        columns=("on held-out texts", *(MODELS[name] for name in models)),
+        columns=("on held-out examples", *models),
         rows=tuple(map(tuple, card_rows(models))),
-        licence=None if encoder is None else encoder.licence,
+        licence=licence,
         teacher_licence=None if encoder is None else encoder.licence,
         aligned=any(loss.name in ALIGNED and loss.head == "none" for loss in config.losses),
     )
+
+
+def _measured(
+    path: pathlib.Path,
+    student: Student,
+    own: Seen,
+    teacher: Seen | None,
+    *,
+    coherence: str | None,
+) -> tuple[str, ...]:
+    """Return lines on an ONNX file: its speed and, unless None, its coherence.
+
+    Args:
+      path: the file.
+      student: the exported student.
+      own: the student that it was made of.
+      teacher: the teacher, where it is a model.
+      coherence: the dissimilarity.
+    """
+    if not measure.has_runtime():
+        return ("Not measured: `pip install onnxruntime`.",)
+    runtime, texts = measure.Runtime(path, student.inputs), student.tokenizer is not None
+    time = runtime.milliseconds(measure.test_examples(own[1], measure.CALLS))
+    times = [f"{time:.2f} ms"]
+    if teacher is not None and not texts:
+        with contextlib.suppress(RequestError):  # a teacher that ONNX cannot hold
+            times.append(f"the teacher as an ONNX file {measure.time_of(*teacher):.2f} ms")
+    line = f"Time of one {'text' if texts else 'example'}: {'; '.join(times)} (one thread, batch 1,"
+    lines = [
+        f"The file has {path.stat().st_size:,} bytes.",
+        f"{line} median of {measure.CALLS} calls; {measure.described_machine()}).",
+    ]
+    if coherence is not None:
+        models = {"the float student's": own, **({"the teacher's": teacher} if teacher else {})}
+        results, count = measure.coherences(runtime, own[1], models, coherence)
+        stated = ", with ".join(f"{name} {x.value:.4f}" for name, x in results.items())
+        lines.append(
+            f"Coherence (Spearman) of the int8 features with {stated}, on {count:,} test examples."
+        )
+    return tuple(lines)
+
+
+def _teacher(run: Run, dataset: Dataset, encoder: Encoder | None) -> Seen | None:
+    """Return the teacher's model and the examples as it reads them, where there is a model."""
+    section = run.config.teacher
+    if encoder is not None:
+        return None if encoder.model is None else (encoder.model, encoder.view(dataset))
+    if section.source is not None or section.features is not None:
+        return None
+    try:
+        own = run if section.run is None else stored_run(pathlib.Path(section.run), run.display)
+        return read_teacher(own, dataset), dataset
+    except (RequestError, OSError) as error:
+        run.say(f"WARNING: the teacher cannot be read and is not measured: {error}")
+        return None
 
 
 def _size(path: pathlib.Path) -> int:

@@ -11,17 +11,14 @@ from jaxtyping import Array, Float
 
 # (rows, shared, fixed rows, fixed shared) -> one value per row; gradients flow to the first two.
 RowValues = Callable[..., Array]
+Inputs = tuple[Any, Any]  # rows, and what all rows share
 
 
 def swept_values(
-    values: RowValues,
-    rows: Any,
-    shared: Any,
-    fixed_rows: Any,
-    fixed_shared: Any,
-    chunk_size: int | None,
+    values: RowValues, moving: Inputs, fixed: Inputs, chunk_size: int | None
 ) -> Float[Array, "n"]:
     """Compute every row's value, block by block; the gradient computes each block again."""
+    (rows, shared), (fixed_rows, fixed_shared) = moving, fixed
     if chunk_size is None:
         return values(rows, shared, fixed_rows, fixed_shared)
     n = jax.tree.leaves(rows)[0].shape[0]
@@ -34,24 +31,16 @@ def swept_values(
 
 
 def swept_sum(
-    values: RowValues,
-    rows: Any,
-    shared: Any,
-    fixed_rows: Any,
-    fixed_shared: Any,
-    weights: Float[Array, "n"],
-    chunk_size: int,
+    values: RowValues, moving: Inputs, fixed: Inputs, weights: Float[Array, "n"], chunk_size: int
 ) -> Float[Array, ""]:
     """Sum weight x value over rows; the weights get no gradient.
 
     The weights are known beforehand, so that the same sweep takes each block's gradient right after
     its values.
     """
-    blocks = _blocks((rows, fixed_rows), chunk_size)
+    rows, fixed_rows = _blocks((moving[0], fixed[0]), chunk_size)
     weights = jnp.pad(weights, (0, -weights.shape[0] % chunk_size)).reshape(-1, chunk_size)
-    return _swept_sum(
-        values, blocks[0], shared, blocks[1], fixed_shared, lax.stop_gradient(weights)
-    )
+    return _swept_sum(values, rows, moving[1], fixed_rows, fixed[1], lax.stop_gradient(weights))
 
 
 def _blocks(rows: Any, chunk_size: int) -> Any:

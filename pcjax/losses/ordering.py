@@ -78,9 +78,11 @@ def darkrank_hard(
     0.0350
     """
     _checks.require_whole("list_length", list_length, 2)
-    batch, points = _batch_for_lists(
-        student, teacher, alpha, beta, list_length, where, axis_name, reduce_fn
-    )
+    require_number("alpha", alpha)
+    require_number("beta", beta)
+    given = {"where": where, "axis_name": axis_name, "reduce_fn": reduce_fn}
+    batch = Batch.of(student, teacher, **given, min_examples=list_length + 1)
+    points = batch.points()
     nearest, listed = _teachers_nearest(batch, points, list_length)
     scores = _scores(batch.student, points.student, nearest, listed, alpha, beta)
     return batch.reduced(-_log_likelihood(scores, listed))
@@ -131,9 +133,11 @@ def darkrank_soft(
     0.0000
     """
     _checks.require_whole("list_length", list_length, 2, 5)
-    batch, points = _batch_for_lists(
-        student, teacher, alpha, beta, list_length, where, axis_name, reduce_fn
-    )
+    require_number("alpha", alpha)
+    require_number("beta", beta)
+    given = {"where": where, "axis_name": axis_name, "reduce_fn": reduce_fn}
+    batch = Batch.of(student, teacher, **given, min_examples=list_length + 1)
+    points = batch.points()
     nearest, listed = _teachers_nearest(batch, points, list_length)
     orders = np.array(list(itertools.permutations(range(list_length))))
     # A shorter list has fewer orders: those that keep the positions after its end.
@@ -146,29 +150,6 @@ def darkrank_soft(
     log_p = log_probabilities(batch.teacher, points.teacher)
     log_q = log_probabilities(batch.student, points.student)
     return batch.reduced(jnp.sum(jnp.where(counted, jnp.exp(log_p) * (log_p - log_q), 0), axis=1))
-
-
-def _batch_for_lists(
-    student: ArrayLike,
-    teacher: ArrayLike,
-    alpha: ArrayLike,
-    beta: ArrayLike,
-    list_length: int,
-    where: ArrayLike | None,
-    axis_name: str | tuple[str, ...] | None,
-    reduce_fn: Callable[..., Array] | None,
-) -> tuple[Batch, Points]:
-    require_number("alpha", alpha)
-    require_number("beta", beta)
-    batch = Batch.of(
-        student,
-        teacher,
-        where=where,
-        axis_name=axis_name,
-        reduce_fn=reduce_fn,
-        min_examples=list_length + 1,
-    )
-    return batch, batch.points()
 
 
 def _teachers_nearest(
@@ -306,8 +287,8 @@ def pairwise_ranking(
     nearer = jnp.searchsorted(jnp.sort(jnp.where(counts, d_teacher, jnp.inf)), teacher_rows)
     ordered_pairs = batch.total(jnp.sum(jnp.where(included, nearer, 0), axis=1).astype(dtype))
     block = max(1, 2**21 // (m * len(upper[0])))
-    fixed_rows, fixed = (teacher_rows, included), (d_teacher, counts)
-    values = swept_values(block_values, d_rows, d, fixed_rows, fixed, None if block >= n else block)
+    fixed = (teacher_rows, included), (d_teacher, counts)
+    values = swept_values(block_values, (d_rows, d), fixed, None if block >= n else block)
     return batch.reduced(values * (batch.count / jnp.maximum(ordered_pairs, 1)))
 
 

@@ -180,6 +180,7 @@ def perception_coherence(
         weighting,
         axis_name,
         None if chunk_size is None else min(int(chunk_size), n),
+        reduce_fn,
         not any(callable(given) for given in (dissimilarity, teacher_dissimilarity, weighting)),
     )
     more, present = (references or ())[:2], (references or ())[2:]
@@ -190,9 +191,7 @@ def perception_coherence(
     given = _References(*more, *(jnp.asarray(x, bool) for x in present)) if more else None
     # Values that a caller's function closes over may change between calls: compile it anew.
     evaluate = _compiled_loss if request.named and reduce_fn in (None, jnp.mean, jnp.sum) else _loss
-    return evaluate(
-        request, reduce_fn, student, teacher, temperature, teacher_temperature, mask, given
-    )
+    return evaluate(request, student, teacher, (temperature, teacher_temperature), mask, given)
 
 
 def _check_references(references: Any, shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> int:
@@ -237,7 +236,8 @@ class _Request:
     weighting: Any  # a name or a function
     axis_name: str | tuple[str, ...] | None
     chunk_size: int | None
-    named: bool  # no function among the above is a caller's
+    reduce_fn: Callable[..., Array] | None
+    named: bool  # neither the dissimilarities nor the weighting are a caller's function
 
 
 class _References(NamedTuple):
@@ -274,11 +274,9 @@ class _Moving(NamedTuple):
 
 def _loss(
     request: _Request,
-    reduce_fn: Callable[..., Array] | None,
     student: Float[Array, "n ds"],
     teacher: Float[Array, "n dt"],
-    temperature: ArrayLike,
-    teacher_temperature: ArrayLike | None,
+    temperatures: tuple[ArrayLike, ArrayLike | None],  # the student's, the teacher's
     mask: Bool[Array, "n"] | None,
     references: _References | None,
 ) -> Array:
@@ -287,6 +285,7 @@ def _loss(
     zero = jnp.zeros_like(jnp.sum(student)) + jnp.zeros_like(jnp.sum(teacher))
     student, teacher = student + zero, lax.stop_gradient(teacher)
     n, axis_name, own = student.shape[0], request.axis_name, request.frame == "own"
+    reduce_fn, (temperature, teacher_temperature) = request.reduce_fn, temperatures
     if mask is not None:
         student = without_masked(student, mask, axis_name)
         teacher = without_masked(teacher, mask, axis_name)
@@ -323,15 +322,16 @@ def _loss(
     block = min(request.chunk_size or n, cache_rows(teacher_points.shape[0]) or n)
     chunk_size = None if request.chunk_size is None or block == n else block
 
+    def inputs() -> tuple[Any, Any]:
+        return (student, moving), (anchors, fixed)
+
     def summed(values: RowValues, weights: Array) -> Array:
         values = functools.partial(values, request)
         # The sweep has a gradient of its own, which misses values that a caller's function closes
         # over.
         if block == n or not request.named:
-            return jnp.vdot(
-                weights, swept_values(values, student, moving, anchors, fixed, chunk_size)
-            )
-        return swept_sum(values, student, moving, anchors, fixed, weights, block)
+            return jnp.vdot(weights, swept_values(values, *inputs(), chunk_size))
+        return swept_sum(values, *inputs(), weights, block)
 
     if request.scale == "batch":
 
@@ -351,14 +351,14 @@ def _loss(
     if reduce_fn is jnp.sum:
         return summed(_anchor_losses, weights * axis_size(axis_name))
     losses = functools.partial(_anchor_losses, request)
-    values = swept_values(losses, student, moving, anchors, fixed, chunk_size)
+    values = swept_values(losses, *inputs(), chunk_size)
     values = values if mask is None else jnp.where(mask, values, 0)
     if reduce_fn is None:
         return values
     return reduce_fn(values) if mask is None else reduce_fn(values, where=mask)
 
 
-_compiled_loss = jax.jit(_loss, static_argnums=(0, 1))
+_compiled_loss = jax.jit(_loss, static_argnums=0)
 
 
 def _anchor_losses(

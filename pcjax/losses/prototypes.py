@@ -15,13 +15,13 @@ from pcjax._checks import RequestError
 from pcjax.dissimilarity import squared_euclidean
 from pcjax.losses._batch import norms, require_number
 from pcjax.losses.feature import flat_batch
-from pcjax.losses.registry import loss
+from pcjax.losses.registry import not_configurable
 
 ACTIVE = ("teacher", "student")
 
 
-@loss(
-    not_configurable="it compares networks of prototypes, which no model here is; "
+@not_configurable(
+    "it compares networks of prototypes, which no model here is; "
     "hint with head 'conv' compares maps"
 )
 def proto2proto(

@@ -203,7 +203,6 @@ def loss(
     bank: int = 0,
     needs_head: str | None = None,
     arguments: Mapping[str, Any] | None = None,
-    not_configurable: str | None = None,
     **facts: Any,
 ) -> Callable[[F], F]:
     """Register a loss; return the function unchanged.
@@ -214,20 +213,26 @@ def loss(
       bank: the number of past examples it was published with.
       needs_head: the only head that it works with.
       arguments: the arguments it was published with, where they are not its defaults.
-      not_configurable: why no config can name it.
       **facts: `kinds`, `memory`, `alone` and `law`, see `LossSpec`.
     """
 
     def register(function: F) -> F:
         name = function.__name__
-        if not_configurable is not None:
-            NOT_CONFIGURABLE[name] = not_configurable
-            return function
         LOSSES.own[name] = LossSpec(function, head=needs_head, **facts)  # pyright: ignore
         recipe(name, RecipeTerm(name, weight, needs_head or head or "none", bank, arguments or {}))
         return function
 
     return register
+
+
+def not_configurable(reason: str) -> Callable[[F], F]:
+    """Note why no config can name a loss; return the function unchanged."""
+
+    def note(function: F) -> F:
+        NOT_CONFIGURABLE[function.__name__] = reason
+        return function
+
+    return note
 
 
 def recipe(name: str, *terms: RecipeTerm) -> None:

@@ -128,7 +128,7 @@ def rkd_angle(
     points = batch.points()
     n, (m, dt) = batch.student.shape[0], points.teacher.shape
     block = max(1, block_entries() // (m * (m + max(dt, points.student.shape[1]))))
-    inputs = _corner_values, batch.student, points.student, batch.teacher, points
+    inputs = _corner_values, (batch.student, points.student), (batch.teacher, points)
     if block >= n or batch.factor is None:
         return batch.reduced(swept_values(*inputs, None if block >= n else block))
     # A sum is swept once, with its gradient.

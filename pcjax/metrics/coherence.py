@@ -137,9 +137,9 @@ def coherence(
         teacher.astype(dtype),
         jnp.asarray(positions, jnp.int32),
         jnp.asarray(shifts, jnp.int32),
-        dissimilarity=resolve(dissimilarity),
-        teacher_dissimilarity=resolve(
-            dissimilarity if teacher_dissimilarity is None else teacher_dissimilarity
+        dissimilarities=(
+            resolve(dissimilarity),
+            resolve(dissimilarity if teacher_dissimilarity is None else teacher_dissimilarity),
         ),
         k=int(k),
     )
@@ -154,10 +154,10 @@ def _coherence(
     positions: Array,
     shifts: Array,
     *,
-    dissimilarity: Dissimilarity,
-    teacher_dissimilarity: Dissimilarity,
+    dissimilarities: tuple[Dissimilarity, Dissimilarity],  # the student's, the teacher's
     k: int,
 ) -> Coherence:
+    dissimilarity, teacher_dissimilarity = dissimilarities
     n, count = student.shape[0], positions.shape[0]
     rows = min(count, _sorting.cache_rows(n) or 64)
     padded = jnp.pad(positions, (0, -count % rows), constant_values=-1).reshape(-1, rows)
@@ -183,9 +183,7 @@ def _coherence(
     )
 
 
-_compiled_coherence = jax.jit(
-    _coherence, static_argnames=("dissimilarity", "teacher_dissimilarity", "k")
-)
+_compiled_coherence = jax.jit(_coherence, static_argnames=("dissimilarities", "k"))
 
 
 def _estimate(

@@ -108,10 +108,8 @@ def retrieval(
     dtype = jnp.result_type(*arrays)
     search = _search if callable(dissimilarity) else _compiled_search
     result = search(
-        arrays[0].astype(dtype),
-        jnp.asarray(labels).astype(jnp.int32),
-        arrays[1].astype(dtype),
-        jnp.asarray(gallery_labels).astype(jnp.int32),
+        _Labelled(arrays[0].astype(dtype), jnp.asarray(labels).astype(jnp.int32)),
+        _Labelled(arrays[1].astype(dtype), jnp.asarray(gallery_labels).astype(jnp.int32)),
         dissimilarity=resolve(dissimilarity),
         ks=tuple(int(k) for k in ks),
         itself=itself,
@@ -124,17 +122,22 @@ def retrieval(
     return result
 
 
+class _Labelled(NamedTuple):
+    """Features and their classes."""
+
+    features: Float[Array, "n d"]
+    labels: Int[Array, "n"]
+
+
 def _search(
-    queries: Float[Array, "n d"],
-    labels: Int[Array, "n"],
-    gallery: Float[Array, "m d"],
-    gallery_labels: Int[Array, "m"],
+    queries: _Labelled,
+    gallery: _Labelled,
     *,
     dissimilarity: Dissimilarity,
     ks: tuple[int, ...],
     itself: bool,
 ) -> Retrieval:
-    n, m = queries.shape[0], gallery.shape[0]
+    n, m = len(queries.labels), len(gallery.labels)
     # A core's cache holds few columns of a long gallery, but each block reads the whole gallery.
     cached = _sorting.cache_rows(m)
     rows = min(
@@ -145,9 +148,9 @@ def _search(
     )
 
     def of_block(block: Int[Array, "r"]) -> tuple[Float[Array, "values r"], Int[Array, "r"]]:
-        d = dissimilarity(queries[block], gallery).T
+        d = dissimilarity(queries.features[block], gallery.features).T
         others = jnp.arange(m)[:, None] != block if itself else jnp.ones(d.shape, bool)
-        relevant = (gallery_labels[:, None] == labels[block]) & others
+        relevant = (gallery.labels[:, None] == queries.labels[block]) & others
         return _values(d, relevant, others, ks)
 
     # The last query fills up the last block.

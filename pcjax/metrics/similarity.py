@@ -121,7 +121,7 @@ def _evaluate_cka(context: Context) -> float | None:
     return float(linear_cka(widened(context.test[rows], teacher.shape[1]), teacher))
 
 
-def pair_agreement(left: ArrayLike, right: ArrayLike, scores: ArrayLike) -> float:
+def pair_agreement(left: ArrayLike, right: ArrayLike, scores: ArrayLike) -> float | None:
     """Compute Spearman's correlation of the pairs' cosine similarities with given scores.
 
     It is how sentence embeddings are evaluated on pairs that people rated (STS).
@@ -131,6 +131,9 @@ def pair_agreement(left: ArrayLike, right: ArrayLike, scores: ArrayLike) -> floa
       right: (n, d) features of the other.
       scores: (n,) a higher one is more similar.
 
+    Returns:
+      The correlation; None where it is undefined: all scores or all similarities are equal.
+
     >>> pair_agreement([[1, 0], [1, 0], [1, 0]], [[1, 0], [1, 1], [0, 1]], [5, 3, 1])
     1.0
     """
@@ -139,7 +142,11 @@ def pair_agreement(left: ArrayLike, right: ArrayLike, scores: ArrayLike) -> floa
     x, y = np.asarray(left, np.float64), np.asarray(right, np.float64)
     norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
     similarities = np.einsum("nd,nd->n", x, y) / np.maximum(norms, np.finfo(np.float64).tiny)
-    return float(spearmanr(similarities, np.asarray(scores))[0])  # pyright: ignore
+    rated = np.asarray(scores, np.float64)
+    if len({*similarities.tolist()}) < 2 or len({*rated.tolist()}) < 2:
+        return None
+    degree = float(spearmanr(similarities, rated)[0])  # pyright: ignore
+    return None if np.isnan(degree) else degree
 
 
 @metric("pairs", title="rated pairs (Spearman)")

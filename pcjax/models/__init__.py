@@ -12,7 +12,8 @@ in. The running statistics move by a tenth a step; their variance is the biased 
 weights. `pcjax list models` prints every name with its options and its number of parameters.
 
 The CIFAR networks are RepDistiller's and keep their resolution in the stem (MobileNetV2 halves it).
-The ImageNet networks are torchvision's. The name says which it is, not the image's size.
+The ImageNet networks are torchvision's. The name says which it is, not the image's size. A ViT
+(vision transformer) accepts images of the shape that it was built for, and no others.
 """
 
 import inspect
@@ -37,6 +38,7 @@ from pcjax.models.parts import Output, initialised, parameter_count
 from pcjax.models.resnet import Basic, Bottleneck, ResNet
 from pcjax.models.shufflenetv2 import ShuffleNetV2
 from pcjax.models.static import Static
+from pcjax.models.vit import ViT
 from pcjax.models.wrn import WideResNet
 
 __all__ = [
@@ -79,6 +81,10 @@ MODELS: dict[str, Callable[..., nnx.Module]] = {
     "resnet18_cifar": partial(_wide, block=Basic, depths=(2, 2, 2, 2), imagenet=False),
     "resnet34_cifar": partial(_wide, block=Basic, depths=(3, 4, 6, 3), imagenet=False),
     "resnet50_cifar": partial(_wide, block=Bottleneck, depths=(3, 4, 6, 3), imagenet=False),
+    "vit": ViT,
+    "vit_tiny": partial(ViT, width=192, heads=3),
+    "vit_small": partial(ViT, width=384, heads=6),
+    "vit_base": partial(ViT, width=768, heads=12),
 }
 
 
@@ -139,6 +145,9 @@ PARAMETERS = {
     "resnet18_cifar": 11_220_132,
     "resnet34_cifar": 21_328_292,
     "resnet50_cifar": 23_705_252,
+    "vit_tiny": 5_717_416,
+    "vit_small": 22_050_664,
+    "vit_base": 86_567_656,
 }
 
 

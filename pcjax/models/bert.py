@@ -233,7 +233,7 @@ def from_huggingface(
         if name is None:
             continue
         if name not in given:
-            raise RequestError(f"it has no tensor {name}")
+            raise RequestError(f"it has no tensor {name}; download or export it again")
         tensor = given.pop(name)
         array = np.asarray(tensor.T if path.endswith("kernel") else tensor, np.float32)
         if array.shape != tuple(shape):

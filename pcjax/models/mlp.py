@@ -46,7 +46,7 @@ class MLP(Network):
     def __call__(self, x: Float[Array, "n ..."]) -> Output:
         """Compute features, logits and the hidden layers' outputs of a batch."""
         x = self._enter(x)
-        x = x.reshape(len(x), math.prod(x.shape[1:]))
+        x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
         maps = {}
         for i, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True), 1):
             x = maps[f"stage{i}"] = nnx.relu(norm(layer(x)))

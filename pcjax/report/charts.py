@@ -204,11 +204,12 @@ def _middles(points: np.ndarray, groups: Mapping[str, np.ndarray]) -> list[np.nd
 
 
 class Interval(NamedTuple):
-    """A mean and its 95 % interval; few seeds have none."""
+    """A mean and its 95 % interval; few seeds have none. A ring marks it in a chart."""
 
     mean: float
     low: float | None = None
     high: float | None = None
+    ring: bool = False
 
 
 def intervals(
@@ -217,21 +218,19 @@ def intervals(
     shown: Mapping[str, Interval],
     alternative: str,
     *,
-    hollow: Sequence[str] = (),
     lines: Mapping[str, float] | None = None,
     zero: bool = False,
 ) -> Markup:
-    """Draw a row for each name, with the mean as a dot and its interval as a line.
+    """Draw a row for each name, with the mean as a dot or ring and its interval as a line.
 
-    `hollow` names the rows that get a ring. `lines` are vertical lines by their dashes.
+    `lines` are vertical lines by their dashes.
     """
 
     def paint(axes: "Axes") -> None:
-        for place, (label, interval) in enumerate(shown.items()):
-            mean, low, high = interval
+        for place, (mean, low, high, ring) in enumerate(shown.values()):
             if low is not None and high is not None:
                 axes.plot([low, high], [place, place], color=COLOURS["accent"], linewidth=2)
-            face = COLOURS["ground"] if label in hollow else COLOURS["accent"]
+            face = COLOURS["ground"] if ring else COLOURS["accent"]
             style = {"color": COLOURS["accent"], "markerfacecolor": face, "markersize": 7}
             axes.plot(mean, place, "o", **style)
         if zero:

@@ -12,7 +12,15 @@ import numpy as np
 from pcjax import _io
 from pcjax.config import Evaluation
 from pcjax.data import Dataset
-from pcjax.evaluation.summary import COMPARISON, DIVERGED, DONE, MIN_SEEDS, RUNS, table_columns
+from pcjax.evaluation.summary import (
+    COMPARISON,
+    DIVERGED,
+    DONE,
+    MIN_SEEDS,
+    RUNS,
+    fixed_rows,
+    table_columns,
+)
 from pcjax.evaluation.tables import MODELS
 from pcjax.report import charts, formatting
 from pcjax.report.charts import Interval
@@ -102,11 +110,11 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else plural}"
 
 
-def _interval(estimate: Mapping[str, Any], scale: float) -> Interval:
+def _interval(estimate: Mapping[str, Any], scale: float, *, ring: bool) -> Interval:
     low, high = (
         None if estimate[end] is None else scale * estimate[end] for end in ("low", "high")
     )
-    return Interval(scale * estimate["mean"], low, high)
+    return Interval(scale * estimate["mean"], low, high, ring)
 
 
 def _failed(loss: Mapping[str, Any]) -> list[str]:
@@ -157,10 +165,9 @@ def _table(comparison: Mapping[str, Any], metrics: Sequence[str], costs: Sequenc
         seed = first_finished(loss)
         name = _name(label, loss)
         rows.append([name if seed is None else _link(name, label, seed), *values, *amounts])
-    teacher = {m: {"mean": x, "low": None, "high": None} for m, x in comparison["teacher"].items()}
-    for name, values in (("teacher", teacher), ("untrained", comparison["untrained"])):
+    for name, values in fixed_rows(comparison).items():
         cells = [_number(metric, values.get(metric)) for metric in metrics]
-        rows.append([MODELS[name], *cells, *[""] * len(costs)])
+        rows.append([MODELS.get(name, name), *cells, *[""] * len(costs)])
     primary = comparison["primary"]
     by = f", the best by {_title(primary)} first" if primary is not None else ""
     aware = f" “{LABELS}” marks losses that use labels." if _aware(losses) else ""
@@ -213,7 +220,7 @@ def _intervals(comparison: Mapping[str, Any], metric: str, place: int) -> Markup
     scale, losses = _scale(metric), comparison["losses"]
     known = {label: loss for label, loss in losses.items() if metric in loss["summary"]}
     shown = {
-        _plain(label, loss): _interval(loss["summary"][metric], scale)
+        _plain(label, loss): _interval(loss["summary"][metric], scale, ring=loss["labelled"])
         for label, loss in known.items()
     }
     best, mean = _best(losses, metric)
@@ -231,21 +238,13 @@ def _intervals(comparison: Mapping[str, Any], metric: str, place: int) -> Markup
         f"{title}, means with intervals of {len(shown)} losses; the highest mean, {best}: "
         f"{scale * mean:.4g}."
     )
-    hollow = _hollow(known)
-    drawn = charts.intervals(
-        f"intervals-{place}", title, shown, alternative, hollow=hollow, lines=lines
-    )
+    drawn = charts.intervals(f"intervals-{place}", title, shown, alternative, lines=lines)
     texts = [f"{name}, {formatting.number(x, _unit(metric))}." for name, x in values.items()]
     return figure(drawn, " ".join(texts))
 
 
 def _plain(label: str, loss: Mapping[str, Any]) -> str:
     return f"{label}\n({LABELS})" if loss["labelled"] else label
-
-
-def _hollow(losses: Losses) -> list[str]:
-    """Return the names of the losses that get a ring."""
-    return [_plain(label, loss) for label, loss in losses.items() if loss["labelled"]]
 
 
 def _paired(losses: Losses, metrics: Sequence[str]) -> list[Markup]:
@@ -258,7 +257,8 @@ def _paired(losses: Losses, metrics: Sequence[str]) -> list[Markup]:
         scale = _scale(metric)
         best = next(iter(known.values()))["paired"][metric]["to"]
         differences = {
-            label: _interval(loss["paired"][metric], scale) for label, loss in known.items()
+            label: _interval(loss["paired"][metric], scale, ring=loss["labelled"])
+            for label, loss in known.items()
         }
         shown = {_plain(label, known[label]): value for label, value in differences.items()}
         highs = [value.high for value in shown.values() if value.high is not None]
@@ -269,10 +269,7 @@ def _paired(losses: Losses, metrics: Sequence[str]) -> list[Markup]:
         title = f"{_title(metric)}{' in points' if scale == 100 else ''}"
         summary = f"to {best}: {count if highs else 'too few seeds for an interval'}."
         alternative = f"Differences in {title} {summary}"
-        hollow = _hollow(known)
-        chart = charts.intervals(
-            f"paired-{place}", title, shown, alternative, hollow=hollow, zero=True
-        )
+        chart = charts.intervals(f"paired-{place}", title, shown, alternative, zero=True)
         drawn.append(figure(chart, f"Difference {summary}"))
         rows += [
             [label, _title(metric), best, _difference(value)]

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pcjax.config import Config, Loss, Model, Training
-from pcjax.evaluation.tables import MODELS, SIZES, value_at
+from pcjax.config import Data, Loss, Model, Teacher, Training
+from pcjax.evaluation.tables import SIZES, models_of, value_at
 from pcjax.metrics.registry import value_specs
 from pcjax.report.page import Markup, joined, tag
 
@@ -72,7 +72,7 @@ def cell(value: Any, unit: str) -> str:
 
 def result_table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return columns and rows of the table of models; leave rows without values out."""
-    models = {name: results[name] for name in MODELS if name in results}
+    models = models_of(results)
     specs = sorted(value_specs().items(), key=lambda item: item[1][1] != "share")
     metrics = [path for path, _ in specs]
     rows = []
@@ -91,7 +91,7 @@ def result_table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]
         values = [model.get("corruptions", {}).get(name) for model in models.values()]
         means = [value.get("mean") if isinstance(value, Mapping) else value for value in values]
         add(f"{GROUPS['corruptions']}: {name.replace('_', ' ')}", "share", means)
-    return ["", *(MODELS[name] for name in models)], [row for row in rows if any(row[1:])]
+    return ["", *models], [row for row in rows if any(row[1:])]
 
 
 def _names(models: Mapping[str, Mapping[str, Any]], group: str) -> list[str]:
@@ -135,18 +135,36 @@ def _teacher(teacher: Mapping[str, Any]) -> str:
     return f"The teacher reaches {number(knn, 'share')} k-NN accuracy{linear}."
 
 
-def describe_config(job: str, config: Config) -> dict[str, str]:
-    """Describe data, teacher, student, losses and training."""
-    data, teacher = config.data, config.teacher
+def describe_teaching(data: Data, teacher: Teacher) -> dict[str, str]:
+    """Describe how a teacher is trained."""
+    return {
+        "Data": _data(data),
+        "Teacher": _model(teacher.model),
+        "Training": _training(teacher.training),
+    }
+
+
+def describe_distillation(
+    data: Data, teacher: Teacher, student: Model, losses: Iterable[Loss], training: Training
+) -> dict[str, str]:
+    """Describe how a student is trained, and under which teacher."""
+    return {
+        "Data": _data(data),
+        "Teacher": _teacher_origin(teacher),
+        "Student": _model(student),
+        "Losses": "; ".join(map(_loss, losses)),
+        "Training": _training(training),
+    }
+
+
+def _data(data: Data) -> str:
     held_out = f"{100 * data.validation:.3g} % of the training examples held out for validation"
     changes = [f"random crops after {data.crop} pixels of padding"] * bool(data.crop)
     changes += ["random flips"] * data.flip
-    described = {"Data": ", ".join([data.source, held_out, *changes])}
-    if job == "teach":
-        return described | {
-            "Teacher": _model(teacher.model),
-            "Training": _training(teacher.training),
-        }
+    return ", ".join([data.source, held_out, *changes])
+
+
+def _teacher_origin(teacher: Teacher) -> str:
     if teacher.features is not None:
         origin = f"features in {teacher.features}"
     elif teacher.source is not None:
@@ -155,12 +173,7 @@ def describe_config(job: str, config: Config) -> dict[str, str]:
         origin = f"the run in {teacher.run}"
     else:
         origin = f"{_model(teacher.model)}, trained for this run with labels"
-    return described | {
-        "Teacher": origin + (", sees every augmented image" if teacher.live else ""),
-        "Student": _model(config.student),
-        "Losses": "; ".join(map(_loss, config.losses)),
-        "Training": _training(config.training),
-    }
+    return origin + (", sees every augmented image" if teacher.live else "")
 
 
 def _model(model: Model) -> str:

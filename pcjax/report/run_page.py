@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pcjax.config import Config
+from pcjax.config import Evaluation
 from pcjax.data import Dataset
 from pcjax.evaluation.tables import MODELS
 from pcjax.report import charts, embedding_math, formatting, panels
@@ -28,7 +28,9 @@ class ReportInput:
     """Everything that a run's report shows.
 
     job: "distill" or "teach".
-    config: the run's config.
+    described: the config in words, by section.
+    stored: the whole config, as JSON.
+    evaluation: how the models were evaluated.
     result: result.json.
     dataset: the examples.
     embeddings: features by model ("teacher", "untrained", "student") and part.
@@ -37,7 +39,9 @@ class ReportInput:
     """
 
     job: str
-    config: Config
+    described: Mapping[str, str]
+    stored: Mapping[str, Any]
+    evaluation: Evaluation
     result: Mapping[str, Any]
     dataset: Dataset
     embeddings: Mapping[str, Mapping[str, np.ndarray]]
@@ -47,12 +51,12 @@ class ReportInput:
 
 def run_page(run: ReportInput) -> str:
     """Return the page of a finished run."""
-    dissimilarity = run.config.evaluation.dissimilarity
-    stored = {"job": run.job, "config": json.loads(run.config.to_json())}
+    dissimilarity = run.evaluation.dissimilarity
+    stored = {"job": run.job, "config": run.stored}
     lead = [
         tag("p", formatting.conclusion(run.result, dissimilarity), class_="conclusion"),
         tag("p", "Made by ", tag("code", f"pcjax {run.job}"), f" {made(run.result)}"),
-        terms(formatting.describe_config(run.job, run.config)),
+        terms(run.described),
         details("The whole config", json.dumps(stored, indent=1)),
     ]
     results = [tag("div", *_results(run)), tag("div", tag("h3", "Training"), *_training(run))]
@@ -72,7 +76,7 @@ def made(result: Mapping[str, Any]) -> str:
 
 def _results(run: ReportInput) -> list[str]:
     columns, rows = formatting.result_table(run.result)
-    dissimilarity = run.config.evaluation.dissimilarity
+    dissimilarity = run.evaluation.dissimilarity
     caption = (
         f"Measured on {len(run.dataset.test):,} test examples, which no training or selection "
         f"uses. Coherence and retrieval use the {dissimilarity} dissimilarity. Below a value "
@@ -139,7 +143,7 @@ def _taught(run: ReportInput) -> Sections:
 
 
 def _distilled(run: ReportInput) -> Sections:
-    dissimilarity = run.config.evaluation.dissimilarity
+    dissimilarity = run.evaluation.dissimilarity
     places = embedding_math.sample(len(run.dataset.test))
     test = panels.sampled(run.dataset.test, places)
     spaces = {}
@@ -165,6 +169,6 @@ def _distilled(run: ReportInput) -> Sections:
 def _confusions(run: ReportInput, names: Sequence[str]) -> Sections:
     features = {MODELS[name]: run.embeddings[name] for name in names}
     drawn = panels.confusions(
-        run.dataset.train, run.dataset.test, features, run.config.evaluation.neighbours
+        run.dataset.train, run.dataset.test, features, run.evaluation.neighbours
     )
     return [("Confusion", drawn)] if drawn else []

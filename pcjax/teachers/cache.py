@@ -20,7 +20,7 @@ from pcjax.data import Examples
 from pcjax.display import Display
 from pcjax.multihost import broadcast, broadcast_int
 
-BLOCK = 8192  # examples
+BLOCK = 1024  # examples; a stopped command loses one at most
 MANIFEST = "manifest.json"
 
 

@@ -1,12 +1,16 @@
 """A model of others, and how it reads examples."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from flax import nnx
 
+from pcjax import models
 from pcjax.data import Dataset, Examples
+from pcjax.models.functional import Functional, functional_shapes
 from pcjax.training.embedding import FrozenModel, embed
 
 
@@ -51,3 +55,29 @@ class Encoder:
         if self.model is None:
             raise NotImplementedError
         return embed(self.model, examples, normalise, batch).features
+
+
+def function_of(
+    kind: str, shape: tuple[int, ...], options: Mapping[str, Any]
+) -> tuple[Functional, dict[str, Any], dict[str, Any]]:
+    """Return a model without a classifier as a function; equal models share one.
+
+    Args:
+      kind: its architecture, of `pcjax.models.MODELS`.
+      shape: of one example.
+      options: of the architecture.
+
+    Returns:
+      The function, and the shapes of its parameters and of its statistics by path.
+    """
+    return _function_of(kind, shape, tuple(sorted(options.items())))
+
+
+@functools.lru_cache(maxsize=16)
+def _function_of(
+    kind: str, shape: tuple[int, ...], options: tuple[tuple[str, Any], ...]
+) -> tuple[Functional, dict[str, Any], dict[str, Any]]:
+    def build(_: Any) -> nnx.Module:
+        return models.build(kind, shape=shape, classes=None, rngs=nnx.Rngs(0), **dict(options))
+
+    return functional_shapes(build)

@@ -12,6 +12,7 @@ from pcjax.data.texts import Texts
 from pcjax.data.tokens import Tokens, texts_of
 
 FINGERPRINT = "fingerprint"
+EXAMPLE = "an example of the source"
 
 
 def read_features(
@@ -41,7 +42,7 @@ def read_features(
         else:
             raise RequestError("it is neither a .npy nor a .npz file")
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise RequestError(f"{where} cannot be used: {error}.") from error
+        raise RequestError(f"{where} cannot be used: {str(error).rstrip('.')}.") from error
     for part, rows in features.items():
         if not np.isfinite(rows).all():
             raise RequestError(f"{where} has NaN or infinite {part} features; compute them anew.")
@@ -70,7 +71,10 @@ def _split_rows(rows: np.ndarray, dataset: Dataset) -> dict[str, np.ndarray]:
         if id(examples.store) not in starts:
             starts[id(examples.store)] = total
             total += _count(examples)
-    rows = _numbers(rows, total, "array")
+    every = EXAMPLE
+    if isinstance(dataset.train.store, (Texts, Tokens)):
+        every = "a text of the source, blank and repeated ones included"
+    rows = _numbers(rows, total, "array", every)
     return {
         part: np.ascontiguousarray(rows[starts[id(examples.store)] + _numbers_of(examples)])
         for part, examples in dataset.parts.items()
@@ -92,10 +96,10 @@ def _numbers_of(examples: Examples) -> np.ndarray:
     return texts_of(examples).lines[rows] if isinstance(examples.store, (Texts, Tokens)) else rows
 
 
-def _numbers(rows: np.ndarray, count: int, name: str) -> np.ndarray:
+def _numbers(rows: np.ndarray, count: int, name: str, every: str = EXAMPLE) -> np.ndarray:
     if rows.dtype.kind not in "uif" or rows.ndim != 2 or len(rows) != count:
         raise RequestError(
             f"its {name} has dtype {rows.dtype} and shape {rows.shape}, expected numbers of shape "
-            f"({count}, features), one row an example of the source"
+            f"({count}, features), one row {every}"
         )
     return np.asarray(rows, np.float32)

@@ -15,6 +15,7 @@ from pcjax.data.texts import in_memory
 from pcjax.data.tokens import Tokens, Vocabulary
 from pcjax.display import Display
 from pcjax.teachers.cache import cached_features
+from pcjax.teachers.pretrained import check_pretrained, pretrained
 from pcjax.teachers.sentence_transformers import TextEncoder
 from pcjax.teachers.sources import find_text_encoder
 from pcjax.training.embedding import FrozenModel, embed
@@ -47,15 +48,19 @@ def student_vocabulary(config: Config, dataset: Dataset) -> Vocabulary:
             "A model of texts needs a tokenizer: give --data.tokenizer tokenizer.json, or a "
             "teacher.source that has one, such as minilm."
         )
-    width = section.max_tokens
+    width, size = section.max_tokens, options.get("vocabulary")
     if student.name != "static":
+        if size is not None:
+            raise RequestError(
+                f"student.vocabulary={size} is for a static student: the tokenizer decides it for "
+                f"{student.name}; leave it out."
+            )
         limit = int(options.get("positions", 512))
         if encoder is not None and encoder.max_tokens is not None:
             limit = min(limit, encoder.max_tokens)
         return tokens.vocabulary(tokenizer, limit=limit, width=min(width, limit), where=where)
     tokens.vocabulary(tokenizer, limit=None, width=width, where=where)  # refuses what is none
     tokenizer = tokens.for_mean(tokenizer)
-    size = options.get("vocabulary")
     if size is not None:
         texts = tokens.texts_of(dataset.train)
         kept = map(texts.text, dataset.train.rows.tolist())
@@ -66,11 +71,14 @@ def student_vocabulary(config: Config, dataset: Dataset) -> Vocabulary:
 def initialised_by_teacher(
     student: FrozenModel, config: Config, dataset: Dataset, display: Display
 ) -> FrozenModel:
-    """Return a text student with the teacher's vectors or layers as its initial weights.
+    """Return a student with the initial weights that the config names.
 
-    A static student gets the teacher's vector of every token, its principal components, weighted by
+    A student of images may begin with a pretrained model, and one of texts with its teacher. A
+    static student gets the teacher's vector of every token, its principal components, weighted by
     smooth inverse frequency. A bert student gets layers and embeddings of the same shape.
     """
+    if config.is_pretrained:
+        return pretrained(student, config.initial, config.student, dataset.train.shape)
     encoder = find_text_encoder(config.teacher.source)
     if encoder is None or config.initial == "random" or dataset.vocabulary is None:
         return student
@@ -112,14 +120,15 @@ def token_vectors(encoder: TextEncoder, vocabulary: Vocabulary, display: Display
     manifest = {
         "name": "tokens",
         "teacher": encoder.model.digest,
+        **encoder.settings(),
         "tokens": _io.array_digest(ids),
         "ends": _io.array_digest(ends),
     }
     examples = Examples(store, np.arange(len(rows)))
     model, plain = encoder.unnormalised(), (np.zeros(1), np.ones(1))
 
-    def compute(some: Examples) -> np.ndarray:
-        return embed(model, some, plain, 512).features
+    def compute(part: Examples) -> np.ndarray:
+        return embed(model, part, plain, 512).features
 
     return np.nan_to_num(cached_features(compute, encoder.width, examples, manifest, display))
 
@@ -143,9 +152,17 @@ def weights(dataset: Dataset) -> np.ndarray:
     return SIF / (SIF + share)
 
 
-def check_initial(student: FrozenModel, config: Config) -> None:
-    """Refuse initial weights that the teacher does not have, before anything is computed."""
+def check_initial(student: FrozenModel, config: Config, dataset: Dataset) -> None:
+    """Refuse initial weights that the teacher or file does not have; nothing is computed."""
+    if config.is_pretrained:
+        check_pretrained(student, config.initial, config.student, dataset.train.shape)
+        return
     encoder = find_text_encoder(config.teacher.source)
+    if ":" in config.initial and (encoder is None or config.student.name != "bert"):
+        raise RequestError(
+            f"initial={config.initial!r} names layers, which only a bert student takes from a "
+            "teacher of texts that is a model; leave it out."
+        )
     if encoder is not None and config.initial != "random" and config.student.name == "bert":
         chosen_layers(student, encoder, config)
 

@@ -10,12 +10,13 @@ import numpy as np
 
 from pcjax import config
 from pcjax._checks import RequestError
-from pcjax.data import Dataset
+from pcjax.data import Augmentation, Dataset
+from pcjax.display import Display
 from pcjax.models import Output
 from pcjax.run import CHECKPOINTS, Run, stored_run
 from pcjax.teachers.encoder import Encoder
 from pcjax.teachers.features import read_features
-from pcjax.teachers.sources import find_teacher
+from pcjax.teachers.sources import read_source
 from pcjax.teachers.teacher import Teacher, classifier_of
 from pcjax.teachers.trained import check_teaching, train_teacher
 from pcjax.training.build import TEACHER_STREAM, build_model
@@ -44,13 +45,14 @@ def load_teacher(
       batch: how many examples are computed at a time.
       train: whether a teacher that does not exist yet may be trained; else it is an error.
     """
+    augmentation = None
+    if teacher.views:
+        augmentation = Augmentation(data.crop, data.flip, teacher.views)
     if teacher.features is not None:
         return Teacher.from_features(read_features(pathlib.Path(teacher.features), dataset))
     if teacher.source is not None:
-        outputs = read_source(teacher.source, dataset)
-        if isinstance(outputs, Encoder):
-            return Teacher.from_encoder(outputs, dataset, batch=batch, display=run.display)
-        return Teacher.from_features(outputs)
+        outputs = read_source(teacher.source, dataset, teacher.side)
+        return _with_features(outputs, dataset, batch, run.display, augmentation)
     if teacher.run is not None:
         model = read_teacher(stored_run(pathlib.Path(teacher.run), run.display), dataset)
     elif train:
@@ -62,13 +64,27 @@ def load_teacher(
         identity = {"role": TEACHER, "data": dataset.fingerprint}
         folder = run.part(TEACHER, CHECKPOINTS)
         model = load_trained(folder, identity, like, teacher.training.choose)
-    return Teacher.from_model(model, dataset, batch=batch, live=teacher.live)
+    return Teacher.from_model(
+        model, dataset, batch=batch, live=teacher.live, augmentation=augmentation
+    )
 
 
-def read_source(source: str, dataset: Dataset) -> Encoder | Mapping[str, np.ndarray]:
-    """Read the model or the vectors that teacher.source names."""
-    kind, name = find_teacher(source)
-    return kind.read(name, dataset)
+def load_source(source: str, dataset: Dataset, batch: int, display: Display) -> Teacher:
+    """Return a model of others, or vectors, with the features of all examples."""
+    return _with_features(read_source(source, dataset), dataset, batch, display)
+
+
+def _with_features(
+    outputs: Encoder | Mapping[str, np.ndarray],
+    dataset: Dataset,
+    batch: int,
+    display: Display,
+    augmentation: Augmentation | None = None,
+) -> Teacher:
+    if isinstance(outputs, Encoder):
+        more = {"display": display, "augmentation": augmentation}
+        return Teacher.from_encoder(outputs, dataset, batch=batch, **more)
+    return Teacher.from_features(outputs)
 
 
 def check_teacher_run(run: Run) -> None:
@@ -113,11 +129,16 @@ def teacher_shapes(
         if teacher.source is None:
             outputs: Any = read_features(pathlib.Path(str(teacher.features)), dataset)
         else:
-            outputs = read_source(teacher.source, dataset)
+            outputs = read_source(teacher.source, dataset, teacher.side)
         if isinstance(outputs, Encoder):
             outputs.check(dataset)
             row: Any = jax.ShapeDtypeStruct((1, outputs.width), jnp.float32)
             return Output(row, None, {}), {}
+        if teacher.views:
+            raise RequestError(
+                f"teacher.views={teacher.views} needs a model, and teacher.source="
+                f"{teacher.source} has vectors of the plain examples only; remove it."
+            )
         row = jax.ShapeDtypeStruct((1, *outputs["train"].shape[1:]), jnp.float32)
         return Output(row, None, {}), {}
     if teacher.run is not None:

@@ -1,32 +1,25 @@
 """Read encoders from folders of sentence-transformers and model2vec; no code of others runs."""
 
 import dataclasses
-import functools
-import json
 import pathlib
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
-import safetensors
-from flax import nnx
 
-from pcjax import _checks, _io, models
+from pcjax import _checks, _io
 from pcjax._checks import RequestError
 from pcjax.data import Dataset, tokens
 from pcjax.data.tokens import Vocabulary
 from pcjax.models import bert
-from pcjax.models.functional import functional_shapes
-from pcjax.teachers.encoder import Encoder
+from pcjax.models.functional import Functional
+from pcjax.teachers.encoder import Encoder, function_of
+from pcjax.teachers.tensors import AGAIN, WEIGHTS, load_folder, read_licence, read_object
 from pcjax.training.embedding import FrozenModel
 
-MAX_HEADER_BYTES = 2**25
-MAX_FRONT_MATTER = 2**20  # characters
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+CONVERT = "SentenceTransformer(FOLDER).save(OTHER)"
 REMEDY = "compute its vectors elsewhere and give --teacher.source vectors:FILE"
-DTYPES = ("F16", "F32", "F64", "I8", "I16", "I32", "I64", "U8", "BOOL")  # that NumPy has
 WIDTH = 256  # tokens, in shapes that are only described
 PACKAGE = "sentence_transformers."
 # The modules of a folder, in the order in which they are applied.
@@ -81,9 +74,14 @@ class TextEncoder(Encoder):
         return tokens.tokenised(dataset, self.vocabulary())
 
     def settings(self) -> dict[str, Any]:
-        """Return the tokenizer and the limit of tokens."""
+        """Return the architecture, the tokenizer and the limit of tokens."""
         vocabulary = self.vocabulary()
-        return {"tokenizer": vocabulary.digest, "max_tokens": vocabulary.limit}
+        return {
+            "architecture": self.kind,
+            "options": dict(self.options),
+            "tokenizer": vocabulary.digest,
+            "max_tokens": vocabulary.limit,
+        }
 
     def vocabulary(self) -> Vocabulary:
         """Return how the model reads texts."""
@@ -107,7 +105,12 @@ def read_encoder(folder: pathlib.Path) -> TextEncoder:
     modules = _modules(folder)
     root = modules.get("Transformer", folder)
     if "StaticEmbedding" not in modules:
-        settings = _json(root / "config.json")
+        if not (root / "config.json").is_file():
+            raise RequestError(
+                f"{root} has no config.json; the folder of an encoder has config.json, {WEIGHTS} "
+                "and tokenizer.json."
+            )
+        settings = read_object(root / "config.json")
         if settings.get("model_type") != "model2vec":
             return _read_bert(folder, modules, settings)
     return _read_static(folder, modules)
@@ -119,7 +122,10 @@ def _modules(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     if not path.is_file():
         return {}
     listed = []
-    for module in _checked(path, list, _io.read_json(path)):
+    modules = _io.read_json(path)
+    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
+        raise RequestError(f"{path} does not hold a list of objects.")
+    for module in modules:
         name = str(module.get("type", ""))
         place = (folder / str(module.get("path", ""))).resolve()
         if not place.is_relative_to(folder.resolve()):
@@ -150,7 +156,7 @@ def _read_bert(
     except RequestError as error:
         raise RequestError(f"{path}: {error}.") from error
     own = {name: shape.shape for name, shape in shapes.items() if name not in dense}
-    arrays = _load(root, lambda tensors: bert.from_huggingface(tensors, own)) | dense
+    arrays = load_folder(root, lambda tensors: bert.from_huggingface(tensors, own), CONVERT) | dense
     tokenizer = _tokenizer(root)
     _check_tokenizer(root, tokenizer, options["vocabulary"])
     return TextEncoder(
@@ -162,8 +168,9 @@ def _read_bert(
         tokenizer=tokenizer,
         max_tokens=_max_tokens(root, options["positions"]),
         prompt=_prompt(folder),
-        lower=_json(root / "sentence_bert_config.json", missing={}).get("do_lower_case") is True,
-        licence=_licence(folder),
+        lower=read_object(root / "sentence_bert_config.json", missing={}).get("do_lower_case")
+        is True,
+        licence=read_licence(folder),
     )
 
 
@@ -196,7 +203,7 @@ def _max_tokens(root: pathlib.Path, positions: int) -> int:
         ("sentence_bert_config.json", "max_seq_length"),
         ("tokenizer_config.json", "model_max_length"),
     ):
-        limit = _json(root / name, missing={}).get(field)
+        limit = read_object(root / name, missing={}).get(field)
         if limit is not None:
             # A tokenizer without a limit has a float of 1e30 there, or as long an integer.
             if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit >= 1:
@@ -208,7 +215,7 @@ def _max_tokens(root: pathlib.Path, positions: int) -> int:
 def _prompt(folder: pathlib.Path) -> str:
     """Return the text that stands before every text by default."""
     path = folder / "config_sentence_transformers.json"
-    settings = _json(path, missing={})
+    settings = read_object(path, missing={})
     if settings.get("truncate_dim") is not None:
         raise RequestError(f"{path}: truncate_dim is not supported; {REMEDY}.")
     name, prompts = settings.get("default_prompt_name"), settings.get("prompts") or {}
@@ -221,8 +228,8 @@ def _prompt(folder: pathlib.Path) -> str:
 
 def _read_static(folder: pathlib.Path, modules: Mapping[str, pathlib.Path]) -> TextEncoder:
     root = modules.get("StaticEmbedding", folder)
-    settings = _json(root / "config.json", missing={})
-    arrays = _load(root, _table)
+    settings = read_object(root / "config.json", missing={})
+    arrays = load_folder(root, _table, CONVERT)
     counts_unknown = arrays.pop("counts_unknown", None) is not None
     tokenizer = tokens.for_mean(_tokenizer(root))
     vocabulary = tokens.vocabulary(tokenizer, limit=None, width=WIDTH, where=str(root))
@@ -245,7 +252,7 @@ def _read_static(folder: pathlib.Path, modules: Mapping[str, pathlib.Path]) -> T
         tokenizer=tokenizer,
         max_tokens=None,
         prompt=_prompt(folder),
-        licence=_licence(folder),
+        licence=read_licence(folder),
     )
 
 
@@ -260,7 +267,7 @@ def _table(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     name = "embedding.weight" if "embedding.weight" in tensors else "embeddings"
     table = np.asarray(tensors.get(name, ()), np.float32)
     if table.ndim != 2 or not table.size:
-        raise RequestError("it has no tensor embeddings (tokens, features)")
+        raise RequestError(f"it has no tensor embeddings (tokens, features); {AGAIN}")
     if "weights" in tensors:
         weights = np.asarray(tensors["weights"], np.float32)
         if weights.shape != (len(table),):
@@ -270,23 +277,15 @@ def _table(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {"table/embedding": table, **native}
 
 
-def _function(kind: str, options: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Return a model as a function, and the shapes of its parameters; equal ones are shared."""
-    return _function_of(kind, tuple(sorted(options.items())))
-
-
-@functools.lru_cache(maxsize=16)
-def _function_of(kind: str, options: tuple[tuple[str, Any], ...]) -> tuple[Any, dict[str, Any]]:
-    def build(_: Any) -> nnx.Module:
-        return models.build(kind, shape=(WIDTH,), classes=None, rngs=nnx.Rngs(0), **dict(options))
-
-    function, shapes, _ = functional_shapes(build)
+def _function(kind: str, options: Mapping[str, Any]) -> tuple[Functional, dict[str, Any]]:
+    """Return a model of texts as a function, and the shapes of its parameters."""
+    function, shapes, _ = function_of(kind, (WIDTH,), options)
     return function, shapes
 
 
 def _pooling(folder: pathlib.Path) -> str:
     path = folder / "config.json"
-    settings = _json(path)
+    settings = read_object(path)
     if settings.get("include_prompt", True) is not True:
         raise RequestError(f"{path}: include_prompt false is not supported; {REMEDY}.")
     prefix = "pooling_mode_"
@@ -302,7 +301,7 @@ def _pooling(folder: pathlib.Path) -> str:
 
 def _dense(folder: pathlib.Path, width: int) -> dict[str, np.ndarray]:
     path = folder / "config.json"
-    settings = _json(path)
+    settings = read_object(path)
     activation = str(settings.get("activation_function", "torch.nn.modules.activation.Tanh"))
     if activation != "torch.nn.modules.linear.Identity":
         raise RequestError(
@@ -314,7 +313,7 @@ def _dense(folder: pathlib.Path, width: int) -> dict[str, np.ndarray]:
 
     def layer(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         if "linear.weight" not in tensors:
-            raise RequestError("it has no tensor linear.weight")
+            raise RequestError(f"it has no tensor linear.weight; {AGAIN}")
         weight = np.asarray(tensors["linear.weight"], np.float32)
         if weight.ndim != 2 or weight.shape[1] != width:
             raise RequestError(
@@ -327,81 +326,7 @@ def _dense(folder: pathlib.Path, width: int) -> dict[str, np.ndarray]:
             )
         return {"embed/kernel": np.ascontiguousarray(weight.T), "embed/bias": bias}
 
-    return _load(folder, layer)
-
-
-def _load(
-    folder: pathlib.Path,
-    select: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]],
-) -> dict[str, np.ndarray]:
-    """Read a folder's tensors, in one file or in several, and choose among them."""
-    path, names = folder / WEIGHTS, [WEIGHTS]
-    if not path.is_file():
-        names = _shards(folder)
-    try:
-        tensors: dict[str, np.ndarray] = {}
-        for name in names:
-            path = folder / name
-            tensors |= read_tensors(path)
-        for name, tensor in tensors.items():
-            if not np.isfinite(tensor).all():
-                raise RequestError(f"its tensor {name} has NaN or infinite numbers")
-        return select(tensors)
-    except (OSError, ValueError, TypeError, safetensors.SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise RequestError(f"{path} cannot be read: {reason}.") from error
-
-
-def _shards(folder: pathlib.Path) -> list[str]:
-    """Return the names of the files that the index lists."""
-    index = folder / INDEX
-    if not index.is_file():
-        remedy = "give the folder of an encoder"
-        if (folder / "pytorch_model.bin").exists():
-            remedy = "convert pytorch_model.bin with SentenceTransformer(FOLDER).save(OTHER)"
-        raise RequestError(f"{folder} has no {WEIGHTS}; {remedy}.")
-    files = _checked(index, dict, _json(index).get("weight_map")).values()
-    names = sorted({str(name) for name in files})
-    for name in names:
-        if pathlib.PurePath(name).name != name:
-            raise RequestError(f"{index}: the file {name!r} lies outside of the folder.")
-    return names
-
-
-def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Read a safetensors file; half precision becomes float32."""
-    length = _io.safetensors_header_bytes(path, MAX_HEADER_BYTES)
-    tensors, brain = {}, []
-    with safetensors.safe_open(path, framework="numpy") as file:
-        for name in file.keys():  # noqa: SIM118
-            dtype = file.get_slice(name).get_dtype()
-            if dtype == "BF16":
-                brain.append(name)
-                continue
-            if dtype not in DTYPES:
-                raise RequestError(f"its tensor {name} has dtype {dtype}, which is not supported")
-            tensor = file.get_tensor(name)
-            tensors[name] = tensor.astype(np.float32) if tensor.dtype == np.float16 else tensor
-    raw = np.memmap(path, np.uint8, "r")
-    header = json.loads(raw[8 : 8 + length].tobytes())
-    for name in brain:  # NumPy has no bfloat16: the upper half of a float32
-        start, end = header[name]["data_offsets"]
-        halves = raw[8 + length + start : 8 + length + end].view("<u2").astype(np.uint32) << 16
-        tensors[name] = halves.view(np.float32).reshape(header[name]["shape"])
-    return tensors
-
-
-def _json(path: pathlib.Path, missing: Any = None) -> dict[str, Any]:
-    if missing is not None and not path.is_file():
-        return missing
-    return _checked(path, dict, _io.read_json(path))
-
-
-def _checked(path: pathlib.Path, kind: type, value: Any) -> Any:
-    inside = value if isinstance(value, list) else []
-    if not isinstance(value, kind) or not all(isinstance(each, dict) for each in inside):
-        raise RequestError(f"{path} does not hold what sentence-transformers writes.")
-    return value
+    return load_folder(folder, layer, CONVERT)
 
 
 def _tokenizer(folder: pathlib.Path) -> str:
@@ -421,14 +346,3 @@ def _check_tokenizer(folder: pathlib.Path, tokenizer: str, rows: int) -> None:
             f"{path} has {vocabulary.size:,} tokens and the model {rows:,} rows: it belongs to "
             "another model."
         )
-
-
-def _licence(folder: pathlib.Path) -> str | None:
-    try:
-        with (folder / "README.md").open(encoding="utf-8", errors="replace") as file:
-            text = file.read(MAX_FRONT_MATTER)
-    except OSError:
-        return None
-    front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-    named = front and re.search(r"^license:\s*[\"']?([A-Za-z0-9._-]+)", front[1], re.MULTILINE)
-    return named and named[1]

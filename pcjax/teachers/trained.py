@@ -7,7 +7,7 @@ import numpy as np
 from pcjax import config
 from pcjax._checks import RequestError
 from pcjax.config import Loss
-from pcjax.data import Dataset
+from pcjax.data import Augmentation, Dataset
 from pcjax.run import Run
 from pcjax.training.build import TEACHER_STREAM, build_model
 from pcjax.training.embedding import FrozenModel, embed
@@ -71,7 +71,6 @@ def teacher_lesson(
         losses=LOSSES,
         targets=TeacherTargets(),
         training=teacher.training,
-        crop=data.crop,
-        flip=data.flip,
+        augmentation=Augmentation(data.crop, data.flip),
         evaluate=evaluate,
     )

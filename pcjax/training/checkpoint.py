@@ -63,7 +63,6 @@ class Checkpoints:
       keep: how many of the latest to keep.
       say: prints a line.
       clock: counts the run's seconds; a restored checkpoint adds its own.
-      other_versions: whether to resume what other versions have saved.
       read_only: whether nothing may be changed; a corrupt checkpoint is then an error.
     """
 
@@ -75,12 +74,11 @@ class Checkpoints:
         keep: int = 2,
         say: Callable[[str], Any] = print,
         clock: Clock | None = None,
-        other_versions: bool = False,
         read_only: bool = False,
     ):
         self.folder, self._identity, self._keep, self._say = folder.resolve(), identity, keep, say
-        self._clock, self._other_versions = clock or Clock(), other_versions
-        self._read_only, self._active = read_only, jax.process_index() == 0
+        self._clock, self._read_only = clock or Clock(), read_only
+        self._active = jax.process_index() == 0
         if self._active:
             self.scores: dict[int, float | None] = self._read_scores()
             self._manager = self._open()
@@ -126,6 +124,14 @@ class Checkpoints:
         if not scored:
             return max(steps, default=None)
         return max(scored, key=lambda step: (self.scores[step], step))
+
+    def since_best(self) -> int:
+        """Return how many checkpoints were scored after the one with the highest score."""
+        own = None
+        if self._active:
+            best = self.best_of([*self.scores])
+            own = sum(step > best for step in self.scores) if best is not None else 0
+        return broadcast_json(own)
 
     def is_scored(self, step: int) -> bool:
         """Return whether a checkpoint was evaluated."""
@@ -200,16 +206,25 @@ class Checkpoints:
         raise UnsavedError(f"a checkpoint could not be saved ({reason})") from error
 
     def restore(
-        self, state: Any, last: int | None = None
+        self, state: Any, last: int | None = None, *, other_versions: bool = False
     ) -> tuple[Any, dict[str, Any], int] | None:
         """Return the latest state, the position in the data and the step; None if there is none.
 
         Args:
           state: a state of the same structure, shapes and dtypes.
           last: the training's last step; a finished training is restored from any version.
+          other_versions: whether to resume what other versions have saved.
         """
         own = named_leaves(state)
-        restored = self._restore_sound(max, lambda step: self._read(step, own, last))
+
+        def read(step: int) -> tuple[Any, ...]:
+            manifest = self._manifest(step)
+            self._check_versions(step, manifest, refused=not other_versions and step != last)
+            self._check_shapes(step, manifest, own, "choose another --workdir")
+            arrays, position = self._arrays(step, manifest)
+            return arrays, position, manifest["seconds"]
+
+        restored = self._restore_sound(max, read)
         if restored is None:
             return None
         step, arrays, position, seconds = restored
@@ -307,13 +322,6 @@ class Checkpoints:
             raise ValueError("the position in the data differs from its saved digest")
         return arrays, restored["data"]
 
-    def _read(self, step: int, own: Mapping[str, Any], last: int | None) -> tuple[Any, ...]:
-        manifest = self._manifest(step)
-        self._check_versions(step, manifest, last)
-        self._check_shapes(step, manifest, own, "choose another --workdir")
-        arrays, position = self._arrays(step, manifest)
-        return arrays, position, manifest["seconds"]
-
     def _read_model(self, step: int, own: Mapping[str, Any]) -> tuple[Any, ...]:
         manifest = self._manifest(step)
         roots = ("student", "statistics")
@@ -322,14 +330,14 @@ class Checkpoints:
         arrays, position = self._arrays(step, manifest)
         return {name: arrays[name] for name in own}, position, manifest["seconds"]
 
-    def _check_versions(self, step: int, manifest: Mapping[str, Any], last: int | None) -> None:
+    def _check_versions(self, step: int, manifest: Mapping[str, Any], *, refused: bool) -> None:
         stored, own = manifest.get("versions", {}), versions()
         names = [name for name in own if stored.get(name) != own[name]]
         if not names:
             return
         before, now = (", ".join(f"{n} {of.get(n)}" for n in names) for of in (stored, own))
         text = f"Checkpoint {step} in {self.folder} was made with {before}, but this run has {now}"
-        if not self._other_versions and step != last:
+        if refused:
             raise RequestError(
                 f"{text}: install what made it, or resume with --other-versions; the last digits "
                 "may then differ."

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from pcjax import _fields
 from pcjax._checks import FailedError, RequestError
 from pcjax.config import MAX_INT32, Loss, Ramp, Training
-from pcjax.data import Dataset, TrainingBatches, training_batches
+from pcjax.data import Augmentation, Dataset, Sampling, TrainingBatches, training_batches
 from pcjax.losses.registry import LOSSES
 from pcjax.models.functional import Functional
 from pcjax.multihost import wait_for_all
@@ -57,7 +57,7 @@ class Lesson:
     losses: the losses.
     targets: the teacher, if there is one.
     training: the length, the optimiser and so on.
-    crop, flip: the augmentation of training images.
+    augmentation: of training images.
     evaluate: computes validation metrics of a model, a "score" (higher is better) among them; it
       calls its second argument after every batch.
     """
@@ -68,8 +68,7 @@ class Lesson:
     losses: tuple[Loss, ...]
     targets: TeacherTargets
     training: Training
-    crop: int
-    flip: bool
+    augmentation: Augmentation
     evaluate: Callable[[FrozenModel, Callable[[], None]], Mapping[str, float]]
 
 
@@ -88,13 +87,14 @@ def steps_of(training: Training, examples: int, section: str = "training") -> in
 def check_lesson(lesson: Lesson, dataset: Dataset) -> None:
     """Refuse a training that is impossible, from shapes alone."""
     shape, training = dataset.train.shape, lesson.training
-    if (lesson.crop or lesson.flip) and len(shape) != 3:
+    augmentation = lesson.augmentation
+    if (augmentation.crop or augmentation.flip) and len(shape) != 3:
         raise RequestError(
             f"data.crop and data.flip need images, but the examples have shape {shape}; "
             "remove them."
         )
-    if lesson.crop and lesson.crop > min(shape[:2]):
-        raise RequestError(f"data.crop={lesson.crop} exceeds the images' side; lower it.")
+    if augmentation.crop and augmentation.crop > min(shape[:2]):
+        raise RequestError(f"data.crop={augmentation.crop} exceeds the images' side; lower it.")
     if training.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise RequestError(
             f"{lesson.section}.tensorboard needs tensorboardX; install it with "
@@ -136,7 +136,8 @@ def check_losses_trace(lesson: Lesson, dataset: Dataset) -> None:
     outputs = (rows(student), None if teacher is None else rows(teacher))
 
     def trace(objective: Objective) -> None:
-        def total(student, teacher, classifier, columns, step, progress, state):
+        def total(outputs, classifier, columns, step, progress, state):
+            student, teacher = outputs
             views = None
             if objective.neighbours:
                 views = NeighbourViews(student, teacher, student, jnp.ones(batch))
@@ -145,7 +146,7 @@ def check_losses_trace(lesson: Lesson, dataset: Dataset) -> None:
             )
             return objective(context, state)
 
-        jax.eval_shape(total, *outputs, dict(lesson.targets.classifier), columns, *scalars, state)
+        jax.eval_shape(total, outputs, dict(lesson.targets.classifier), columns, *scalars, state)
 
     # A ramp has no value while it is traced: its start and its end are checked in its place.
     variants = [lesson.losses]
@@ -200,19 +201,21 @@ class _Training:
         self.parallel, self.state, self.frozen = prepare(lesson, dataset)
         uses_neighbours = any(LOSSES[loss.name].neighbours for loss in lesson.losses)
         features = lesson.targets.features
-        self.batches: TrainingBatches = training_batches(
-            examples,
+        sampling = Sampling(
             batch=training.batch,
             seed=training.seed,
-            crop=lesson.crop,
-            flip=lesson.flip,
-            normalise=dataset.normalise,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            columns=lesson.targets.columns,
             neighbours=nearest_neighbours(features)
             if uses_neighbours and features is not None
             else None,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        self.batches: TrainingBatches = training_batches(
+            examples,
+            sampling,
+            augmentation=lesson.augmentation,
+            normalise=dataset.normalise,
+            columns=lesson.targets.columns,
         )
         self.checkpoints = Checkpoints(
             run.folder / CHECKPOINTS,
@@ -228,7 +231,6 @@ class _Training:
             keep=training.keep,
             say=run.say,
             clock=run.clock,
-            other_versions=run.config.other_versions,
         )
         self.step = 0
         self.pending: list[tuple[int, Any, np.ndarray]] = []  # steps, their outcomes and examples
@@ -243,7 +245,9 @@ class _Training:
     def restore(self) -> None:
         """Continue from the last checkpoint, if there is one."""
         with Watchdog(self.options.watchdog_seconds):
-            restored = self.checkpoints.restore(self.state, self.steps)
+            restored = self.checkpoints.restore(
+                self.state, self.steps, other_versions=self.run.config.other_versions
+            )
         if restored is not None:
             self.state, position, self.step = restored
             self.batches.set_state(position)
@@ -269,7 +273,8 @@ class _Training:
             agreement = Agreement(start)
             if self._is_saved(start) and start and not self.checkpoints.is_scored(start):
                 self._evaluate()  # it was stopped before it was evaluated
-            while self.step < self.steps:
+            ended = self._is_saved(start) and self._is_out_of_patience()
+            while self.step < self.steps and not ended:
                 batch = next(self.batches)
                 split = self.parallel.split(batch)
                 self.state, outcome = self.parallel(self.frozen, self.state, split)
@@ -300,6 +305,7 @@ class _Training:
                 if saves:
                     self._evaluate_or_stop()
                     self._save()
+                    ended = self._is_out_of_patience()
                 watchdog.beat()
             if int(self.state.consecutive_skips) >= options.bad_steps:
                 raise self._bad_steps_error()
@@ -310,6 +316,17 @@ class _Training:
 
     def _is_saved(self, step: int) -> bool:
         return step == self.steps or step % self.options.save_every == 0
+
+    def _is_out_of_patience(self) -> bool:
+        """Return whether the score has not risen for training.patience checkpoints."""
+        patience = self.options.patience
+        if patience is None or self.checkpoints.since_best() < patience:
+            return False
+        self.run.say(
+            f"{self.lesson.name}: ended after step {self.step} of {self.steps}, as the last "
+            f"{patience} checkpoints scored no higher"
+        )
+        return True
 
     def _evaluate_or_stop(self) -> None:
         """Evaluate; where a signal stops it, save without a score and stop."""
@@ -461,14 +478,13 @@ def _shared_step(key: _StepKey) -> tuple[ParallelStep, Callable[[Any], Any]]:
 def temporary_bytes(lesson: Lesson, dataset: Dataset) -> int | None:
     """Return the memory that a step of the lesson needs besides its inputs and outputs."""
     parallel, state, frozen = prepare(lesson, dataset)
-    batches = training_batches(
-        dataset.train,
+    sampling = Sampling(
         batch=lesson.training.batch,
-        seed=0,
-        normalise=dataset.normalise,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        columns=lesson.targets.columns,
+    )
+    batches = training_batches(
+        dataset.train, sampling, normalise=dataset.normalise, columns=lesson.targets.columns
     )
     with contextlib.closing(batches):
         batch = parallel.split(next(batches))

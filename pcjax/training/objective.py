@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from pcjax._checks import RequestError, require_name
 from pcjax.config import Loss, Ramp
+from pcjax.data.batches import Column
 from pcjax.losses.registry import CLASSIFIER, LOSSES, MemoryInit, init_memory, step_key
 from pcjax.models import Output, heads, regressors
 from pcjax.models.functional import Arrays, Functional, functional, functional_shapes
@@ -67,7 +68,7 @@ class TeacherTargets(NamedTuple):
     shapes: Output | None = None
     classifier: Mapping[str, Any] = {}
     features: np.ndarray | None = None
-    columns: Mapping[str, np.ndarray] = {}
+    columns: Mapping[str, Column] = {}
 
     def look(self, arrays: Any, batch: Mapping[str, Array]) -> Output | None:
         """Return the teacher's outputs for a batch."""

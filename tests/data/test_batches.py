@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from test_augment import looped_crop
 
-from pcjax.data import evaluation_batches, training_batches
+from pcjax import data
+from pcjax.data import Augmentation, Sampling, evaluation_batches
 from pcjax.data.examples import Arrays, Examples, whole
 
 N, BATCH, STEPS = 23, 4, 5  # 23 examples are 5 batches of 4, and 3 that sit an epoch out
@@ -26,6 +27,17 @@ WHOLE = {
 }
 PLAIN = {"batch": BATCH, "seed": 3}
 NEAR = (np.arange(N)[:, None] + np.array([1, 5, 9])) % N
+
+
+def training_batches(examples, **given):
+    parts = [
+        kind(**{name: given.pop(name) for name in names if name in given})
+        for kind, names in (
+            (Sampling, ("batch", "seed", "neighbours", "process_index", "process_count")),
+            (Augmentation, ("crop", "flip", "views")),
+        )
+    ]
+    return data.training_batches(examples, parts[0], augmentation=parts[1], **given)
 
 
 def steps(count, examples=EXAMPLES, **given):
@@ -348,3 +360,46 @@ def test_evaluation_refuses_what_training_does():
     ):
         with pytest.raises(ValueError, match="expected"):
             evaluation_batches(EXAMPLES, **given)
+
+
+VIEWS = 3
+COLUMNS = {"teacher": tuple(TEACHER + view for view in range(VIEWS))}
+VIEWED = {"crop": 1, "flip": True, "views": VIEWS, "columns": COLUMNS}
+
+
+def view(number, examples=EXAMPLES, scale=1.0):
+    changed = data.view_of(examples, Augmentation(crop=1, flip=True, views=VIEWS), number, scale)
+    return changed.take(np.arange(len(changed)))
+
+
+@pytest.mark.parametrize(("batch", "seed"), [(4, 3), (7, 0)])
+def test_every_epoch_shows_one_view_with_its_own_columns(batch, seed):
+    """The pixels are those of `view_of`, whatever the seed, the batch and the number of views."""
+    views = [view(number) for number in range(VIEWS)]
+    epoch = N // batch
+    for step, rows in enumerate(steps(4 * epoch, batch=batch, seed=seed, **VIEWED)):
+        number, index = step // epoch % VIEWS, rows["index"]
+        np.testing.assert_allclose(rows["image"], views[number][index] / 255, rtol=1e-6)
+        assert np.array_equal(rows["teacher"], TEACHER[index] + number)
+        assert np.array_equal(rows["label"], LABELS[index])
+
+
+def test_views_differ_and_are_crops_and_flips():
+    views = [view(number) for number in range(VIEWS)]
+    assert not np.array_equal(views[0], views[1])
+    for images in views:
+        for image, original in zip(images, RAW, strict=True):
+            moved = [looped_crop(original[None], [at], 1)[0] for at in np.ndindex(3, 3)]
+            assert any(np.array_equal(image, m) or np.array_equal(image, m[:, ::-1]) for m in moved)
+
+
+def test_a_teacher_of_another_size_sees_the_same_part():
+    """Twice as large images are shifted twice as far."""
+    double = np.kron(RAW, np.ones((1, 2, 2, 1), np.uint8))
+    larger = view(1, whole(Arrays(double, LABELS), None), scale=2.0)
+    assert np.array_equal(larger, np.kron(view(1), np.ones((1, 2, 2, 1), np.uint8)))
+
+
+def test_columns_of_views_are_one_for_each():
+    with pytest.raises(ValueError, match="'teacher' of 3 arrays for 2 views"):
+        training_batches(EXAMPLES, batch=BATCH, **VIEWED | {"views": 2})

@@ -6,7 +6,8 @@ import pytest
 
 from pcjax.data import Dataset, fitted
 from pcjax.data.examples import Arrays, whole
-from pcjax.data.fitted import resized
+from pcjax.data.fitted import resized, sized
+from pcjax.data.tfds import Records
 
 
 def dataset(images, labels=None):
@@ -55,6 +56,39 @@ def test_only_other_shapes_are_changed(rng):
     assert half.train.shape == half.train.take(rows).shape[1:] == (3, 3, 1)
     assert abs(half.train.take(rows).mean() - grey[rows].mean()) < 12
     assert half.train.fingerprint != data.train.fingerprint
+
+
+class Originals(Arrays):
+    """Images that are decoded at a size: here they are filled with it."""
+
+    def at_size(self, side):
+        return Originals(np.full((len(self), side, side, 3), side, np.uint8), self.known_labels)
+
+
+def test_originals_are_used_where_every_part_has_them(rng):
+    store = Originals(rng.integers(0, 256, (6, 4, 4, 3)).astype(np.uint8), None)
+    part = whole(store, ("a",))
+    data = Dataset("given", part, part, part, part, vocabulary="tokens")
+    larger = sized(data, (9, 9, 3))
+    assert sized(data, (4, 4, 3)) is data
+    assert [*larger.parts] == [*data.parts]
+    assert len({id(part.store) for part in larger.parts.values()}) == 1
+    assert (larger.vocabulary, larger.source, larger.unseen.classes) == ("tokens", "given", ("a",))
+    assert (larger.test.take(np.arange(6)) == 9).all()
+    assert (sized(data, (9, 9, 1)).test.take(np.arange(6)) == 9).all()
+    # others are resized from what is stored
+    mixed = Dataset("given", part, part, whole(Arrays(store.images, None), None))
+    for given, shape in ((mixed, (9, 9, 3)), (data, (8, 9, 3))):
+        expected = fitted(given, shape)
+        for name, one in sized(given, shape).parts.items():
+            assert (one.take(np.arange(6)) == expected.parts[name].take(np.arange(6))).all()
+
+
+def test_records_are_decoded_at_another_size():
+    records = Records("given", [], "image", None, (8, 8, 3), large=False)
+    larger = records.at_size(20)
+    assert (records.shape, larger.shape) == ((8, 8, 3), (20, 20, 3))
+    assert (larger.name, larger.source) == (records.name, records.source)
 
 
 @pytest.mark.bad_input

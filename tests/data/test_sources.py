@@ -156,7 +156,7 @@ def test_sources_of_other_packages(monkeypatch):
             {},
             (
                 "unknown data source 'own': expected digits or tfds:NAME or arrays:PATH or "
-                "text:PATH or own"
+                "images:PATH or text:PATH or own"
             ),
         ),
     ):

@@ -11,7 +11,14 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from pcjax.data import evaluation_batches, load, statistics, training_batches
+from pcjax.data import (
+    Augmentation,
+    Sampling,
+    evaluation_batches,
+    load,
+    statistics,
+    training_batches,
+)
 from pcjax.data import tfds as module
 
 REAL = pathlib.Path(__file__).parents[3] / "shared" / "tfds"
@@ -93,7 +100,8 @@ def test_on_disk_and_in_memory_are_the_same_examples(tmp_path, monkeypatch):
         assert np.array_equal(one.labels, two.labels)
         assert np.allclose(statistics(one), statistics(two))
     pipelines = [
-        training_batches(data.train, batch=16, seed=0, crop=1, flip=True) for data in (memory, disk)
+        training_batches(data.train, Sampling(16), augmentation=Augmentation(crop=1, flip=True))
+        for data in (memory, disk)
     ]
     for _ in range(5):
         one, two = (next(batches) for batches in pipelines)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pcjax._checks import RequestError
-from pcjax.data import load, tokens, training_batches
+from pcjax.data import Sampling, load, tokens, training_batches
 from pcjax.data.texts import in_memory
 
 tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
@@ -160,7 +160,7 @@ def test_training_batches_are_no_wider_than_the_longest_text_needs(tmp_path):
 
 def test_training_batches_are_ids(data):
     made = tokens.tokenised(data, vocabulary(limit=8, width=8)).train
-    batch = next(training_batches(made, batch=4, seed=0))
+    batch = next(training_batches(made, Sampling(batch=4)))
     assert batch["image"].dtype == np.int32
     assert batch["image"].shape == (4, 8)
     chosen = made.rows[batch["index"]]
@@ -207,6 +207,57 @@ def test_no_tokenizer_is_refused():
     empty = tokenizers.Tokenizer(tokenizers.models.BPE({}, [])).to_str()
     with pytest.raises(RequestError, match=r"^it has no tokens"):
         vocabulary(empty)
+
+
+def test_a_tokenizer_without_its_unknown_token_is_refused():
+    """It would read known words, and fail at the first other one."""
+    models, missing = tokenizers.models, {"unk_token": "[UNK]"}
+    refused = {
+        "has no unk_id": models.Unigram([("a", 0.0), ("<0x62>", 0.0)], byte_fallback=True),
+        r"lacks its unknown token '\[UNK\]'": models.WordPiece({"a": 0}, **missing),
+        r"lacks its unknown token '\?'": models.WordLevel({"a": 0}, unk_token="?"),  # noqa: S106
+    }
+    for reason, model in refused.items():
+        made = tokenizers.Tokenizer(model)
+        with pytest.raises(RequestError, match=rf"^it {reason} and cannot read unknown words; tr"):
+            vocabulary(made.to_str())
+    # The model does not look among added tokens.
+    made = tokenizers.Tokenizer(models.WordPiece({"a": 0}, **missing))
+    made.add_special_tokens(["[UNK]"])
+    with pytest.raises(RequestError, match=r"^it lacks its unknown token"):
+        vocabulary(made.to_str())
+    with pytest.raises(RequestError, match=r"^the tokenizer lacks its unknown token"):
+        tokens.pruned(made.to_str(), ["a"], 2)
+
+
+def test_a_tokenizer_that_fails_is_refused():
+    """BPE may name an unknown token that it lacks and never need it."""
+    model = tokenizers.models.BPE({"a": 0}, [], unk_token="<unk>")  # noqa: S106
+    made = vocabulary(tokenizers.Tokenizer(model).to_str())
+    assert lists(tokens.tokens_of(["aa"], made)) == [[0, 0]]
+    with pytest.raises(RequestError, match=r"cannot read the texts \(.*\); give another one$") as e:
+        tokens.tokens_of(["ab"], made)
+    assert "\n" not in str(e.value)
+
+
+def test_ids_are_bounded():
+    """A table has a row for every id up to the greatest."""
+    made = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1}, [])).to_str()
+
+    def with_id(number):
+        changed = json.loads(made)
+        changed["model"]["vocab"]["b"] = number
+        return vocabulary(json.dumps(changed))
+
+    assert with_id(2**24 - 1).size == 2**24
+    for number in (2**24, 2_000_000_000):
+        with pytest.raises(RequestError, match=rf"^it numbers a token {number:,}; pcjax reads"):
+            with_id(number)
+
+
+def test_half_a_surrogate_pair_is_refused():
+    with pytest.raises(RequestError, match=r"^texts\[1\] holds half of a surrogate pair; write it"):
+        tokens.tokens_of(["\U0001f642", "a \ud83d"], vocabulary())
 
 
 def test_a_tokenizer_for_a_mean_adds_and_cuts_nothing():

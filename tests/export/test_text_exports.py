@@ -16,6 +16,7 @@ from pcjax._checks import RequestError
 from pcjax.export.card import CardFacts, model_card
 from pcjax.export.folders import MARKER, write_model2vec, write_sentence_transformers
 from pcjax.export.onnx import Graph, write_onnx
+from pcjax.export.safetensors import load
 from pcjax.models import build
 from pcjax.models.text import PADDING, TextModel
 
@@ -73,11 +74,13 @@ FACTS = CardFacts(
     features=24,
     parameters=696,
     size=2_784,
+    shape=(16,),
+    stored="int32",
     max_tokens=None,
     formats=("sentence-transformers", "model2vec", "onnx"),
     teacher="/home/me/teachers/a-teacher",
     losses=("perception_coherence",),
-    texts=12_345,
+    examples=12_345,
     fingerprint="0123abcd",
 )
 
@@ -111,15 +114,50 @@ def text_model(variant):
     def features(texts):
         encoded = tokenizer.encode_batch(texts, add_special_tokens=name == "bert")
         rows = [each.ids for each in encoded]
-        width = max(1, *map(len, rows))
+        # A few widths share what is compiled.
+        width = next(w for w in (POSITIONS, 1024) if w >= max(map(len, rows)))
         ids = np.array([row + [PADDING] * (width - len(row)) for row in rows], np.int32)
-        return np.asarray(module(jnp.asarray(ids)).features)
+        return np.asarray(compiled(module, jnp.asarray(ids)))
 
     return TextModel(name, options, arrays, wordpiece(VOCABULARY), limit), features
 
 
+@nnx.jit
+def compiled(module, ids):
+    return module(ids).features
+
+
 static = pytest.mark.parametrize("variant", [v for v in VARIANTS if v.startswith("static")])
 every = pytest.mark.parametrize("variant", VARIANTS)
+
+
+def test_features_are_of_texts_alone(tmp_path):
+    model, _ = text_model("static")
+    write_sentence_transformers(tmp_path / "st", model, CARD)
+    loaded = load(tmp_path / "st")
+    expected = loaded.features(["the cat", "a dog"])
+    for given in (iter(["the cat", "a dog"]), (t for t in ("the cat", "a dog"))):
+        np.testing.assert_array_equal(loaded.features(given), expected)
+    np.testing.assert_array_equal(loaded.features(np.array(["the cat", "a dog"])), expected)
+    for given, reason in (
+        ("a text", "got str: expected a list of texts"),
+        (b"a text", "got bytes: expected a list of texts"),
+        (None, "got NoneType: expected a list of texts"),
+        (["a", None], r"got texts\[1\] None: expected a text"),
+        (iter([1]), r"got texts\[0\] 1: expected a text"),
+        (["a", "b \ud800"], r"texts\[1\] holds half of a surrogate pair; write it as UTF-8"),
+    ):
+        with pytest.raises(RequestError, match=rf"^{reason}$"):
+            loaded.features(given)
+
+
+def test_onnx_files_are_for_onnxruntime(tmp_path):
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx/model.onnx").write_bytes(b"")
+    for path in (tmp_path / "onnx", tmp_path / "onnx/model.onnx"):
+        with pytest.raises(RequestError, match="ONNX: load it with onnxruntime; pcjax loads") as e:
+            load(path)
+        assert str(e.value).endswith(f"pcjax loads {tmp_path}.")
 
 
 @static
@@ -141,6 +179,20 @@ def test_onnxruntime_computes_the_same_features(variant, tmp_path):
     for texts in BATCHES:
         outputs = run_session(session, tokenizer, texts)
         np.testing.assert_allclose(outputs["sentence_embedding"], features(texts), **AGREED)
+
+
+@every
+def test_weights_in_eight_bits_compute_nearly_the_same_features(variant, tmp_path):
+    package("onnx")
+    model, features = text_model(variant)
+    for folder, int8 in (("whole", False), ("small", True)):
+        write_onnx(tmp_path / folder / "model.onnx", model, int8=int8)
+    whole, small = (tmp_path / name / "model.onnx" for name in ("whole", "small"))
+    assert small.stat().st_size < whole.stat().st_size
+    texts = [text for text in TEXTS.values() if text.strip() and text != TEXTS["all unknown"]]
+    vectors = run_session(*onnx_session(small.parent), texts)["sentence_embedding"]
+    cosines = np.sum(unit(vectors) * unit(features(texts)), axis=1)
+    assert cosines.min() > 0.99
 
 
 def onnx_session(folder):

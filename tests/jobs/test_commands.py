@@ -12,6 +12,7 @@ import sys
 import numpy as np
 import pytest
 from children import everything_in
+from reading import check
 from small import QUICK
 
 import pcjax
@@ -51,7 +52,8 @@ def test_distill_writes_what_it_promises(run):
     assert result["teacher"]["coherence"]["spearman"]["value"] == pytest.approx(1)
     assert result["student"]["coherence"] != result["untrained"]["coherence"]
     assert result["steps"] == 8
-    assert (run / "report.html").read_text().startswith("<!DOCTYPE html>")
+    headings = check((run / "report.html").read_text()).texts["h2"]
+    assert headings == ["Results", "Coherence", "Maps", "Neighbours", "Confusion"]
 
 
 def test_evaluate_repeats_the_metrics(run, command, tmp_path):
@@ -72,6 +74,7 @@ def test_a_repeated_command_only_repeats_the_evaluation(run, command):
     assert (everything_in(run / "checkpoints"), read_metrics(run), result_of(run)) == before
 
 
+@pytest.mark.gate
 def test_the_seconds_of_all_commands_are_added_up(run, command, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
@@ -93,6 +96,7 @@ def teacher(tmp_path_factory, run_command):
     return folder, lines
 
 
+@pytest.mark.gate
 def test_features_and_runs_serve_as_teachers(run, teacher, command, tmp_path):
     """The commands that `teach` and `embed` print at the end give the same student."""
     teacher, lines = teacher
@@ -114,6 +118,7 @@ def test_features_and_runs_serve_as_teachers(run, teacher, command, tmp_path):
     assert result_of(tmp_path / "again")["student"] == expected
 
 
+@pytest.mark.gate
 def test_plain_features_are_in_the_order_of_the_source(teacher, command, tmp_path):
     """Take one .npy with a row for every example, and notice a wrong order."""
     dataset = data.load("digits", part=0.4, validation=0.2)
@@ -196,6 +201,7 @@ MAPS = """
 """
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("live", [pytest.param(False, marks=pytest.mark.nightly), True])
 def test_losses_get_all_that_they_need(live, tmp_path, command):
     options = {"live": live, "model": "cnn" if live else "mlp", "more": MAPS if live else ""}
@@ -280,6 +286,7 @@ def test_wrong_requests_are_refused_in_a_line_before_anything_is_written(
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.gate
 def test_accuracy_is_of_the_examples_that_have_a_label(tmp_path, command):
     random = np.random.default_rng(0)
     labels = random.integers(0, 3, 300)
@@ -297,6 +304,7 @@ def test_accuracy_is_of_the_examples_that_have_a_label(tmp_path, command):
     assert max(accuracies) > 0.9
 
 
+@pytest.mark.gate
 def test_a_student_without_labels(tmp_path, command):
     """Features of a teacher suffice; the table then has no row that needs labels."""
     random = np.random.default_rng(0)
@@ -326,6 +334,7 @@ def test_a_run_of_another_config_is_left_alone(run, command):
     assert everything_in(run) == before
 
 
+@pytest.mark.gate
 def test_other_data_or_another_teacher_is_refused(run, command, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
@@ -366,6 +375,7 @@ def test_help_imports_no_jax():
     assert subprocess.run([sys.executable, "-c", code], check=False, stdout=-3).returncode == 0
 
 
+@pytest.mark.gate
 def test_no_cache_compiles_anew(run, command, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert command("evaluate", run, "--no-cache")[0] == 0

@@ -6,7 +6,22 @@ import numpy as np
 import pytest
 from small import QUICK
 
+from pcjax.config import Evaluation
+from pcjax.evaluation import Evaluated
+from pcjax.jobs.evaluate import Extras, merged
 
+
+def test_earlier_results_on_pairs_stay_until_others_replace_them():
+    before = {"student": {"knn_accuracy": 0.5, "pairs": 0.25}}
+    new = {"student": {"knn_accuracy": 0.75, "pairs": None}}
+    kept = merged(before, Evaluated(new, {}), rated=False)
+    assert kept == {"student": {"knn_accuracy": 0.75, "pairs": 0.25}}
+    assert merged(before, Evaluated(new, {}), rated=True) == new
+    section = Extras(pairs="x.csv").added_to(Evaluation(other="digits"))
+    assert section == Evaluation(other="digits", pairs="x.csv")
+
+
+@pytest.mark.gate
 @pytest.mark.parametrize("together", [True, pytest.param(False, marks=pytest.mark.nightly)])
 def test_everything_about_a_run(together, tmp_path, command):
     """Trained without three classes, evaluated there, on other data and on corrupted images."""

@@ -158,3 +158,31 @@ def test_the_pod_config_shrinks_to_a_laptop(tmp_path):
     words = text.split("on a CPU first: ")[1].split("Expected:")[0].split()
     pcjax("distill", ROOT / "configs" / "imagenet_pod.py", *words, "--workdir", tmp_path / "run")
     assert (tmp_path / "run" / "result.json").exists()
+
+
+@pytest.mark.gate
+def test_two_processes_embed_texts_as_one(tmp_path):
+    """Each embeds its part of the teacher's texts; only the first one writes the cache."""
+    pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+    from small_texts import write_bert
+
+    write_bert(tmp_path / "teacher", dense=False)
+    texts = [
+        f"{a} {b} {c} {'cat ' * n}" for n in range(5) for a in "abcd" for b in "efg" for c in "hij"
+    ]
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    words = ["distill", "--data.source", f"text:{tmp_path}/texts.txt", "--student.name", "static"]
+    words += ["--teacher.source", f"sentence-transformers:{tmp_path}/teacher"]
+    words += ["--student.features", "5", "--training.steps", "4", "--training.batch", "32"]
+    one = {"XDG_CACHE_HOME": tmp_path / "cache of one", "JAX_NUM_CPU_DEVICES": 4}
+    pcjax(*words, "--workdir", tmp_path / "one", env=environment(**one))
+    two = start_two(*words, "--workdir", tmp_path / "two", XDG_CACHE_HOME=tmp_path / "cache of two")
+    for status, _, complaint in map(finish, two):
+        assert status == 0, complaint
+    for path in sorted((tmp_path / "cache of one/pcjax/teachers").rglob("*.npy")):
+        other = tmp_path / "cache of two" / path.relative_to(tmp_path / "cache of one")
+        np.testing.assert_allclose(np.load(other), np.load(path), atol=1e-6)
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two")]
+    for model in ("untrained", "student"):
+        values = [result[model]["coherence"]["spearman"]["value"] for result in results]
+        assert abs(values[0] - values[1]) <= 1e-3

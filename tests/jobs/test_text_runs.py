@@ -62,6 +62,7 @@ def distilled(folder, run_command, name, *words):
 def static(folder, run_command):
     more = ("--evaluation.pairs", folder / "pairs.tsv")
     more += ("--evaluation.other", f"text:{folder}/other.jsonl")
+    more += ("--evaluation.beside", f"sentence-transformers:{folder}/teacher")
     return distilled(folder, run_command, "static", *STATIC, *more)
 
 
@@ -78,6 +79,7 @@ def order_kept(run, name):
     return results(run)[name]["coherence"]["spearman"]["value"]
 
 
+@pytest.mark.gate
 def test_a_static_student_learns_the_teachers_order(static, folder):
     result = results(static)
     before, after = (
@@ -91,15 +93,22 @@ def test_a_static_student_learns_the_teachers_order(static, folder):
         assert 0 < other["coherence"]["spearman"]["value"] <= 1
         assert 0 < result[name]["search_recall"] <= 1
     assert result["teacher"]["search_recall"] == 1
+    (beside,) = result["beside"].values()  # the teacher beside itself
+    assert beside["coherence"]["spearman"]["value"] == pytest.approx(1)
+    assert beside["search_recall"] == 1
+    assert beside["pairs"] == result["teacher"]["pairs"]
+    assert beside["parameters"] == result["teacher"]["parameters"]
     page = (static / "report.html").read_text()
     assert "the zebra slept on" in page  # neighbours are shown as texts
 
 
+@pytest.mark.gate
 def test_a_bert_student_with_all_layers_begins_as_the_teacher(bert, folder):
     assert pcjax.load(folder / "teacher").features(["the cat"]).shape == (1, 12)
     assert order_kept(bert, "untrained") == pytest.approx(1, abs=1e-3)
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("name", ["static", "bert"])
 def test_every_export_gives_the_same_features(name, request, run_command):
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
@@ -140,12 +149,50 @@ def test_every_export_gives_the_same_features(name, request, run_command):
     assert str(run) not in card
 
 
+@pytest.mark.gate
 def test_other_commands_on_a_run(static, command):
-    for words in (("evaluate", static), ("embed", static), ("report", static)):
-        status, _, complaint = command(*words)
+    before = results(static)
+    np.save(static.parent / "beside.npy", np.eye(len(TEXTS), 8))
+    rows = [line.rsplit("\t", 1) for line in (static.parent / "pairs.tsv").read_text().split("\n")]
+    opposite = [rows[0], *([texts, f"-{score}"] for texts, score in rows[1:])]
+    (static.parent / "opposite.tsv").write_text("\n".join(map("\t".join, opposite)))
+    more = ("--throughput", "--pairs", static.parent / "opposite.tsv")
+    more += ("--beside", f"vectors:{static.parent}/beside.npy")
+    for words in (("evaluate", static, *more), ("embed", static), ("report", static)):
+        status, output, complaint = command(*words)
         assert (status, complaint) == (0, ""), words
+        if "--throughput" in words:
+            assert "examples a second" in output
+    after = results(static)
+    assert after["student"]["coherence"] == before["student"]["coherence"]
+    for name in ("teacher", "untrained", "student"):
+        assert after[name]["pairs"] == pytest.approx(-before[name]["pairs"])
+    assert after["teacher"]["throughput"]["examples_per_second"] > 0
+    assert [*after["beside"]][1:] == [more[-1]]
+    assert after["beside"][more[-1]]["parameters"] is None
 
 
+@pytest.mark.gate
+def test_a_comparison_shows_other_models_beside(folder, command):
+    words = ("--data.source", f"text:{folder}/texts.txt", *STATIC, *SHORT, "--seeds", "1")
+    words += ("--teacher.source", f"sentence-transformers:{folder}/teacher", "--losses", "pkt")
+    words += ("--workdir", folder / "compared")
+    status, output, complaint = command("compare", *words)
+    assert (status, complaint) == (0, "")
+    # Another command adds the row; nothing is trained again.
+    beside = ("--evaluation.beside", f"sentence-transformers:{folder}/teacher")
+    status, output, complaint = command("compare", *words, *beside)
+    assert (status, complaint) == (0, "")
+    assert "run 1 of 1" not in output
+    compared = json.loads((folder / "compared/comparison.json").read_text())
+    assert compared["beside"][beside[1]]["coherence.spearman"] == pytest.approx(1)
+    lines = (folder / "compared/comparison.md").read_text().splitlines()
+    names = [line.split("|")[1].strip() for line in lines[2:]]
+    assert names == ["pkt", beside[1], "untrained", "teacher"]
+    assert "none.npy" in command("compare", *words, "--evaluation.beside", "vectors:none.npy")[2]
+
+
+@pytest.mark.gate
 def test_vectors_in_place_of_a_model(folder, run_command):
     vectors = np.random.default_rng(0).normal(size=(len(TEXTS), 9)).astype(np.float32)
     np.save(folder / "vectors.npy", vectors)
@@ -156,6 +203,24 @@ def test_vectors_in_place_of_a_model(folder, run_command):
     test = np.load(folder / "vectors.npy")
     assert results(folder / "vectors")["teacher"]["parameters"] is None
     assert len(test) == len(TEXTS)
+
+
+def test_options_that_would_do_nothing_are_refused(folder, tmp_path, command):
+    teacher = ("--teacher.source", f"sentence-transformers:{folder}/teacher")
+    vectors = ("--teacher.source", f"vectors:{folder}/x.npy")
+    np.save(folder / "x.npy", np.ones((len(TEXTS), 3), np.float32))
+    for words, reason in (
+        ((*teacher, *BERT, "--student.vocabulary", "30"), "student.vocabulary=30 is for a static"),
+        ((*teacher, *STATIC, "--initial", "teacher:0"), "initial='teacher:0' names layers, which"),
+        ((*vectors, *BERT, "--initial", "teacher:0,1"), "initial='teacher:0,1' names layers, whic"),
+    ):
+        source = ("--data.source", f"text:{folder}/texts.txt")
+        more = ("--data.tokenizer", folder / "tokenizer.json", "--workdir", tmp_path / "new")
+        status, _, complaint = command("distill", *source, *words, *more)
+        assert (status, complaint.count("\n")) == (2, 1), complaint
+        assert reason in complaint
+        assert "leave it out" in complaint
+        assert not (tmp_path / "new").exists()
 
 
 def test_what_cannot_be_is_refused_in_one_line(folder, tmp_path, command):

@@ -372,15 +372,10 @@ def test_monotone_change_of_the_dissimilarity_does_not_matter_as_temperature_goe
     student, teacher = pair(rng)
 
     def loss(change):
-        return perception_coherence(
-            student,
-            teacher,
-            temperature=1e-7,
-            dissimilarity=lambda x, y: change(DISSIMILARITIES["euclidean"](x, y)),
-            teacher_dissimilarity="euclidean",
-            ranking=ranking,
-            scale=scale,
-        )
+        measure = lambda x, y: change(DISSIMILARITIES["euclidean"](x, y))
+        given = {"temperature": 1e-7, "ranking": ranking, "scale": scale}
+        given |= {"dissimilarity": measure, "teacher_dissimilarity": "euclidean"}
+        return jax.jit(functools.partial(perception_coherence, **given))(student, teacher)
 
     expected = loss(lambda d: d)
     assert expected > 0.01
@@ -513,7 +508,8 @@ def test_nothing_of_a_callers_function_is_kept(rng):
 
     def loss(dissimilarity):
         given = {"dissimilarity": dissimilarity, "teacher_dissimilarity": "euclidean"}
-        return float(perception_coherence(student, teacher, temperature=0.1, **given))
+        again = functools.partial(perception_coherence, temperature=0.1, **given)
+        return float(jax.jit(again)(student, teacher))  # quicker, and compiled anew in each call
 
     weighted, fresh = Weighted(), Weighted()
     before = loss(weighted)
@@ -608,9 +604,8 @@ def test_an_asymmetric_dissimilarity_is_seen_from_the_anchor(rng, x64):
     def lopsided(x, y):
         return jnp.sum(jnp.maximum(x[:, None] - y[None], 0) * jnp.arange(1.0, 7), axis=-1)
 
-    result = perception_coherence(
-        student, teacher, temperature=1e-8, dissimilarity=lopsided, reduce_fn=None
-    )
+    given = {"temperature": 1e-8, "dissimilarity": lopsided, "reduce_fn": None}
+    result = jax.jit(functools.partial(perception_coherence, **given))(student, teacher)
     d = [np.maximum(f[:, None] - f[None], 0) @ np.arange(1.0, 7) for f in (student, teacher)]
     keep = ~np.eye(10, dtype=bool)
     ranks = [oracles.scipy.stats.rankdata(x[keep].reshape(10, 9), axis=1) for x in d]

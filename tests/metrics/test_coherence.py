@@ -146,7 +146,7 @@ def test_never_an_n_by_n_array():
     indices = jax.ShapeDtypeStruct((512,), jnp.int32), jax.ShapeDtypeStruct((64,), jnp.int32)
     resolve = module.resolve("cosine")
     lowered = module._compiled_coherence.lower(
-        features, features, *indices, dissimilarity=resolve, teacher_dissimilarity=resolve, k=10
+        features, features, *indices, dissimilarities=(resolve, resolve), k=10
     )
     assert lowered.compile().memory_analysis().temp_size_in_bytes < n * n * 4 / 20
 

@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from pcjax.metrics import Retrieval, retrieval
-from pcjax.metrics.retrieval import _compiled_search
+from pcjax.metrics.retrieval import _compiled_search, _Labelled
 
 module = importlib.import_module("pcjax.metrics.retrieval")  # the name itself is the function
 
@@ -180,8 +180,12 @@ def inner_product(x, y):
 
 def test_never_all_queries_at_once():
     n, m = 20_000, 4096
-    shapes = ((n, 16), jnp.float32), ((n,), jnp.int32), ((m, 16), jnp.float32), ((m,), jnp.int32)
-    arguments = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+    arguments = [
+        _Labelled(
+            jax.ShapeDtypeStruct((rows, 16), jnp.float32), jax.ShapeDtypeStruct((rows,), jnp.int32)
+        )
+        for rows in (n, m)
+    ]
     compiled = _compiled_search.lower(
         *arguments, dissimilarity=inner_product, ks=(1,), itself=False
     ).compile()

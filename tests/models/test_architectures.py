@@ -40,15 +40,18 @@ PUBLISHED: dict[str, str | int] = {
     "resnet50": 25_557_032,
     "mobilenetv2_imagenet": 3_504_872,
     "shufflenetv2_imagenet": 2_278_604,
+    "vit_tiny": "5.72",  # these two are timm's, in results/results-imagenet.csv
+    "vit_small": "22.05",
+    "vit_base": 86_567_656,
 }
-QUICK = ("resnet20", "wrn16_2", "mobilenetv2", "shufflenetv2", "resnet18")
+QUICK = ("resnet20", "wrn16_2", "mobilenetv2", "shufflenetv2", "resnet18", "vit_base")
 BY_HAND = {"resnet8": 1, "resnet14": 2, "resnet20": 3, "resnet44": 7}  # blocks a stage
 
 
 @functools.cache
 def abstract(name, **options):
     """Return a model without weights, and its shape."""
-    imagenet = MODELS[name].keywords["imagenet"] if "wrn" not in name else False
+    imagenet = MODELS[name].keywords.get("imagenet", "vit" in name)
     shape, classes = ((224, 224, 3), 1000) if imagenet else ((32, 32, 3), 100)
     options = {"shape": shape, "classes": classes, **options}
     return nnx.eval_shape(lambda: build(name, rngs=nnx.Rngs(0), **options)), shape
@@ -77,7 +80,7 @@ def test_the_default_bert_has_the_parameters_of_all_minilm_l6_v2():
 
 
 def test_every_model_is_covered_and_described():
-    by_options = {"mlp", "cnn", "static", "bert"}
+    by_options = {"mlp", "cnn", "static", "bert", "vit"}
     assert set(PUBLISHED) | set(BY_HAND) == set(MODELS) - by_options
     assert set(PARAMETERS) == set(MODELS) - by_options
     rows = {name: (count, options) for name, count, options in describe()[2]}
@@ -143,6 +146,7 @@ MULTIPLY_ADDS = {
     "resnet50": 4.089,
     "mobilenetv2_imagenet": 0.301,
     "shufflenetv2_imagenet": 0.145,
+    "vit_base": 17.564,
     "resnet20": 0.0408,
     "resnet56": 0.1257,
 }
@@ -204,14 +208,16 @@ def test_without_a_classifier_and_of_another_size():
 
 
 @pytest.mark.parametrize(
-    "name", ["mlp", "cnn", "resnet8", "wrn16_1", "mobilenetv2", "shufflenetv2"]
+    "name", ["mlp", "cnn", "resnet8", "wrn16_1", "mobilenetv2", "shufflenetv2", "vit_tiny"]
 )
 def test_a_last_layer_gives_any_number_of_features(name):
     assert "features" in options_of(name)
     widths = {"mlp": 256, "cnn": 128, "mobilenetv2": 1280, "shufflenetv2": 1024}
+    widths["vit_tiny"] = 192
     patch = few_blocks()
     for features in (5, None):
         options = {"shape": (32, 32, 3), "classes": 10, "features": features}
+        options |= {"layers": 1} if name == "vit_tiny" else {}
         module = nnx.eval_shape(lambda: build(name, rngs=nnx.Rngs(0), **options))
         output = outputs(module, (2, 32, 32, 3))
         assert output.features.shape == (2, features or widths.get(name, 64))
@@ -261,6 +267,11 @@ def test_models_of_other_packages_take_options(monkeypatch):
         ("mobilenetv2", {"width": -1.0}, "got width -1.0: expected a positive, finite number"),
         ("mobilenetv2", {"width": 0.05}, "got width 0.05: expected at least 1/16"),
         ("shufflenetv2", {"width": 0.7}, "'shufflenetv2': got width 0.7: expected 0.5, 1.0, 1.5"),
+        ("vit_tiny", {"patch": 5}, "got images of 32 x 32 and patches of 5 x 5: expected a mult"),
+        ("vit_tiny", {"layers": 0}, "model 'vit_tiny': got layers 0: expected an integer"),
+        ("vit_tiny", {"registers": -1}, "got registers -1: expected an integer of at least 0"),
+        ("vit_tiny", {"pooling": "max"}, "unknown pooling 'max'.* 'cls', 'mean', 'cls.mean'"),
+        ("vit_tiny", {"epsilon": 0.0}, "got epsilon 0.0: expected a positive"),
     ],
 )
 def test_impossible_options_are_refused(name, options, message):
@@ -277,11 +288,13 @@ def test_impossible_options_are_refused(name, options, message):
         ("resnet8", (8, 8, 3), jnp.float32, r"batch of shape \(8, 8, 3\)"),
         ("mlp", (2, 8, 8, 1), jnp.float32, r"shape \(2, 8, 8, 1\).* of shape \(8, 8, 3\)"),
         ("shufflenetv2", (2, 8, 8, 3), jnp.uint8, "batch of dtype uint8: expected floating-point"),
+        ("vit_tiny", (2, 16, 8, 3), jnp.float32, r"\(2, 16, 8, 3\).* of shape \(8, 8, 3\)"),
     ],
 )
 def test_other_inputs_are_refused(name, shape, dtype, message):
     def features():
-        module = build(name, shape=(8, 8, 3), classes=2, rngs=nnx.Rngs(0))
+        options = {"patch": 4} if name == "vit_tiny" else {}
+        module = build(name, shape=(8, 8, 3), classes=2, rngs=nnx.Rngs(0), **options)
         return module(jnp.ones(shape, dtype)).features
 
     with pytest.raises(RequestError, match=message):

@@ -83,7 +83,7 @@ def test_evaluation_is_repeatable_and_independent_of_other_examples(name):
 def test_training_moves_every_statistic(name):
     _, _, _, (before, moved, _) = observed(name)
     before, moved = jax.tree.leaves(before), jax.tree.leaves(moved)
-    assert len(before) > 0
+    assert (len(before) > 0) == ("vit" not in name)
     assert all((a != b).any() and np.isfinite(b).all() for a, b in zip(before, moved, strict=True))
 
 

@@ -126,7 +126,7 @@ def test_bert_is_that_of_its_authors(activation, pooling, normalise, dense, rng)
 
 def test_padding_does_not_change_the_features():
     function, parameters = encoder(bert_tensors(), normalise=False)
-    short = [row for row in ROWS if len(row) <= 9]
+    short = [row for row in ROWS if len(row) <= 9][:3]  # each is compiled by itself
     expected = np.concatenate([features(function, parameters, padded([row])) for row in short])
     for width in (9, 16):
         made = features(function, parameters, padded(short, width))

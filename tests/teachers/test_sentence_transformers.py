@@ -12,8 +12,9 @@ import pytest
 
 from pcjax._checks import RequestError
 from pcjax.data import tokens
-from pcjax.teachers.sentence_transformers import read_encoder, read_tensors
+from pcjax.teachers.sentence_transformers import read_encoder
 from pcjax.teachers.sources import find_encoder, read_folder
+from pcjax.teachers.tensors import read_tensors
 
 tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
 
@@ -107,7 +108,7 @@ def test_weights_in_several_files(tmp_path):
     with pytest.raises(RequestError, match=r"index.json: the file .* lies outside of the folder"):
         read_encoder(tmp_path)
     change(tmp_path / "model.safetensors.index.json", weight_map=["x"])
-    with pytest.raises(RequestError, match=r"index.json does not hold what sentence-transformers"):
+    with pytest.raises(RequestError, match=r"index.json has no weight_map"):
         read_encoder(tmp_path)
 
 
@@ -294,6 +295,7 @@ def only_torch(folder):
 
 BIAS = "encoder.layer.0.output.dense.bias"
 NAN = np.array([*[0.5] * 11, np.nan], np.float32)
+AGAIN = r"download or export it again\.$"
 ELSEWHERE = r"compute its vectors elsewhere and give --teacher.source vectors:FILE\."
 FAULTS = {
     "another architecture": (
@@ -334,13 +336,16 @@ FAULTS = {
     ),
     "a list as settings": (
         lambda f: write_json(f / "config.json", [1]),
-        "config.json does not hold what sentence-transformers writes",
+        "config.json does not hold an object",
     ),
     "no JSON": (
         lambda f: (f / "config.json").write_text("{"),
         "config.json is not valid JSON",
     ),
-    "no settings": (lambda f: (f / "config.json").unlink(), "config.json is not a file"),
+    "no settings": (
+        lambda f: (f / "config.json").unlink(),
+        r"has no config\.json; the folder of an encoder has config\.json, model\.safetensors and t",
+    ),
     "another pooling": (
         lambda f: write_bert(f, pooling="max_tokens"),
         rf"1_Pooling/config.json: the pooling max is not supported; {ELSEWHERE}",
@@ -371,7 +376,7 @@ FAULTS = {
     ),
     "a linear layer without a weight": (
         lambda f: write_safetensors(f / "2_Dense/model.safetensors", {"a": np.ones(3)}),
-        "2_Dense/model.safetensors cannot be read: it has no tensor linear.weight",
+        rf"2_Dense/model.safetensors cannot be read: it has no tensor linear.weight; {AGAIN}",
     ),
     "a linear layer of another width": (
         lambda f: write_safetensors(
@@ -419,8 +424,8 @@ FAULTS = {
         replace_modules([module("Transformer"), module("Pooling", "/etc")]),
         "modules.json: the path '/etc' leads out of the folder",
     ),
-    "modules that are texts": (replace_modules(["a"]), "modules.json does not hold what"),
-    "modules that are no list": (replace_modules({"a": {}}), "modules.json does not hold what"),
+    "modules that are texts": (replace_modules(["a"]), "modules.json does not hold a list"),
+    "modules that are no list": (replace_modules({"a": {}}), "modules.json does not hold a list"),
     "weights of PyTorch": (
         only_torch,
         r"has no model.safetensors; convert pytorch_model.bin with SentenceTransformer\(FOLDER\)",
@@ -429,12 +434,12 @@ FAULTS = {
         lambda f: (f / "model.safetensors").unlink(),
         r"has no model.safetensors; give the folder of an encoder\.$",
     ),
-    "a missing tensor": (write_weights({BIAS: None}), rf"cannot be read: it has no tensor {BIAS}"),
+    "a missing tensor": (write_weights({BIAS: None}), rf"it has no tensor {BIAS}; {AGAIN}"),
     "a surplus tensor": (
         write_weights({"lora.weight": np.ones(3, np.float32)}),
         "cannot be read: its tensor lora.weight belongs to no BERT",
     ),
-    "NaN": (write_weights({BIAS: NAN}), f"its tensor {BIAS} has NaN or infinite numbers"),
+    "NaN": (write_weights({BIAS: NAN}), rf"{BIAS} has NaN or infinite numbers; {AGAIN}"),
     "an infinite number": (
         write_weights({BIAS: np.where(np.isnan(NAN), np.inf, NAN)}),
         f"its tensor {BIAS} has NaN or infinite numbers",
@@ -494,10 +499,14 @@ def test_faults_are_refused_in_one_line(fault, tmp_path):
 def test_a_folder_that_does_not_exist(tmp_path):
     with pytest.raises(RequestError, match=r"There is no folder .*nothing \(teacher.source\)\."):
         find_encoder(f"sentence-transformers:{tmp_path / 'nothing'}")
-    with pytest.raises(RequestError, match=r"'sentence-transformers' is incomplete; give sen"):
+    with pytest.raises(
+        RequestError, match=r"'sentence-transformers' is incomplete; give \S+:FOLDER\."
+    ):
         find_encoder("sentence-transformers")
-    with pytest.raises(RequestError, match=r"'minilm:x' is incomplete; give minilm\."):
+    with pytest.raises(RequestError, match=r"'minilm:x' names too much; give minilm\."):
         find_encoder("minilm:x")
+    with pytest.raises(RequestError, match=r"'vectors:' is incomplete; give vectors:FILE\."):
+        find_encoder("vectors:")
     with pytest.raises(RequestError, match=r"unknown teacher.source 'minilmm' \(did you mean 'm"):
         find_encoder("minilmm")
     assert find_encoder(None) is None

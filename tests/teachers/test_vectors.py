@@ -108,7 +108,10 @@ def test_rows_in_the_order_of_the_file(data, tmp_path):
     assert is_correct(read(tmp_path / "x.npy", data), data)
     np.save(tmp_path / "x.npy", ROWS)
     refused(
-        tmp_path / "x.npy", data, r"shape \(20, 3\), expected numbers of shape \(23, features\)"
+        tmp_path / "x.npy",
+        data,
+        r"shape \(20, 3\), expected numbers of shape \(23, features\), one row a text of the "
+        "source, blank and repeated ones included",
     )
 
 

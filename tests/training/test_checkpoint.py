@@ -223,7 +223,7 @@ def test_other_versions_are_refused_unless_they_are_allowed(opened, lines, monke
     with pytest.raises(RequestError, match=r"but this run has jax 99\.0: install what made it"):
         opened().restore(state())
     assert lines == []
-    assert opened(other_versions=True).restore(state())[2] == 1
+    assert opened().restore(state(), other_versions=True)[2] == 1
     assert opened().restore(state(), last=1)[2] == 1  # a finished training is taken from any
     assert len(lines) == 2
     assert all("the last digits of what follows may differ" in line for line in lines)

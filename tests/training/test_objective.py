@@ -75,8 +75,8 @@ def batches():
     near = nearest_neighbours(
         examples().take(np.arange(len(examples()))).reshape(len(examples()), -1)
     )
-    given = {"normalise": data.statistics(examples()), "neighbours": near}
-    made = data.training_batches(examples(), batch=BATCH, seed=0, **given)
+    sampling = data.Sampling(BATCH, neighbours=near)
+    made = data.training_batches(examples(), sampling, normalise=data.statistics(examples()))
     result = [next(made) for _ in range(STEPS)]
     made.close()
     return result

@@ -82,7 +82,16 @@ def lesson(dataset):
         return {"score": -abs(bias), "coherence": bias}
 
     student = FrozenModel(*functional(build_student, 0))
-    return Lesson("student", "training", student, LOSSES, targets, TRAINING, 1, False, evaluate)
+    return Lesson(
+        "student",
+        "training",
+        student,
+        LOSSES,
+        targets,
+        TRAINING,
+        data.Augmentation(crop=1),
+        evaluate,
+    )
 
 
 def changed(lesson, **fields):
@@ -142,7 +151,10 @@ def train(monkeypatch, dataset):
 def take_steps(lesson, dataset, steps=STEPS):
     parallel, state, frozen = prepare(lesson, dataset)
     batches = data.training_batches(
-        dataset.train, batch=BATCH, seed=0, crop=1, normalise=dataset.normalise
+        dataset.train,
+        data.Sampling(BATCH),
+        augmentation=data.Augmentation(crop=1),
+        normalise=dataset.normalise,
     )
     state, losses = parallel.place(state), []
     for _ in range(steps):
@@ -178,7 +190,7 @@ def test_the_training_trains(whole, lesson, dataset):
 
 def test_a_step_that_is_not_finite_is_skipped(lesson, dataset):
     parallel, before, frozen = prepare(lesson, dataset)
-    batches = data.training_batches(dataset.train, batch=BATCH, seed=0)
+    batches = data.training_batches(dataset.train, data.Sampling(BATCH))
     batch = next(batches)
     batches.close()
     batch["image"][3, 0, 0, 0] = np.nan
@@ -256,6 +268,23 @@ def test_a_stop_while_it_is_evaluated_saves_at_once(tmp_path, uninterrupted, les
     for name, expected in named_leaves(state).items():
         assert np.array_equal(named_leaves(restored)[name], expected), name
     assert metrics_of(tmp_path) == metrics_of(folder)
+
+
+def test_without_patience_for_more_it_ends_and_stays_so(tmp_path, lesson, train):
+    """The score rises once, so that the second checkpoint after it is the last."""
+    impatient = changed(lesson, patience=2, save_every=3)
+    scores = iter([0.5, 0.7, 0.1, 0.7 - 1e-6, 9.0])
+
+    def evaluate(model, heartbeat):
+        return {"score": next(scores)}
+
+    impatient = dataclasses.replace(impatient, evaluate=evaluate)
+    order, (_, _, step) = train(tmp_path, impatient)
+    assert (len(order), step) == (12, 12)
+    assert train(tmp_path, impatient)[0] == []
+    checkpoints = Checkpoints(tmp_path / "checkpoints", {"role": "student"}, read_only=True)
+    assert checkpoints.best_of(checkpoints.steps()) == 6
+    checkpoints.close()
 
 
 @pytest.mark.parametrize(

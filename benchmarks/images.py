@@ -1,0 +1,130 @@
+"""Compare the batches of images:PATH with bare loops of the same decoding and resizing.
+
+    python -m benchmarks.images [--count 2000] [--side 224] [--rounds 5]
+
+It writes JPEGs of 500 x 375 into a temporary folder, and prints the medians of interleaved rounds:
+the batches of pcjax, ready for a model; Pillow in a pool of threads; and Pillow in Grain. The bare
+loops stop at batches of uint8. Every round decodes all images anew. Where other programs share the
+cores, the seconds of processor time an image are the fairer measure.
+"""
+
+import argparse
+import concurrent.futures
+import os
+import pathlib
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import grain
+import numpy as np
+from PIL import Image
+
+from pcjax.data import Examples, evaluation_batches
+from pcjax.data import images as source
+from pcjax.display import Display
+
+SIZE = (500, 375)
+BATCH = 64
+THREADS = os.cpu_count() or 1
+BARE = "Pillow in threads"
+
+
+def write(folder: pathlib.Path, count: int) -> None:
+    """Write smooth random images with a little noise, some 50 kB each."""
+    random = np.random.default_rng(0)
+    noise = random.normal(0, 6, (SIZE[1], SIZE[0], 3))
+    for number in range(count):
+        coarse = random.integers(0, 256, (16, 21, 3), np.uint8)
+        pixels = np.asarray(Image.fromarray(coarse).resize(SIZE, Image.Resampling.BICUBIC))
+        rolled = np.roll(noise, tuple(random.integers(0, 300, 2)), (0, 1))
+        image = Image.fromarray(np.clip(pixels + rolled, 0, 255).astype(np.uint8))
+        image.save(folder / f"{number:06}.jpg", quality=90)
+
+
+def decode(path: pathlib.Path, side: int) -> np.ndarray:
+    """Decode an image, scale its shorter side and cut out the middle."""
+    with Image.open(path) as image:
+        image.draft(None, (2 * side, 2 * side))
+        scale = min(image.size) / side
+        left, top = ((length - scale * side) / 2 for length in image.size)
+        box = (left, top, left + scale * side, top + scale * side)
+        small = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC, box)
+        return np.asarray(small)
+
+
+def pool_batches(paths: list[pathlib.Path], side: int) -> Iterator[np.ndarray]:
+    """Decode in a pool of threads, a batch ahead of the one in use."""
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+
+        def begin(start: int) -> list[concurrent.futures.Future]:
+            return [pool.submit(decode, path, side) for path in paths[start : start + BATCH]]
+
+        ahead = begin(0)
+        for start in range(BATCH, len(paths) + BATCH, BATCH):
+            ahead, current = begin(start), ahead
+            yield np.stack([future.result() for future in current])
+
+
+def grain_batches(paths: list[pathlib.Path], side: int) -> Iterable[np.ndarray]:
+    """Decode in Grain's threads."""
+    dataset = grain.MapDataset.source(paths).map(lambda path: decode(path, side))
+    options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=2 * BATCH)
+    return dataset.to_iter_dataset(options).batch(BATCH)
+
+
+def measured(
+    functions: Mapping[str, Callable[[], int]], rounds: int
+) -> dict[str, tuple[float, float]]:
+    """Return the median seconds an image, on the clock and of processors, in interleaved rounds."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in functions}
+    for _ in range(rounds + 1):
+        for name, function in functions.items():
+            clock, processors = time.perf_counter(), time.process_time()
+            count = function()
+            spent = (time.perf_counter() - clock, time.process_time() - processors)
+            times[name].append((spent[0] / count, spent[1] / count))
+    # The first round warms up.
+    return {name: tuple(np.median(spent[1:], axis=0)) for name, spent in times.items()}
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--side", type=int, default=224)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = pathlib.Path(temporary)
+        count = max(1, options.count // BATCH) * BATCH
+        write(folder, count)
+        paths = sorted(folder.iterdir())
+        source.IN_MEMORY = 0  # or the second round decodes nothing
+        store = source.read(temporary, image_size=options.side).train
+        examples = Examples(store, np.arange(count))
+        functions = {
+            BARE: lambda: sum(map(len, pool_batches(paths, options.side))),
+            "Pillow in Grain": lambda: sum(map(len, grain_batches(paths, options.side))),
+            "pcjax": lambda: sum(
+                len(batch["image"]) for batch in evaluation_batches(examples, batch=BATCH)
+            ),
+        }
+        times = measured(functions, options.rounds)
+    bare = times[BARE]
+    rows = [
+        [
+            *(name, f"{1 / clock:.0f}", f"{bare[0] / clock:.2f}"),
+            *(f"{processors * 1e3:.2f}", f"{bare[1] / processors:.2f}"),
+        ]
+        for name, (clock, processors) in times.items()
+    ]
+    title = f"{count} JPEGs of {SIZE[0]} x {SIZE[1]} to {options.side}, {THREADS} threads"
+    columns = ["", "images a second", f"x {BARE}", "processor ms an image", f"x {BARE}"]
+    Display().table(title, columns, rows)
+
+
+if __name__ == "__main__":
+    main()

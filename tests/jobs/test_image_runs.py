@@ -1,0 +1,133 @@
+"""A folder of pictures to an ONNX file: the commands, as a user gives them, in this process."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_vits import vit_tensors, write_folder, write_preprocessor
+
+import pcjax
+from pcjax import data
+
+REAL = pathlib.Path(__file__).parents[3] / "shared" / "tfds"
+COUNT, SIDE = 2000, 24
+SHORT = (
+    *("--training.steps", "40", "--training.batch", "64", "--training.save-every", "20"),
+    *("--training.learning-rate", "0.003", "--training.devices", "1"),
+    *("--data.image-size", SIDE, "--data.image-labels", "folders"),
+    *("--student.name", "mobilenetv2", "--student.width", "0.25", "--student.features", "16"),
+)
+
+
+def real_images():
+    """Return CIFAR-100's first images where they are, else scikit-learn's digits, and classes."""
+    if (REAL / "cifar100").is_dir():
+        examples = data.load("tfds:cifar100", data_dir=str(REAL)).test
+    else:
+        examples = data.load("digits").train
+    images, labels = examples.take_labelled(np.arange(min(COUNT, len(examples))))
+    if images.shape[3] == 1:
+        images = np.repeat(np.clip(images * 15, 0, 255).astype(np.uint8), 3, axis=3)
+    return images, labels % 7
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Return a folder of JPEGs by class, of several sizes, and a DINOv2 with random weights."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for number, (image, label) in enumerate(zip(*real_images(), strict=True)):
+        path = folder / "pictures" / f"class {label}" / f"{number:05}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        size = (32 + number % 5, 32 + number % 3)
+        Image.fromarray(image).resize(size).save(path, quality=92)
+    write_folder(folder / "dino", "dinov2", vit_tensors(layer_scale=True))
+    write_preprocessor(folder / "dino")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def run(folder, run_command):
+    words = ("--data.source", f"images:{folder}/pictures", "--data.flip", "True")
+    words += ("--teacher.source", f"dinov2:{folder}/dino", "--teacher.views", "2")
+    assert run_command("distill", *words, *SHORT, "--workdir", folder / "run") == 0
+    return folder / "run"
+
+
+@pytest.mark.gate
+def test_pictures_to_a_student_and_its_report(run, folder, command):
+    result = json.loads((run / "result.json").read_text())
+    before, after = (
+        result[name]["coherence"]["spearman"]["value"] for name in ("untrained", "student")
+    )
+    assert after > before
+    assert result["teacher"]["parameters"] > 0
+    assert 0 < result["student"]["knn_accuracy"] <= 1
+    page = (run / "report.html").read_text()
+    assert "class 3" in page
+    # The teacher's features are there: plain ones of three parts, and two views.
+    assert len([*(folder / "cache/pcjax/teachers").iterdir()]) == 5
+    assert command("evaluate", run)[0] == 0
+    assert command("embed", run)[0] == 0
+
+
+@pytest.mark.gate
+def test_onnx_finds_the_same_neighbours(run, folder, command):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    for each in ("safetensors", "onnx"):
+        status, _, complaint = command("export", run, "--format", each)
+        assert (status, complaint) == (0, "")
+    source = f"images:{folder}/pictures"
+    images = data.load(source, image_size=SIDE).test.take(np.arange(200))
+    expected = np.asarray(pcjax.load(run).features(images))
+    session = onnxruntime.InferenceSession(run / "onnx/model.onnx")
+    pixels = images.transpose(0, 3, 1, 2).astype(np.float32) / 255
+    (features,) = session.run(["embedding"], {"pixel_values": pixels})
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+    def nearest(rows):
+        rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        similarity = rows @ rows.T - 2 * np.eye(len(rows))
+        return np.argsort(-similarity, axis=1)[:, :5]
+
+    assert (nearest(features) == nearest(expected)).mean() > 0.99  # rounding orders near ties
+    card = (run / "onnx/README.md").read_text()
+    assert "dino" in card
+    assert str(folder) not in card
+
+
+def test_what_cannot_be_is_refused_in_one_line(tmp_path, folder, command):
+    (tmp_path / "empty").mkdir()
+    for number in range(200):
+        path = tmp_path / f"texts/{'ab'[number % 2]}/{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("no image")
+    (tmp_path / "weights.pth").write_bytes(b"pickle")
+    good = {
+        "--data.source": f"images:{folder}/pictures",
+        "--teacher.source": f"dinov2:{folder}/dino",
+    }
+    for option, value, names in (
+        ("--data.source", f"images:{tmp_path}/empty", ("empty",)),
+        ("--data.source", f"images:{tmp_path}/texts", ("texts", ".jpg")),
+        ("--data.source", f"images:{tmp_path}/none", ("none",)),
+        ("--data.image-size", "None", ("image_size",)),
+        ("--data.image-labels", "tags", ("image_labels",)),
+        ("--teacher.source", f"dinov2:{tmp_path}/empty", ("empty",)),
+        ("--teacher.source", f"torchvision:resnet18@{tmp_path}/weights.pth", ("safetensors",)),
+        ("--teacher.source", "torchvision:alexnet@x.safetensors", ("alexnet", "resnet18")),
+        ("--teacher.source", "python:os.system", ("runs code", ".py")),
+        ("--teacher.source", "minilm", ("texts",)),
+        ("--teacher.side", "0", ("teacher.side",)),
+        ("--initial", "torchvision:resnet18@x.safetensors", ("x.safetensors",)),
+    ):
+        words = [word for pair in good.items() for word in pair]
+        words += [*map(str, SHORT), option, value, "--workdir", tmp_path / "new"]
+        status, output, complaint = command("distill", *words)
+        shown = f"{option} {value}: {status} {output} {complaint}"
+        assert (status, complaint.count("\n")) == (2, 1), shown
+        assert all(name in complaint for name in names), shown
+        assert not (tmp_path / "new").exists(), shown
