@@ -109,3 +109,14 @@ def test_the_text_notebook_runs_and_its_student_learns_the_order(tmp_path, monke
     before, after = run_through("distil_a_text_encoder", spearman, tmp_path, monkeypatch)
     assert before < 0.4
     assert after > 0.5
+
+
+@pytest.mark.gate
+def test_the_image_notebook_runs_and_its_student_learns_the_order(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    spearman = (
+        "[result[name]['coherence']['spearman']['value'] for name in ('untrained', 'student')]"
+    )
+    before, after = run_through("distil_your_images", spearman, tmp_path, monkeypatch)
+    assert before < 0.6
+    assert after > 0.8
