@@ -22,6 +22,7 @@ HELP = """pcjax transfers the representation of a large teacher model to a light
   pcjax tune    [CONFIG] --losses a,b,c    choose each loss's settings on validation examples
   pcjax evaluate RUN                       evaluate a finished run again, or on other data
   pcjax embed RUN                          write its features, RUN/features.npz
+  pcjax embed CONFIG.py                    compute the features of its teacher, for later commands
   pcjax export RUN [--format FORMAT]       write the student alone, for pcjax or for others
   pcjax report RUN                         draw it again, RUN/report.html
   pcjax list losses|models|sources|...     print the names that a config can use
@@ -209,6 +210,7 @@ def _on_run(job: str, words: list[str]) -> int:
     """Run a job on the folder of a finished run."""
     from pcjax import multihost, overrides
     from pcjax._checks import RequestError
+    from pcjax.config import read_config
     from pcjax.display import Display
 
     if not words or words[0].startswith("-"):
@@ -218,6 +220,10 @@ def _on_run(job: str, words: list[str]) -> int:
         use_compilation_cache()
     multihost.join_processes()
     module = importlib.import_module(f"pcjax.jobs.{job}")
+    if job == "embed" and words[0].endswith(".py"):
+        config = overrides.apply(read_config(words[0]), "distill", options)
+        module.embed_teacher(config.with_absolute_paths(), Display())
+        return 0
     folder, display = pathlib.Path(words[0]), Display()
     if job == "evaluate":
         module.evaluate(folder, display, overrides.decode_options(module.Extras, options))

@@ -1,4 +1,4 @@
-"""`pcjax embed RUN`: write the features of a run's model as a file."""
+"""`pcjax embed`: write the features of a run's model as a file, or fill the cache of a teacher."""
 
 import pathlib
 from typing import Any
@@ -7,11 +7,13 @@ import jax
 import numpy as np
 
 from pcjax import _io
+from pcjax._checks import RequestError
+from pcjax.config import Config
 from pcjax.display import Display
-from pcjax.jobs.common import load_data, quoted
+from pcjax.jobs.common import describe_data, load_data, quoted
 from pcjax.jobs.evaluate import read_student, single_run
-from pcjax.run import CONFIG, read_result
-from pcjax.teachers import read_teacher
+from pcjax.run import CONFIG, Run, read_result
+from pcjax.teachers import load_teacher, read_teacher
 from pcjax.teachers.features import FINGERPRINT
 from pcjax.training.embedding import embed_all
 
@@ -36,3 +38,23 @@ def embed(folder: pathlib.Path, display: Display) -> None:
     no_run = () if run.config.teacher.run is None else ("--teacher.run", "None")
     words = (*no_run, "--teacher.features", path, "--workdir", f"{folder}-student")
     display.say(f"next: {quoted('pcjax', 'distill', folder / CONFIG, *words)}")
+
+
+def embed_teacher(config: Config, display: Display) -> None:
+    """Compute the features of a config's teacher of others; later commands take them.
+
+    A stopped command resumes; on several devices and processes each computes its part.
+    """
+    if config.teacher.source is None:
+        raise RequestError(
+            "The config has no model of others (teacher.source), whose features are computed "
+            "once; give one, or the folder of a run."
+        )
+    dataset = load_data(config)
+    display.say(describe_data(dataset))
+    run = Run(pathlib.Path(), config, "distill", display)
+    teacher = load_teacher(config.teacher, config.data, dataset, run, config.evaluation.batch)
+    shapes = ", ".join(f"{part} {rows.shape}" for part, rows in teacher.features.items())
+    views = f", and {len(teacher.views)} views of train" if teacher.views else ""
+    folder = _io.user_cache("teachers")
+    display.say(f"{config.teacher.source}: {shapes}{views}; on another machine, copy {folder}")

@@ -71,6 +71,15 @@ def test_pictures_to_a_student_and_its_report(run, folder, command):
     # The teacher's features are there: plain ones of three parts, and two views.
     assert len([*(folder / "cache/pcjax/teachers").iterdir()]) == 5
     assert command("evaluate", run)[0] == 0
+    source = f'Config(data=Data(source="images:pictures", image_size={SIDE}, flip=True), '
+    source += f'teacher=Teacher(source="dinov2:{folder}/dino", views=3))'
+    config = folder / "config.py"
+    config.write_text(f"from pcjax.config import *\nconfig = {source}\n")
+    words = ("--data.source", f"images:{folder}/pictures", "--data.image-labels", "folders")
+    status, output, complaint = command("embed", config, *words)
+    assert (status, complaint) == (0, "")
+    assert "and 3 views of train" in output
+    assert len([*(folder / "cache/pcjax/teachers").iterdir()]) == 6  # one more view
     assert command("embed", run)[0] == 0
 
 
