@@ -195,7 +195,7 @@ def encode(tokenizer: Any, texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray
     """Tokenise texts; return all ids one after the other, and where each text's end."""
     tokenizer.no_padding()
     iterator = iter(texts)
-    ids, lengths = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
+    ids, lengths = bytearray(), [np.zeros(0, np.int64)]
     while chunk := list(itertools.islice(iterator, CHUNK)):
         try:
             encoded = [each.ids for each in tokenizer.encode_batch_fast(chunk)]
@@ -205,8 +205,9 @@ def encode(tokenizer: Any, texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray
                 f"the tokenizer cannot read the texts ({reason}); give another one"
             ) from error
         lengths.append(np.array([len(each) for each in encoded], np.int64))
-        ids.append(np.fromiter(itertools.chain.from_iterable(encoded), np.int32))
-    return np.concatenate(ids), np.cumsum(np.concatenate(lengths))
+        ids += np.fromiter(itertools.chain.from_iterable(encoded), np.int32).tobytes()
+    # One growing buffer: joined pieces would be twice in memory.
+    return np.frombuffer(ids, np.int32), np.cumsum(np.concatenate(lengths))
 
 
 @functools.lru_cache(maxsize=4)  # parsing takes as long as a thousand short texts
