@@ -36,7 +36,7 @@ TRAINING_HELP = """pcjax {job} [CONFIG] [--workdir DIR] [--section.field value .
 {purpose}
 
   --workdir DIR                    folder of the run; a stopped run there is resumed [{workdir}]
-  --data.source SOURCE             digits, tfds:NAME, arrays:PATH or text:PATH
+  --data.source SOURCE             digits, tfds:NAME, arrays:, images: or text:PATH
 {options}
   --no-cache                       compile everything anew
   --help-all                       print every field of the config

@@ -253,7 +253,7 @@ class Teacher:
         if self.views and (self.live or self.features is not None):
             other = "teacher.live" if self.live else "teacher.features"
             raise RequestError(f"teacher.views and {other} exclude each other; remove one.")
-        if self.live and given not in ([], ["run"]):
+        if self.live and given not in ([], ["run"], ["source"]):
             raise RequestError(f"teacher.live needs a model; remove it or teacher.{given[0]}.")
 
     @property
@@ -393,6 +393,12 @@ class Config:
     def __post_init__(self):
         _fields.check_fields(self)
         check_losses(self.losses, self.teacher)
+        teacher, changed = self.teacher, self.data.crop or self.data.flip
+        if teacher.source and changed and not (teacher.views or teacher.live):
+            raise RequestError(
+                "data.crop and data.flip change the images, and the features of teacher.source "
+                "would be of the plain ones: give teacher.views 4 or teacher.live, or remove them."
+            )
         if self.teacher.views and not (self.data.crop or self.data.flip):
             raise RequestError(
                 f"teacher.views={self.teacher.views} needs data.crop or data.flip, without which "

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pcjax import _checks, _fields
 from pcjax._checks import RequestError
-from pcjax.losses.registry import LOSSES, NOT_CONFIGURABLE, RECIPES, needs_labels
+from pcjax.losses.registry import LOSSES, RECIPES, needs_labels
 
 MAX_INT32 = 2**31 - 1  # steps are counted in int32
 MAX_BANK = 2**24
@@ -48,17 +48,13 @@ class Loss:
     bank: int = 0
     """number of past examples that the loss compares with besides the batch"""
     maps: tuple[str, str] | None = None
-    """maps to compare, (student's, teacher's), as ("stage2", "stage3"); None: the last ones, or
-    the features where the loss takes either"""
+    """maps to compare, (student's, teacher's), as ("stage2", "stage3"); None: the last ones, the
+    patches where the loss compares prototypes, or the features where the loss takes either"""
     arguments: dict[str, bool | int | float | str | Ramp] = dataclasses.field(default_factory=dict)
     """the loss's own keyword arguments"""
 
     def __post_init__(self):
         _fields.check_fields(self)
-        if self.name in NOT_CONFIGURABLE:
-            raise RequestError(
-                f"The loss {self.name} cannot be configured: {NOT_CONFIGURABLE[self.name]}."
-            )
         _checks.require_name("loss", self.name, LOSSES)
         _checks.require_whole("bank", self.bank, 0, MAX_BANK)
         weight = self.weight

@@ -7,7 +7,7 @@ import itertools
 import json
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pcjax import _checks, _fields, config, models
@@ -45,24 +45,25 @@ def apply(base: Config, job: str, options: Options) -> Config:
       options: see `parse`; `--losses a,b` names recipes, which distill adds up.
     """
     options = dict(options)
+    tree = json.loads(base.to_json())
     losses = options.pop("losses", None)
     if losses is not None:
         names = [name for word in losses for name in word.split(",") if name]
-        base = _with_losses(base, job, names)
+        _set_losses(tree, base, job, names)
     for name in ("seeds", "trials") if job not in ("compare", "tune") else ():
         if name in options:
             raise RequestError(f"--{name} is for `pcjax compare` and `pcjax tune` only.")
     for name in ("seeds", "trials") if job in ("compare", "tune") else ():
         if name in options:
             options[f"comparison.{name}"] = options.pop(name)
-    tree = json.loads(base.to_json())
     # Another model or loss does not keep the options of the one that it replaces.
     for name in sorted(options, key=lambda name: not name.endswith(".name")):
         _set(tree, name, options[name])
     return Config.from_json(json.dumps(tree))
 
 
-def _with_losses(base: Config, job: str, names: list[str]) -> Config:
+def _set_losses(tree: dict[str, Any], base: Config, job: str, names: list[str]) -> None:
+    """Set the losses in a config's JSON; they are checked with the other options, not before."""
     if job == "teach":
         raise RequestError("A teacher is trained with cross-entropy; leave --losses out.")
     if not names:
@@ -72,10 +73,15 @@ def _with_losses(base: Config, job: str, names: list[str]) -> Config:
     for name in names:
         _checks.require_name("loss", name, [*RECIPES, *known])
     if job in ("compare", "tune"):
-        chosen = tuple(known.get(name) or Contender(name, recipe(name)) for name in names)
-        comparison = dataclasses.replace(base.comparison, contenders=chosen)
-        return dataclasses.replace(base, comparison=comparison)
-    return dataclasses.replace(base, losses=tuple(loss for name in names for loss in recipe(name)))
+        chosen = [known.get(name) or Contender(name, recipe(name)) for name in names]
+        tree["comparison"]["contenders"] = _plain(chosen)
+    else:
+        tree["losses"] = _plain([loss for name in names for loss in recipe(name)])
+
+
+def _plain(values: Sequence[Any]) -> list[Any]:
+    """Turn dataclasses into JSON values."""
+    return json.loads(json.dumps([dataclasses.asdict(value) for value in values]))
 
 
 def _set(tree: dict[str, Any], name: str, words: list[str]) -> None:
@@ -141,7 +147,8 @@ def decode_words(hint: Any, words: list[str], name: str) -> Any:
     if not words:
         if hint is bool:
             return True
-        if typing.get_origin(hint) is not tuple:
+        kinds = [typing.get_origin(each) for each in (hint, *typing.get_args(hint))]
+        if tuple not in kinds:
             raise RequestError(f"--{name} has no value; give one.")
     values = [_json(word) for word in words]
     flat = [_json(part) for word in words for part in word.split(",")]

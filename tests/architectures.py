@@ -14,6 +14,18 @@ SMALL = {
     "wrn16_1": ("wrn16_1", (8, 8, 3), {}, 64),
     "mobilenetv2": ("mobilenetv2", (16, 16, 3), {"width": 0.25}, 1280),
     "shufflenetv2": ("shufflenetv2", (8, 8, 1), {"width": 0.5}, 1024),
+    "protopnet": (
+        "protopnet",
+        (8, 8, 1),
+        {"widths": (4, 6), "prototypes": 7, "patch_features": 5, "features": 6},
+        6,
+    ),
+    "protopnet of wrn16_1": (
+        "protopnet",
+        (8, 8, 3),
+        {"backbone": "wrn16_1", "prototypes": 7, "patch_features": 5},
+        7,
+    ),
     "vit": ("vit_tiny", (8, 12, 3), {"layers": 1, "patch": 4, "intermediate": 5}, 192),
     "vit of DINOv2": (
         "vit_tiny",

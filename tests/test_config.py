@@ -116,7 +116,7 @@ REFUSED = {
     lambda: Training(clip=0.0): "got training.clip 0.0",
     lambda: Training(watchdog_seconds=1e9): "longer than a year",
     lambda: Loss("perception"): "unknown loss 'perception' (did you mean 'perception_coherence'?)",
-    lambda: Loss("proto2proto"): "The loss proto2proto cannot be configured",
+    lambda: Loss("proto2proto", head="linear"): "it compares maps and takes 'none'",
     lambda: Loss(weight="x"): "weight='x' is not of type float | Ramp",
     lambda: Loss(weight=-1.0): "weight=-1.0 of the loss perception_coherence is negative",
     lambda: Loss(arguments={"temprature": 0.1}): "(did you mean 'temperature'?)",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -109,8 +110,9 @@ class _View:
         images, labels = self.examples.take_labelled(rows)
         changes = view_changes(self.augmentation, self.view, len(self)).of(rows)
         if changes.offsets is not None and self.scale != 1:
-            offsets = np.rint(changes.offsets * self.scale).astype(np.int64)
-            changes = changes._replace(padding=round(changes.padding * self.scale), offsets=offsets)
+            padding = math.ceil(changes.padding * self.scale)
+            moved = np.rint((changes.offsets - changes.padding) * self.scale).astype(np.int64)
+            changes = changes._replace(padding=padding, offsets=padding + moved)
         return changes.apply(images), labels
 
 

@@ -52,6 +52,7 @@ SPLIT_NAMES = {split: split for split in SPLITS} | {"val": "validation"}
 FOLDERS = "folders"
 IN_MEMORY = 2**30  # bytes; images that take no more are decoded once
 MAX_BYTES = 2**29  # of a file
+MAX_SIDE = 4096
 MAX_LINE = 2**14  # bytes of a line of a list
 AT_ONCE = 4  # images that a thread decodes
 FEW, SHARE, NAMED = 10, 100, 10  # broken files: 10 or 1 % are accepted, and 10 are named
@@ -102,6 +103,8 @@ def read(
             f"images:{name}: images differ in size: give image_size, the side that all are brought "
             "to, such as 224"
         )
+    if image_size > MAX_SIDE:
+        raise RequestError(f"images:{name}: image_size {image_size} exceeds {MAX_SIDE}; lower it")
     if image_labels not in (None, FOLDERS):
         raise RequestError(f"got image_labels {image_labels!r}: expected {FOLDERS!r}, or leave it")
     kind, parts = _parts(root, label_column, image_labels)
@@ -128,6 +131,11 @@ def _parts(
     if root.is_dir():
         paths = scan(root, (*SUFFIXES, *SHARDS))
         images = ending(paths, SUFFIXES)
+        if images and len(images) < len(paths):
+            raise RequestError(
+                f"{root}: {len(images):,} images and {len(paths) - len(images):,} files of "
+                ".parquet or .tar lie together; name the folder of one kind"
+            )
         if images:
             return "folder", _folder(root, images, image_labels)
         kinds = {kind for kind in SHARDS if ending(paths, (kind,))}
@@ -271,13 +279,21 @@ class Files:
             return file.read()
 
     def parts(self) -> Iterable[bytes]:
-        """Yield all names and a sample of the contents."""
+        """Yield all names and sizes, and a sample of the contents."""
         yield from (self.names.content.tobytes(), self.names.ends.tobytes())
+        yield np.array([_size(self.path(row)) for row in range(len(self))], np.int64).tobytes()
         for row in sampled(len(self), 1, 0).tolist():
             try:
                 yield self.read(row)
             except (OSError, ValueError):
                 yield b""
+
+
+def _size(path: bytes) -> int:
+    try:
+        return os.stat(path).st_size  # noqa: PTH116, bytes
+    except OSError:
+        return -1
 
 
 class Broken:

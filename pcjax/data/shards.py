@@ -27,7 +27,7 @@ LABEL = b".cls"
 MAX_LABEL = 1000  # bytes
 COLUMN = "image"
 GROUPS_BYTES = 2**30  # of row groups in memory
-MAX_GROUP = 2**29  # bytes of a row group
+MAX_GROUP = 2**29  # bytes of an image or of a row group
 SAMPLED_GROUPS = 16  # of which a first row enters the fingerprint
 
 
@@ -59,9 +59,12 @@ class Members:
 
     def read(self, row: int) -> bytes:
         """Read the encoded image of a row."""
+        size = int(self.sizes[row])
+        if size > MAX_GROUP:
+            raise RequestError(f"it has {size:,} bytes, over {MAX_GROUP:,}")
         with self.shards[int(self.shard[row])].open("rb") as file:
             file.seek(int(self.offsets[row]))
-            return file.read(int(self.sizes[row]))
+            return file.read(size)
 
     def parts(self) -> Iterable[bytes]:
         """Yield names, sizes and a sample of the contents."""

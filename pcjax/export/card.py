@@ -57,7 +57,7 @@ from PIL import Image, ImageOps
 SESSION
 
 
-def pixels(path):
+def pixels(path):  # of 8 bits and opaque; pcjax lays transparency over white
     image = ImageOps.exif_transpose(Image.open(path)).convert("MODE")
     image = ImageOps.fit(image, SIZE, Image.Resampling.BICUBIC)
     # From 0 to 1, channels first; the file holds the normalisation.

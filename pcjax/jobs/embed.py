@@ -35,8 +35,14 @@ def embed(folder: pathlib.Path, display: Display) -> None:
             np.savez(file, **arrays)
     shapes = ", ".join(f"{part} {output.features.shape}" for part, output in outputs.items())
     display.say(f"{path}: {shapes}")
-    no_run = () if run.config.teacher.run is None else ("--teacher.run", "None")
-    words = (*no_run, "--teacher.features", path, "--workdir", f"{folder}-student")
+    stored, plain = run.config.teacher, Config().teacher
+    other = [
+        word
+        for name in ("run", "source", "side", "views", "live")
+        if getattr(stored, name) != getattr(plain, name)
+        for word in (f"--teacher.{name}", getattr(plain, name))
+    ]
+    words = (*other, "--teacher.features", path, "--workdir", f"{folder}-student")
     display.say(f"next: {quoted('pcjax', 'distill', folder / CONFIG, *words)}")
 
 

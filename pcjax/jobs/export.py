@@ -99,7 +99,7 @@ def _check(options: Options, chosen: Format, dataset: Dataset) -> None:
 def _encoder(run: Run) -> Encoder | None:
     """Return the teacher of others, unless its files are gone."""
     try:
-        return find_encoder(run.config.teacher.source)
+        return find_encoder(run.config.teacher.source, run.config.teacher.side)
     except (RequestError, OSError) as error:
         run.say(f"WARNING: the teacher cannot be read, and its licence is not known: {error}")
         return None

@@ -15,15 +15,12 @@ from pcjax._checks import RequestError
 from pcjax.dissimilarity import squared_euclidean
 from pcjax.losses._batch import norms, require_number
 from pcjax.losses.feature import flat_batch
-from pcjax.losses.registry import not_configurable
+from pcjax.losses.registry import Law, RecipeTerm, loss, recipe
 
 ACTIVE = ("teacher", "student")
 
 
-@not_configurable(
-    "it compares networks of prototypes, which no model here is; "
-    "hint with head 'conv' compares maps"
-)
+@loss(needs_head="none", kinds=("maps",), law=Law(same_width=True))
 def proto2proto(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -58,7 +55,7 @@ def proto2proto(
     Args:
       student: (n, h, w, d) maps of patches.
       teacher: (n, h, w, d) maps of the same examples.
-      student_prototypes: (k, d), `pcjax.models.regressors.Prototypes`.
+      student_prototypes: (k, d). In a job both are those of the models, as "protopnet" has them.
       teacher_prototypes: (k, d), in the same order; they get no gradient.
       threshold: squared distance below which a prototype is active; positive.
       prototype_weight: of the first term; 0 or positive.
@@ -121,3 +118,7 @@ def _active(
     distances = squared_euclidean(flat, prototypes).reshape(n, positions, -1)
     nearest = jax.nn.one_hot(jnp.argmin(distances, axis=1), positions, axis=1, dtype=bool)
     return jnp.any(nearest & (distances < threshold), axis=2)
+
+
+# The paper's other terms need prototypes that belong to classes.
+recipe("proto2proto", RecipeTerm("proto2proto"), RecipeTerm("cross_entropy"))

@@ -23,14 +23,16 @@ from pcjax.losses.memory import Queue, empty_queue, enqueue, valid
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# Arguments that a train step provides: from the batch, the teacher's classifier, a neighbour of
-# every example, or the state. A config sets the others.
+# Arguments that a train step provides: from the batch, the teacher's classifier, both models'
+# prototypes, a neighbour of every example, or the state. A config sets the others.
 COLUMNS = {"labels": "label", "indices": "index"}
 CLASSIFIER = ("kernel", "bias")
+PROTOTYPES = ("student_prototypes", "teacher_prototypes")
 NEIGHBOUR_VIEWS = ("student_neighbours", "teacher_neighbours", "student_mixtures", "share")
 PROVIDED = {
     *("student", "teacher", "where", "axis_name", "reduce_fn", "references", "queue", "memory"),
-    *("key", "variance", "teacher_gradient", *COLUMNS, *CLASSIFIER, *NEIGHBOUR_VIEWS),
+    *("key", "variance", "teacher_gradient", *COLUMNS, *CLASSIFIER, *PROTOTYPES),
+    *NEIGHBOUR_VIEWS,
 }
 
 
@@ -155,6 +157,11 @@ class LossSpec:
         return "kernel" in self.parameters
 
     @property
+    def prototypes(self) -> bool:
+        """Return whether the loss compares networks of prototypes: these, and their patches."""
+        return "student_prototypes" in self.parameters
+
+    @property
     def neighbours(self) -> bool:
         """Return whether the loss uses a neighbour of every example."""
         return "student_neighbours" in self.parameters
@@ -193,7 +200,6 @@ class _Registry(Mapping[str, Any]):
 
 LOSSES: Mapping[str, LossSpec] = _Registry()
 RECIPES: Mapping[str, tuple[RecipeTerm, ...]] = _Registry()
-NOT_CONFIGURABLE: dict[str, str] = {}  # losses that no config can name, and why
 
 
 def loss(
@@ -223,16 +229,6 @@ def loss(
         return function
 
     return register
-
-
-def not_configurable(reason: str) -> Callable[[F], F]:
-    """Note why no config can name a loss; return the function unchanged."""
-
-    def note(function: F) -> F:
-        NOT_CONFIGURABLE[function.__name__] = reason
-        return function
-
-    return note
 
 
 def recipe(name: str, *terms: RecipeTerm) -> None:

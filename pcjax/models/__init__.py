@@ -35,6 +35,7 @@ from pcjax.models.foreign import from_function, from_linen
 from pcjax.models.mlp import MLP
 from pcjax.models.mobilenetv2 import MobileNetV2
 from pcjax.models.parts import Output, initialised, parameter_count
+from pcjax.models.protopnet import ProtoPNet
 from pcjax.models.resnet import Basic, Bottleneck, ResNet
 from pcjax.models.shufflenetv2 import ShuffleNetV2
 from pcjax.models.static import Static
@@ -58,11 +59,8 @@ _fourfold = partial(ResNet, block=Basic, widths=(64, 128, 256), stem=32, imagene
 _wide = partial(ResNet, widths=(64, 128, 256, 512), stem=64)
 
 # (shape, classes, *, rngs, dtype, axis_name, **options) -> module
-MODELS: dict[str, Callable[..., nnx.Module]] = {
-    "mlp": MLP,
+_CONVOLUTIONAL: dict[str, Callable[..., nnx.Module]] = {
     "cnn": CNN,
-    "static": Static,
-    "bert": Bert,
     # 6 n + 2 layers: a stem, n blocks of two in each of three stages, a classifier
     **{f"resnet{6 * n + 2}": partial(_narrow, depths=(n, n, n)) for n in (1, 2, 3, 5, 7, 9, 18)},
     **{f"resnet{6 * n + 2}x4": partial(_fourfold, depths=(n, n, n)) for n in (1, 5)},
@@ -81,6 +79,13 @@ MODELS: dict[str, Callable[..., nnx.Module]] = {
     "resnet18_cifar": partial(_wide, block=Basic, depths=(2, 2, 2, 2), imagenet=False),
     "resnet34_cifar": partial(_wide, block=Basic, depths=(3, 4, 6, 3), imagenet=False),
     "resnet50_cifar": partial(_wide, block=Bottleneck, depths=(3, 4, 6, 3), imagenet=False),
+}
+MODELS: dict[str, Callable[..., nnx.Module]] = {
+    "mlp": MLP,
+    **_CONVOLUTIONAL,
+    "protopnet": partial(ProtoPNet, backbones=_CONVOLUTIONAL),
+    "static": Static,
+    "bert": Bert,
     "vit": ViT,
     "vit_tiny": partial(ViT, width=192, heads=3),
     "vit_small": partial(ViT, width=384, heads=6),

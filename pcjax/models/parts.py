@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.scipy.special import ndtr
 from jaxtyping import Array, DTypeLike, Float
 
 from pcjax import _checks
@@ -19,7 +20,8 @@ class Output(NamedTuple):
 
     features: (n, d), the representation that is transferred; float32.
     logits: (n, classes) in float32, or None from a model built without a classifier.
-    maps: the stages' outputs before any pooling, "stage1" the first, in the computing dtype.
+    maps: the stages' outputs before any pooling, "stage1" the first, in the computing dtype. Of a
+      network of prototypes also "patches", and "prototypes" with a leading axis of 1.
     """
 
     features: Float[Array, "n d"]
@@ -37,8 +39,11 @@ class Network(nnx.Module):
 
     shape: tuple[int | None, ...]  # of one example; None: any size
     dtype: DTypeLike
+    pooled: int  # numbers that the pooling returns
     embed: nnx.Linear | None
     classify: nnx.Linear | None
+    # In place of the mean over positions; it also returns further maps.
+    pool: Callable[[Array], tuple[Array, dict[str, Array]]] | None = None
 
     def _start_images(self, shape: tuple[int, ...], dtype: DTypeLike) -> int:
         """Accept images of any height and width; return their channels."""
@@ -67,7 +72,7 @@ class Network(nnx.Module):
             _checks.require_whole("features", features, 1)
         if classes is not None:
             _checks.require_whole("classes", classes, 1, context=" (None builds no classifier)")
-        size = inputs if features is None else features
+        self.pooled, size = inputs, inputs if features is None else features
         self.embed = None if features is None else nnx.Linear(inputs, size, rngs=rngs)
         self.classify = None if classes is None else nnx.Linear(size, classes, rngs=rngs)
 
@@ -90,6 +95,9 @@ class Network(nnx.Module):
 
     def _output(self, x: Array, maps: dict[str, Array]) -> Output:
         """Pool the last maps, in float32 at least, and compute features and logits."""
+        if self.pool is not None:
+            x, more = self.pool(x)
+            maps = maps | more
         x = _checks.at_least_float32(x)
         x = jnp.mean(x, axis=(1, 2)) if x.ndim == 4 else x
         features = x if self.embed is None else self.embed(x)
@@ -188,10 +196,11 @@ def initialised(module: nnx.Module, key: Array) -> nnx.Module:
     """Fill an abstract module (`flax.nnx.eval_shape`) with weights, all from one random draw.
 
     Kernels are normal, of variance 2 / fan-in in convolutions and 1 / fan-in in linear layers;
-    tables of embeddings have BERT's standard deviation of 0.02. Scales and variances are 1, biases
-    and means 0. torchvision and RepDistiller divide by fan-out: in depthwise convolutions this is
-    so small that an untrained network maps every image to the same features. The classifier's
-    weights are drawn last, so that the others are the same in a model without one.
+    tables of embeddings have BERT's standard deviation of 0.02. Prototypes are uniform in the unit
+    cube. Scales and variances are 1, biases and means 0. torchvision and RepDistiller divide by
+    fan-out: in depthwise convolutions this is so small that an untrained network maps every image
+    to the same features. The classifier's weights are drawn last, so that the others are the same
+    in a model without one.
     """
     graph, state = nnx.split(module)
     flat = sorted(nnx.to_flat_state(state), key=lambda item: item[0][0] == "classify")
@@ -204,7 +213,7 @@ def initialised(module: nnx.Module, key: Array) -> nnx.Module:
     return nnx.merge(graph, nnx.from_flat_state(leaves))
 
 
-RANDOM, EMBEDDING_SCALE = ("kernel", "embedding"), 0.02  # BERT's
+RANDOM, EMBEDDING_SCALE = ("kernel", "embedding", "points"), 0.02  # BERT's
 CONSTANTS = {"scale": 1.0, "var": 1.0, "bias": 0.0, "mean": 0.0}
 
 
@@ -218,7 +227,8 @@ def _weights(names_and_shapes: tuple[tuple[Any, tuple[int, ...]], ...], key: Arr
             *window, inputs, _ = shape
             scale = math.sqrt((2 if window else 1) / (math.prod(window) * inputs))
             scale = EMBEDDING_SCALE if name == "embedding" else scale
-            values.append(scale * draws[start : start + math.prod(shape)].reshape(shape))
+            normal = draws[start : start + math.prod(shape)].reshape(shape)
+            values.append(ndtr(normal) if name == "points" else scale * normal)
             start += math.prod(shape)
         else:
             values.append(jnp.full(shape, CONSTANTS[name], jnp.float32))

@@ -170,6 +170,9 @@ class Prototypes(nnx.Module):
         """Compute the squared distance of every patch to every prototype."""
         points = self.points[...]
         maps = _enter(maps, (*maps.shape[1:-1], points.shape[1]))
+        # Distances do not change, but shorter vectors cancel less where a patch is near a point.
+        centre = lax.stop_gradient(jnp.mean(points, axis=0))
+        maps, points = maps - centre, points - centre
         product = jnp.matmul(maps, points.T, precision=lax.Precision.HIGHEST)
         lengths = jnp.sum(maps**2, axis=-1, keepdims=True) + jnp.sum(points**2, axis=-1)
         return jnp.maximum(lengths - 2 * product, 0)

@@ -81,8 +81,8 @@ def read_function(
 ) -> FunctionEncoder:
     """Import a function; a config's .py file alone may name one, as its module is run.
 
-    Its identity is the text of its module and the mean of its features of one image: other weights,
-    read from a file, move this mean.
+    Its identity is the text of its module and its features of one image: other weights, read from a
+    file, change them.
 
     Args:
       name: "module.function": images as they are stored, uint8 or floats, to (n, d) features.
@@ -109,7 +109,7 @@ def read_function(
     output = _tried(f"python:{name}", function, _ramp(shape, dtype))
     source = pathlib.Path(getattr(module, "__file__", None) or "")
     text = source.read_bytes() if source.is_file() else b""
-    identity = [name, hashlib.blake2b(text).hexdigest(), f"{np.abs(output).mean():.3e}"]
+    identity = [name, hashlib.blake2b(text).hexdigest(), _rounded(output)]
     return FunctionEncoder(
         name=name,
         width=output.shape[1],
@@ -126,6 +126,11 @@ def _ramp(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Return one image (1, *shape) whose values rise over the whole range."""
     most = 255 if dtype == np.uint8 else 1
     return np.linspace(0, most, int(np.prod(shape))).astype(dtype).reshape(1, *shape)
+
+
+def _rounded(features: np.ndarray) -> str:
+    """Return features as text, in four digits: other machines differ in the last ones."""
+    return " ".join(f"{value:.3e}" for value in np.ravel(features).tolist())
 
 
 def _tried(name: str, function: Function, images: np.ndarray) -> np.ndarray:
@@ -203,7 +208,8 @@ def _read_onnx_once(
         mean=mean,
         std=std,
         function=function,
-        identity=_io.digest([chosen, *(_file_digest(file) for file, _ in files)]),
+        # Weights may lie in further files of any name.
+        identity=_io.digest([chosen, _rounded(features), *(_file_digest(f) for f, _ in files)]),
     )
 
 

@@ -16,6 +16,7 @@ from pcjax.models import Output
 from pcjax.run import CHECKPOINTS, Run, stored_run
 from pcjax.teachers.encoder import Encoder
 from pcjax.teachers.features import read_features
+from pcjax.teachers.live import live_model
 from pcjax.teachers.sources import read_source
 from pcjax.teachers.teacher import Teacher, classifier_of
 from pcjax.teachers.trained import check_teaching, train_teacher
@@ -52,7 +53,8 @@ def load_teacher(
         return Teacher.from_features(read_features(pathlib.Path(teacher.features), dataset))
     if teacher.source is not None:
         outputs = read_source(teacher.source, dataset, teacher.side)
-        return _with_features(outputs, dataset, batch, run.display, augmentation)
+        given = {"display": run.display, "augmentation": augmentation, "live": teacher.live}
+        return _with_features(outputs, dataset, batch, **given)
     if teacher.run is not None:
         model = read_teacher(stored_run(pathlib.Path(teacher.run), run.display), dataset)
     elif train:
@@ -71,19 +73,17 @@ def load_teacher(
 
 def load_source(source: str, dataset: Dataset, batch: int, display: Display) -> Teacher:
     """Return a model of others, or vectors, with the features of all examples."""
-    return _with_features(read_source(source, dataset), dataset, batch, display)
+    return _with_features(read_source(source, dataset), dataset, batch, display=display)
 
 
 def _with_features(
     outputs: Encoder | Mapping[str, np.ndarray],
     dataset: Dataset,
     batch: int,
-    display: Display,
-    augmentation: Augmentation | None = None,
+    **given: Any,
 ) -> Teacher:
     if isinstance(outputs, Encoder):
-        more = {"display": display, "augmentation": augmentation}
-        return Teacher.from_encoder(outputs, dataset, batch=batch, **more)
+        return Teacher.from_encoder(outputs, dataset, batch=batch, **given)
     return Teacher.from_features(outputs)
 
 
@@ -132,12 +132,15 @@ def teacher_shapes(
             outputs = read_source(teacher.source, dataset, teacher.side)
         if isinstance(outputs, Encoder):
             outputs.check(dataset)
+            if teacher.live:
+                return output_shapes(live_model(outputs, dataset), dataset), {}
             row: Any = jax.ShapeDtypeStruct((1, outputs.width), jnp.float32)
             return Output(row, None, {}), {}
-        if teacher.views:
+        if teacher.views or teacher.live:
+            field = f"teacher.views={teacher.views}" if teacher.views else "teacher.live"
             raise RequestError(
-                f"teacher.views={teacher.views} needs a model, and teacher.source="
-                f"{teacher.source} has vectors of the plain examples only; remove it."
+                f"{field} needs a model, and teacher.source={teacher.source} has vectors of the "
+                "plain examples only; remove it."
             )
         row = jax.ShapeDtypeStruct((1, *outputs["train"].shape[1:]), jnp.float32)
         return Output(row, None, {}), {}

@@ -166,8 +166,8 @@ def read_source(
     kind, name = find_teacher(source)
     if kind.is_code and source not in config.TRUSTED:
         raise RequestError(
-            f"teacher.source={source!r} runs code: name it in a config's .py file, and give this "
-            "command the config; no option and no run's config.json may name it."
+            f"teacher.source={source!r} runs code, so only a config's .py file may name it, not an "
+            "option or a run's config.json; write its features to a file, and give vectors:FILE."
         )
     if side is None:
         return kind.read(name, dataset)
@@ -176,14 +176,14 @@ def read_source(
     return kind.read(name, dataset, side=side)
 
 
-def find_encoder(source: str | None) -> Encoder | None:
+def find_encoder(source: str | None, side: int | None = None) -> Encoder | None:
     """Return the model that a teacher source names; None for vectors, a function or nothing."""
     if source is None:
         return None
     kind, name = find_teacher(source)
     if not kind.is_model or kind.is_code:
         return None
-    encoder = kind.read(name, None)
+    encoder = kind.read(name, None) if side is None else kind.read(name, None, side=side)
     return encoder if isinstance(encoder, Encoder) else None
 
 

@@ -14,6 +14,7 @@ from pcjax.display import Display
 from pcjax.models import Output
 from pcjax.teachers.cache import cached_features
 from pcjax.teachers.encoder import Encoder
+from pcjax.teachers.live import live_model
 from pcjax.training.embedding import Embeddings, FrozenModel, embed, embed_all, output_shapes
 from pcjax.training.objective import TeacherTargets
 
@@ -73,6 +74,7 @@ class Teacher:
         *,
         batch: int,
         display: Display,
+        live: bool = False,
         augmentation: Augmentation | None = None,
     ) -> "Teacher":
         """Compute the features of all examples and views, or take them from the cache."""
@@ -92,7 +94,9 @@ class Teacher:
         views = tuple(
             Embeddings(cached(view), None) for view in views_of(seen.train, augmentation, scale)
         )
-        return cls(features, None, digest, encoder.model, encoder=encoder, seen=seen, views=views)
+        return cls(
+            features, None, digest, encoder.model, live, encoder=encoder, seen=seen, views=views
+        )
 
     @property
     def is_from_a_file(self) -> bool:
@@ -112,6 +116,8 @@ class Teacher:
         model, features = self.model, self.features["train"]
         classifier = {} if model is None else classifier_of(model)
         if self.live and model is not None:
+            if self.encoder is not None:
+                model = live_model(self.encoder, dataset)
             return TeacherTargets(
                 digest=self.digest,
                 arrays=(model.parameters, model.statistics),

@@ -454,7 +454,7 @@ class _StepKey:
     """Everything that a compiled step depends on."""
 
     student: Functional
-    teacher: Functional | None
+    teacher: Any
     shapes: str
     losses: str
     heads: tuple[tuple[str, Functional], ...]

@@ -13,7 +13,14 @@ from jaxtyping import Array, Float, Int
 from pcjax._checks import RequestError, require_name
 from pcjax.config import Loss, Ramp
 from pcjax.data.batches import Column
-from pcjax.losses.registry import CLASSIFIER, LOSSES, MemoryInit, init_memory, step_key
+from pcjax.losses.registry import (
+    CLASSIFIER,
+    LOSSES,
+    PROTOTYPES,
+    MemoryInit,
+    init_memory,
+    step_key,
+)
 from pcjax.models import Output, heads, regressors
 from pcjax.models.functional import Arrays, Functional, functional, functional_shapes
 from pcjax.training.neighbour_views import NeighbourViews
@@ -64,7 +71,7 @@ class TeacherTargets(NamedTuple):
 
     digest: str = ""
     arrays: Any = ()
-    function: Functional | None = None
+    function: Any = None  # a `Functional`, or another hashable object with its `apply`
     shapes: Output | None = None
     classifier: Mapping[str, Any] = {}
     features: np.ndarray | None = None
@@ -133,6 +140,10 @@ class Objective(NamedTuple):
             if spec.classifier:
                 classifier = context.classifier
                 given |= {part: classifier[part] for part in CLASSIFIER if part in classifier}
+            if spec.prototypes and context.teacher is not None:
+                both = (context.student, context.teacher)
+                points = (output.maps["prototypes"][0] for output in both)
+                given |= dict(zip(PROTOTYPES, points, strict=True))
             if spec.random:
                 given["key"] = step_key(context.seed, place, context.step)
             if key in self.heads:
@@ -209,6 +220,8 @@ def build_objective(
                     f"The loss {loss.name} compares class scores, and the {name} gives none."
                 )
         if loss.kind == "maps" and teacher is not None:
+            if LOSSES[loss.name].prototypes:
+                _check_prototypes(loss, student, teacher)
             maps[key] = _map_names(loss, student, teacher)
         if loss.head != "none":
             shapes = _compared_shapes(loss, student, teacher, maps.get(key))
@@ -265,12 +278,38 @@ def _map_names(loss: Loss, student: Output, teacher: Output) -> tuple[str, str]:
     names = []
     models = (("student", student), ("teacher", teacher))
     for (model, output), name in zip(models, loss.maps or (None, None), strict=True):
-        if not output.maps:
+        # Prototypes are of no example; a loss that compares them compares patches besides.
+        known = sorted({*output.maps} - {"prototypes"})
+        if not known:
             raise RequestError(f"The loss {loss.name} compares maps, and the {model} gives none.")
+        known = ["patches"] if LOSSES[loss.name].prototypes else known
         if name is not None:
-            require_name(f"map of the {model}", name, sorted(output.maps))
-        names.append(max(output.maps) if name is None else name)
+            require_name(f"map of the {model}", name, known)
+        names.append(known[-1] if name is None else name)
     return names[0], names[1]
+
+
+REMEDIES = {"student": "--student.name protopnet", "teacher": "--teacher.model.name protopnet"}
+
+
+def _check_prototypes(loss: Loss, student: Output, teacher: Output) -> None:
+    """Refuse models without prototypes, or whose prototypes or patches differ in shape."""
+    for (model, remedy), output in zip(REMEDIES.items(), (student, teacher), strict=True):
+        if not {"prototypes", "patches"} <= output.maps.keys():
+            raise RequestError(
+                f"The loss {loss.name} compares prototypes, and the {model} has none: "
+                f"give a model that has, as {remedy}."
+            )
+    for name, remedy in (
+        ("prototypes", "give both the same number (prototypes) and width (patch_features)"),
+        ("patches", "choose backbones that reduce images as often"),
+    ):
+        own, other = (output.maps[name].shape[1:] for output in (student, teacher))
+        if own != other:
+            raise RequestError(
+                f"The loss {loss.name} needs {name} of one shape, but the student's are {own} and "
+                f"the teacher's {other}: {remedy}."
+            )
 
 
 def _compared_shapes(

@@ -400,6 +400,16 @@ def test_a_teacher_of_another_size_sees_the_same_part():
     assert np.array_equal(larger, np.kron(view(1), np.ones((1, 2, 2, 1), np.uint8)))
 
 
+@pytest.mark.parametrize(("own", "other"), [(4, 6), (32, 48), (224, 518), (96, 224), (64, 48)])
+def test_shifts_stay_inside_the_padding_at_any_size(own, other):
+    for crop in range(1, 12):
+        images = np.zeros((9, other, other, 1), np.uint8)
+        examples = whole(Arrays(images, None), None)
+        augmentation = Augmentation(crop=crop, flip=False, views=1)
+        changed = data.view_of(examples, augmentation, 0, other / own)
+        assert changed.take(np.arange(9)).shape == images.shape
+
+
 def test_columns_of_views_are_one_for_each():
     with pytest.raises(ValueError, match="'teacher' of 3 arrays for 2 views"):
         training_batches(EXAMPLES, batch=BATCH, **VIEWED | {"views": 2})

@@ -13,7 +13,7 @@ from children import everything_in
 
 from pcjax import config
 from pcjax.config import Comparison, Config, Contender, Loss, Model, Teacher, recipe
-from pcjax.losses.registry import LOSSES, NOT_CONFIGURABLE, RECIPES
+from pcjax.losses.registry import LOSSES, RECIPES
 
 pytestmark = [pytest.mark.gate, pytest.mark.bad_input]
 
@@ -118,17 +118,14 @@ def test_every_field_on_the_command_line(section, refused, tmp_path):
             refused("an option", ("distill", option, value, *new), place[-1])
 
 
-LIVE = {"student": Model("mlp"), "teacher": Teacher(Model("mlp"), live=True)}
-
-
-@pytest.mark.parametrize(
-    "name", [n for n, spec in LOSSES.items() if spec.arguments and n not in NOT_CONFIGURABLE]
-)
+@pytest.mark.parametrize("name", [name for name, spec in LOSSES.items() if spec.arguments])
 def test_every_argument_of_every_loss(name, refused, tmp_path):
     loss = recipe(name)[0] if name in RECIPES else Loss(name)
     others = () if LOSSES[name].alone else (Loss("hint"),)
     losses = (dataclasses.replace(loss, bank=min(loss.bank, 64)), *others)
-    tree = json.loads(dataclasses.replace(Config(), losses=losses, **LIVE).to_json())
+    model = Model("protopnet" if LOSSES[name].prototypes else "mlp")
+    live = {"student": model, "teacher": Teacher(model, live=True)}
+    tree = json.loads(dataclasses.replace(Config(), losses=losses, **live).to_json())
     path, words = tmp_path / "config.json", ("--workdir", tmp_path / "new")
     for argument in LOSSES[name].arguments:
         for value in (-1, "nonsense", {"start": -2.0, "end": -1.0}, NAN):

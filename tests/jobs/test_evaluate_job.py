@@ -9,6 +9,7 @@ from small import QUICK
 from pcjax.config import Evaluation
 from pcjax.evaluation import Evaluated
 from pcjax.jobs.evaluate import Extras, merged
+from pcjax.overrides import decode_options
 
 
 def test_earlier_results_on_pairs_stay_until_others_replace_them():
@@ -35,6 +36,8 @@ def test_everything_about_a_run(together, tmp_path, command):
     assert command("distill", *QUICK, "--data.unseen", 3, "--workdir", run)[0] == 0
     first = json.loads((run / "result.json").read_text())
     assert {first[name]["unseen"]["classes"] for name in ("teacher", "student")} == {3}
+    # Without a name --corruptions means all, which another test computes.
+    assert decode_options(Extras, {"corruptions": []}).corruptions == ()
     more, speed = ["--corruptions", "contrast", "--other", source], ["--throughput"]
     for words in [more + speed] if together else [more, speed]:
         status, output, complaint = command("evaluate", run, *words)

@@ -231,6 +231,16 @@ def test_prototypes_get_gradients_as_they_should(rng, x64):
     assert not gradient(prototypes, prototypes)[0].any()
 
 
+def test_a_student_whose_patches_are_all_alike_pays_for_them(rng, x64):
+    teacher, prototypes = maps(rng, 2, 3, 3), rng.normal(size=(4, 3))
+    given = {"student_prototypes": prototypes, "teacher_prototypes": prototypes}
+    patches = teacher.reshape(-1, 3)
+    for patch in (patches.mean(axis=0), prototypes[0]):
+        alike = np.broadcast_to(patch, teacher.shape)
+        value = losses.proto2proto(alike, teacher, **given)
+        assert value > 10 * patches.var(axis=0).sum() / 4
+
+
 FEATURES, MAPS = np.zeros((4, 3), np.float32), np.zeros((4, 2, 2, 3), np.float32)
 PROTOTYPES = {"student_prototypes": np.zeros((5, 3)), "teacher_prototypes": np.zeros((5, 3))}
 

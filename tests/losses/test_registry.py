@@ -10,7 +10,6 @@ import pytest
 from pcjax import losses
 from pcjax.losses.registry import (
     LOSSES,
-    NOT_CONFIGURABLE,
     PROVIDED,
     RECIPES,
     MemoryInit,
@@ -46,10 +45,10 @@ def test_recipes_use_arguments_that_their_losses_take(name):
         assert not term.bank or (spec.memory is not None and spec.memory.sized)
 
 
-def test_every_public_loss_is_registered_or_not_configurable():
+def test_every_public_loss_is_registered():
     public = {name for name in losses.__all__ if name[0].islower()}
     helpers = {"crd_memory", "crd_update", "empty_queue", "enqueue", "loss", "valid"}
-    assert set(LOSSES) | set(NOT_CONFIGURABLE) == public - helpers
+    assert set(LOSSES) == public - helpers
     assert losses.__all__[0] == "perception_coherence"
     assert all(f" {name}" in losses.__doc__ for name in losses.__all__ if name != "LOSSES")
 

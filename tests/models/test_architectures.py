@@ -80,7 +80,7 @@ def test_the_default_bert_has_the_parameters_of_all_minilm_l6_v2():
 
 
 def test_every_model_is_covered_and_described():
-    by_options = {"mlp", "cnn", "static", "bert", "vit"}
+    by_options = {"mlp", "cnn", "protopnet", "static", "bert", "vit"}
     assert set(PUBLISHED) | set(BY_HAND) == set(MODELS) - by_options
     assert set(PARAMETERS) == set(MODELS) - by_options
     rows = {name: (count, options) for name, count, options in describe()[2]}
@@ -272,6 +272,11 @@ def test_models_of_other_packages_take_options(monkeypatch):
         ("vit_tiny", {"registers": -1}, "got registers -1: expected an integer of at least 0"),
         ("vit_tiny", {"pooling": "max"}, "unknown pooling 'max'.* 'cls', 'mean', 'cls.mean'"),
         ("vit_tiny", {"epsilon": 0.0}, "got epsilon 0.0: expected a positive"),
+        ("protopnet", {"backbone": "vit"}, "unknown backbone 'vit'.*expected one of 'cnn'"),
+        ("protopnet", {"prototypes": 0}, "got prototypes 0: expected an integer of at least 1"),
+        ("protopnet", {"patch_features": 0}, "got patch_features 0: expected an integer of at"),
+        ("protopnet", {"backbone": "resnet8", "widths": (8,)}, "only 'cnn' takes widths; remove"),
+        ("protopnet", {"shape": (64,)}, r"'protopnet': got shape \(64,\): expected images"),
     ],
 )
 def test_impossible_options_are_refused(name, options, message):

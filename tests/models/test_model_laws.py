@@ -15,6 +15,12 @@ from pcjax.models import build
 
 N = 8
 small = pytest.mark.parametrize("name", SMALL)
+HEAD = {"patches", "prototypes"}  # maps of a head of prototypes, beside the stages
+
+
+def by_example(maps):
+    """Leave out prototypes, which are parameters: of no example, and float32."""
+    return {name: x for name, x in maps.items() if name != "prototypes"}
 
 
 def batches(name):
@@ -61,7 +67,10 @@ def test_shapes_of_the_outputs(name):
     (features, logits, maps), _, _, _ = observed(name)
     assert features.shape == (3, N, SMALL[name][3])
     assert logits.shape == (3, N, CLASSES)
-    assert list(maps) == [f"stage{i}" for i in range(1, len(maps) + 1)]
+    stages = [name for name in maps if name not in HEAD]
+    assert stages == [f"stage{i}" for i in range(1, len(stages) + 1)]
+    assert (maps.keys() >= HEAD) == ("protopnet" in name)
+    assert all(leaf.shape[:2] == (3, N) for leaf in by_example(maps).values())
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((features, logits, maps)))
     assert features[0].std(axis=0).max() > 0
 
@@ -69,7 +78,7 @@ def test_shapes_of_the_outputs(name):
 @small
 def test_evaluation_is_repeatable_and_independent_of_other_examples(name):
     outputs, _, _, (_, moved, after) = observed(name)
-    for leaf in jax.tree.leaves(outputs):
+    for leaf in jax.tree.leaves(outputs._replace(maps=by_example(outputs.maps))):
         first, again, mixed = np.asarray(leaf)
         assert (first == again).all()
         assert np.allclose(
@@ -101,7 +110,7 @@ def test_bfloat16_is_near_float32(name):
         assert rounded.dtype == jnp.float32
         # Independent errors of half of 2^-7 an operation, over up to a hundred operations.
         assert 0 < np.linalg.norm(exact - rounded) <= 0.06 * np.linalg.norm(exact)
-    assert all(leaf.dtype == jnp.bfloat16 for leaf in half.maps.values())
+    assert all(leaf.dtype == jnp.bfloat16 for leaf in by_example(half.maps).values())
 
 
 def test_statistics_over_eight_devices_are_those_of_the_whole_batch():

@@ -128,6 +128,16 @@ def test_distances_to_prototypes(rng):
     )
 
 
+def test_distances_of_near_patches_do_not_cancel(rng):
+    head = built(Prototypes, 5, 64)
+    head.points[...] = head.points[...] + 10  # far from the origin
+    points = np.asarray(head.points[...], np.float64)
+    patches = (points + 0.01 * rng.normal(size=points.shape)).astype(np.float32)
+    distances = np.asarray(head(jnp.asarray(patches)[None, None]))[0, 0]
+    expected = ((patches[:, None].astype(float) - points) ** 2).sum(axis=-1)
+    assert np.allclose(distances, expected, rtol=1e-2)
+
+
 RNGS = {"rngs": nnx.Rngs(0)}
 
 

@@ -6,10 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from small import QUICK
+from small_vits import vit_tensors, write_folder, write_preprocessor
 
 from pcjax import data
-from pcjax.config import Config, Model, Teacher, Training
+from pcjax.config import Config, Data, Model, Teacher, Training
 from pcjax.data import Augmentation, Sampling, training_batches
+from pcjax.teachers.live import live_model
+from pcjax.teachers.sources import find_encoder
 from pcjax.teachers.teacher import Teacher as Outputs
 from pcjax.training.build import build_model
 
@@ -48,8 +51,36 @@ def test_a_student_learns_from_views(tmp_path, command):
         ({"teacher": {"views": 2, "live": True}}, "teacher.views and teacher.live exclude"),
         ({"teacher": {"views": 2, "features": "x.npy"}}, "teacher.features exclude"),
         ({"teacher": {"views": -1}}, "teacher.views"),
+        ({"teacher": {"source": "minilm"}, "data": {"flip": True}}, "give teacher.views 4"),
     ],
 )
 def test_views_that_cannot_be_are_refused(config, message):
     with pytest.raises(ValueError, match=message):
-        Config(teacher=Teacher(**config["teacher"]))
+        Config(teacher=Teacher(**config["teacher"]), data=Data(**config.get("data", {})))
+
+
+@pytest.mark.parametrize("side", [8, 12])
+def test_a_live_model_of_others_sees_the_images_of_the_batch(side, tmp_path):
+    """At its own size its features are those of the views; another size is interpolated."""
+    write_folder(tmp_path / "dino", "dinov2", vit_tensors(layer_scale=True))
+    write_preprocessor(tmp_path / "dino")
+    images = np.random.default_rng(0).integers(0, 255, (40, side, side, 3)).astype(np.uint8)
+    np.savez(tmp_path / "images.npz", images=images)
+    dataset = data.load(f"arrays:{tmp_path}/images.npz")
+    encoder = find_encoder(f"dinov2:{tmp_path}/dino")
+    augmentation = Augmentation(crop=1, flip=True, views=1)
+    model = live_model(encoder, dataset)
+    batches = training_batches(
+        dataset.train, Sampling(8), augmentation=augmentation, normalise=dataset.normalise
+    )
+    batch = next(batches)
+    batches.close()
+    arrays = (model.parameters, model.statistics, jnp.asarray(batch["image"]))
+    features = model.function.apply(*arrays, train=False)[0].features
+    seen = encoder.view(dataset)
+    view = data.view_of(seen.train, augmentation, 0, seen.train.shape[0] / side)
+    expected = encoder.features(view, seen.normalise, 8)[batch["index"]]
+    if side == seen.train.shape[0]:
+        np.testing.assert_allclose(features, expected, atol=1e-5)
+    else:  # the shift of a pixel is rounded
+        assert np.corrcoef(np.ravel(features), np.ravel(expected))[0, 1] > 0.9

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -15,7 +16,13 @@ from pcjax.teachers.teacher import classifier_of
 from pcjax.training.checkpoint import Checkpoints, named_leaves
 from pcjax.training.embedding import FrozenModel
 from pcjax.training.neighbour_views import nearest_neighbours
-from pcjax.training.objective import HEADS, TeacherTargets, build_objective, with_memories
+from pcjax.training.objective import (
+    HEADS,
+    LossContext,
+    TeacherTargets,
+    build_objective,
+    with_memories,
+)
 from pcjax.training.parallel import ParallelStep
 from pcjax.training.state import initial_state, make_optimiser
 from pcjax.training.step import AXIS, FrozenInputs, make_step, metric_names
@@ -83,7 +90,7 @@ def batches():
 
 
 @functools.cache
-def model(seed, width, features, axis_name=None):
+def model(seed, width, features, prototypes, axis_name=None):
     given = {
         "shape": (8, 8, 1),
         "classes": 10,
@@ -91,9 +98,11 @@ def model(seed, width, features, axis_name=None):
         "widths": (width,),
         "axis_name": axis_name,
     }
+    given |= {"prototypes": 4, "patch_features": 3} if prototypes else {}
 
     def build(seed):
-        return models.build("cnn", rngs=nnx.Rngs(jax.random.key(seed)), **given)
+        name = "protopnet" if prototypes else "cnn"
+        return models.build(name, rngs=nnx.Rngs(jax.random.key(seed)), **given)
 
     return FrozenModel(*functional(build, seed))
 
@@ -106,9 +115,10 @@ def shapes(frozen):
 @functools.cache
 def problem(group):
     """Return a step, the initial state, the frozen inputs and the losses' names in the metrics."""
-    student, teacher = model(0, 3, 5, AXIS), model(1, 4, 6)
-    seen = shapes(model(0, 3, 5)), shapes(teacher)
     losses = tuple(CASES[name] for name in GROUPS[group])
+    prototypes = any(LOSSES[loss.name].prototypes for loss in losses)
+    student, teacher = model(0, 3, 5, prototypes, AXIS), model(1, 4, 6, prototypes)
+    seen = shapes(model(0, 3, 5, prototypes)), shapes(teacher)
     what, kept = build_objective(losses, *seen, seed=0, axis_name=AXIS)
     kept = with_memories(kept, what, seen, 0, (len(examples()), examples().labels))
     optimiser = make_optimiser(TRAINING, STEPS)
@@ -188,3 +198,27 @@ def test_gone_on_with_from_a_checkpoint_they_were_never_stopped(group, tmp_path)
     assert value == values[2:]
     for key, array in named_leaves(states[2]).items():
         assert np.array_equal(named_leaves(again[0])[key], array), key
+
+
+def test_prototypes_get_the_gradient_of_their_distance():
+    student, teacher = model(0, 3, 5, True), model(1, 4, 6, True)
+    what, kept = build_objective((Loss("proto2proto"),), shapes(student), shapes(teacher))
+    batch = {name: jnp.asarray(column) for name, column in batches()[0].items()}
+    seen = teacher.output(batch["image"])
+
+    @jax.jit
+    @jax.grad
+    def gradient(parameters):
+        output = FrozenModel(student.function, parameters, student.statistics).output(
+            batch["image"]
+        )
+        return what(LossContext(output, seen, {}, batch, jnp.int32(0), jnp.float32(0)), kept)[0]
+
+    found = gradient(student.parameters)
+    name = "backbone/pool/prototypes/points"
+    difference = student.parameters[name] - teacher.parameters[name]
+    length = np.linalg.norm(difference, axis=1, keepdims=True)
+    assert np.allclose(found[name], 10 * difference / length / 4, rtol=1e-5)  # of 4 prototypes
+    for path, array in found.items():
+        behind = path.startswith(("embed", "classify"))  # they come after the patches
+        assert np.any(array) != behind, path
