@@ -330,7 +330,7 @@ def test_a_folder_of_tar_and_parquet_is_ambiguous(tmp_path):
     with pytest.raises(ValueError, match=r"expected either \.parquet or \.tar"):
         images.read(str(tmp_path), image_size=8)
     (tmp_path / "a.png").write_bytes(encoded(2))
-    with pytest.raises(ValueError, match=r"1 images and 2 files of \.parquet or \.tar lie together"):
+    with pytest.raises(ValueError, match="1 images and 2 files of"):
         images.read(str(tmp_path), image_size=8)
 
 
