@@ -50,6 +50,7 @@ STUDENT_OPTIONS = """\
   --teacher.run DIR                use the teacher of an earlier run
   --teacher.features FILE          use features computed elsewhere: .npy, one row an example
   --teacher.source NAME            use a model of others; `pcjax list teachers`
+  --initial NAME                   begin with the teacher's weights, or a pretrained model's
   --training.epochs N              length of the student's training
   --training.batch N               examples a step
   --training.learning-rate X

@@ -56,6 +56,9 @@ def apply(base: Config, job: str, options: Options) -> Config:
     for name in ("seeds", "trials") if job in ("compare", "tune") else ():
         if name in options:
             options[f"comparison.{name}"] = options.pop(name)
+    for section in ("training", "teacher.training"):  # steps would stand in place of epochs
+        if f"{section}.epochs" in options:
+            options.setdefault(f"{section}.steps", ["None"])
     # Another model or loss does not keep the options of the one that it replaces.
     for name in sorted(options, key=lambda name: not name.endswith(".name")):
         _set(tree, name, options[name])

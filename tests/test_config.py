@@ -217,6 +217,17 @@ def test_options_override_fields():
     assert ramp == Ramp(1.0, 0.5)
 
 
+def test_epochs_stand_in_place_of_the_steps_of_a_config():
+    base = Config(training=Training(steps=7))
+    for line, steps in (
+        ("--training.epochs 3", None),
+        ("--training.epochs 3 --training.steps 5", 5),
+        ("--training.batch 64", 7),
+        ("--teacher.training.epochs 3", 7),
+    ):
+        assert overridden(line, base=base).training.steps == steps
+
+
 def test_another_model_or_loss_does_not_keep_the_options_of_the_default():
     config = overridden("--student.features 32 --student.name mobilenetv2")
     assert config.student == Model("mobilenetv2", {"features": 32})

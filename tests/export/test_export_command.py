@@ -10,6 +10,8 @@ import pcjax
 pytest.importorskip("onnx", reason="onnx is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
+pytestmark = pytest.mark.gate  # a real run, exported by the command
+
 WORDS = (
     *("--data.source", "digits", "--data.part", "0.2", "--training.devices", "1"),
     *("--student.name", "mlp", "--student.widths", "8", "--student.features", "4"),

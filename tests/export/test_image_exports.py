@@ -42,7 +42,8 @@ FACTS = CardFacts(
     examples=12_345,
     fingerprint="0123abcd",
 )
-small = pytest.mark.parametrize("name", SMALL)
+FEW = ["cnn", "resnet8"]
+MORE = [name for name in SMALL if name not in FEW]
 
 
 def package(name):
@@ -110,7 +111,10 @@ def require_close(actual, expected, tolerance):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
-@small
+@pytest.mark.parametrize(
+    "name",
+    [n if n in ("cnn", "resnet8") else pytest.param(n, marks=pytest.mark.gate) for n in SMALL],
+)
 def test_onnxruntime_computes_the_same_outputs(name, tmp_path, fewer_blocks):
     package("onnx")
     architecture, shape, options, _ = SMALL[name]

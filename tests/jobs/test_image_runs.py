@@ -108,6 +108,7 @@ def test_onnx_finds_the_same_neighbours(run, folder, command):
     assert str(folder) not in card
 
 
+@pytest.mark.gate
 def test_what_cannot_be_is_refused_in_one_line(tmp_path, folder, command):
     (tmp_path / "empty").mkdir()
     for number in range(200):

@@ -184,6 +184,7 @@ def test_a_sum_in_place_of_the_mean_is_caught(way, rng, x64):
 
 
 @pmap_quickly
+@pytest.mark.gate
 def test_a_stopped_gradient_on_the_gathered_features_is_caught(way, rng, x64, monkeypatch):
     given = problem(rng, np.float64, masked=False, references=False)
     expected = one_device(*given)

@@ -40,6 +40,7 @@ def file(dataset, tmp_path_factory):
     return path, arrays
 
 
+@pytest.mark.gate
 def test_everything_but_the_last_layer_is_taken(dataset, file):
     path, arrays = file
     options = OPTIONS | {"features": 6}

@@ -254,6 +254,7 @@ def test_saving_a_step_again_changes_nothing(opened, folder):
     assert {path: path.read_bytes() for path in files_of(folder, 1)} == before
 
 
+@pytest.mark.gate
 def test_saves_leave_nothing_in_memory(opened):
     checkpoints = opened()
     save(checkpoints, 1, 2)
