@@ -27,7 +27,7 @@ from pcjax.teachers.load import TEACHER
 from pcjax.training.build import STUDENT_STREAM, build_model
 from pcjax.training.checkpoint import versions
 from pcjax.training.embedding import FrozenModel, embed
-from pcjax.training.loop import Lesson, check_lesson, steps_of
+from pcjax.training.lesson import Lesson, check_lesson, steps_of
 from pcjax.training.metrics_log import read_metrics
 from pcjax.training.objective import TeacherTargets
 

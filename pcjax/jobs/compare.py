@@ -49,7 +49,8 @@ from pcjax.jobs.teach import teach
 from pcjax.run import CONFIG, RESULT, Run, open_run, path_inside, unlock_folder
 from pcjax.teachers import Teacher, load_teacher
 from pcjax.training.checkpoint import versions
-from pcjax.training.loop import BadStepsError, steps_of, temporary_bytes, train
+from pcjax.training.lesson import steps_of
+from pcjax.training.loop import BadStepsError, temporary_bytes, train
 from pcjax.training.metrics_log import read_metrics
 
 RUNS, OUTCOME = summary.RUNS, "outcome.json"

@@ -1,5 +1,6 @@
 """A model of others, and how it reads examples."""
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from pcjax.training.embedding import FrozenModel, embed
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Encoder:
+class Encoder(abc.ABC):
     """A model of others; each kind says in a class of its own how it reads examples.
 
     name: of the model, for messages and the model card.
@@ -30,30 +31,44 @@ class Encoder:
     licence: str | None = None
 
     @property
+    @abc.abstractmethod
     def digest(self) -> str:
         """Hash the weights."""
-        if self.model is None:
-            raise NotImplementedError
-        return self.model.digest
 
+    @abc.abstractmethod
     def check(self, dataset: Dataset) -> None:
         """Refuse examples that the model cannot read, before anything is computed."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def view(self, dataset: Dataset) -> Dataset:
         """Return a data set as the model reads it."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def settings(self) -> Mapping[str, Any]:
         """Return everything but the weights and the examples that the features depend on."""
-        raise NotImplementedError
+
+    @abc.abstractmethod
+    def features(
+        self, examples: Examples, normalise: tuple[np.ndarray, np.ndarray], batch: int
+    ) -> np.ndarray:
+        """Compute the features of examples of a data set that `view` returned."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class ModelEncoder(Encoder):
+    """A model of others that JAX computes."""
+
+    model: FrozenModel
+
+    @property
+    def digest(self) -> str:
+        """Hash the weights."""
+        return self.model.digest
 
     def features(
         self, examples: Examples, normalise: tuple[np.ndarray, np.ndarray], batch: int
     ) -> np.ndarray:
         """Compute the features of examples of a data set that `view` returned."""
-        if self.model is None:
-            raise NotImplementedError
         return embed(self.model, examples, normalise, batch).features
 
 

@@ -16,7 +16,7 @@ from pcjax._checks import RequestError
 from pcjax.data import Dataset, Examples
 from pcjax.data.normalise import Normaliser
 from pcjax.teachers.image_folders import PREPROCESSOR, read_preprocessor
-from pcjax.teachers.images import CHANNELS, IMAGENET, ImageEncoder, checked_side, stamped
+from pcjax.teachers.images import CHANNELS, IMAGENET, ImageReader, checked_side, stamped
 
 Function = Callable[[np.ndarray], Any]
 SIDE = 224  # of the images that a function is tried with, where there are no others
@@ -24,7 +24,7 @@ BLOCK = 2**20  # bytes
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class FunctionEncoder(ImageEncoder):
+class FunctionEncoder(ImageReader):
     """A model of images that is a function of a batch (n, height, width, channels).
 
     function: returns (n, width) features.

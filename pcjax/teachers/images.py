@@ -18,7 +18,7 @@ from pcjax.data.fitted import sized
 from pcjax.models import torch_names
 from pcjax.models.torch_names import Family
 from pcjax.models.vit import interpolated
-from pcjax.teachers.encoder import Encoder, function_of
+from pcjax.teachers.encoder import Encoder, ModelEncoder, function_of
 from pcjax.teachers.tensors import (
     WEIGHTS,
     load_files,
@@ -43,8 +43,8 @@ OTHERS = "export it to ONNX and give onnx:FILE, or give vectors:FILE"
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class ImageEncoder(Encoder):
-    """A model of images, and how it reads them.
+class ImageReader(Encoder):
+    """A model or a function of images, and how it reads them.
 
     architecture: of `pcjax.models.MODELS`; None for a function.
     options: of the architecture.
@@ -79,15 +79,6 @@ class ImageEncoder(Encoder):
         normalise = (np.array(self.mean), np.array(self.std))
         return dataclasses.replace(dataset, fixed_normalise=normalise)
 
-    def features(
-        self, examples: Examples, normalise: tuple[np.ndarray, np.ndarray], batch: int
-    ) -> np.ndarray:
-        """Compute the features of examples, fewer at a time where their images are large."""
-        height, width, _ = examples.shape
-        return super().features(
-            examples, normalise, max(1, min(batch, MOST_PIXELS // (height * width)))
-        )
-
     def settings(self) -> dict[str, Any]:
         """Return the architecture, and the size and normalisation of the images."""
         mean, std = (x if x is None else list(x) for x in (self.mean, self.std))
@@ -99,6 +90,20 @@ class ImageEncoder(Encoder):
             "std": std,
             "resize": None if self.side is None else RESIZE,
         }
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class ImageEncoder(ImageReader, ModelEncoder):
+    """A model of images that JAX computes."""
+
+    def features(
+        self, examples: Examples, normalise: tuple[np.ndarray, np.ndarray], batch: int
+    ) -> np.ndarray:
+        """Compute the features of examples, fewer at a time where their images are large."""
+        height, width, _ = examples.shape
+        return super().features(
+            examples, normalise, max(1, min(batch, MOST_PIXELS // (height * width)))
+        )
 
 
 class Pretrained(NamedTuple):

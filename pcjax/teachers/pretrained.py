@@ -45,7 +45,7 @@ def _arrays(student: FrozenModel, source: str, model: Model, shape: Any) -> Mapp
         )
     # A table of positions is brought to the student's images.
     encoder = read_source(source, None, shape[0])
-    if not isinstance(encoder, ImageEncoder) or encoder.model is None:
+    if not isinstance(encoder, ImageEncoder):
         raise RequestError(f"initial={source!r} has no weights to begin with; give a model's file.")
     if encoder.architecture != model.name:
         raise RequestError(

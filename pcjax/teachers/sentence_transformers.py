@@ -14,7 +14,7 @@ from pcjax.data import Dataset, tokens
 from pcjax.data.tokens import Vocabulary
 from pcjax.models import bert
 from pcjax.models.functional import Functional
-from pcjax.teachers.encoder import Encoder, function_of
+from pcjax.teachers.encoder import ModelEncoder, function_of
 from pcjax.teachers.tensors import AGAIN, WEIGHTS, load_folder, read_licence, read_object
 from pcjax.training.embedding import FrozenModel
 
@@ -46,7 +46,7 @@ MOST_LAYERS, MOST = 512, 2**24
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class TextEncoder(Encoder):
+class TextEncoder(ModelEncoder):
     """A model of texts in a folder, and how it reads them.
 
     kind: its architecture, "bert" or "static".
@@ -57,7 +57,6 @@ class TextEncoder(Encoder):
     lower: whether texts are put in lower case before.
     """
 
-    model: FrozenModel
     kind: str
     options: Mapping[str, Any]
     tokenizer: str

@@ -11,7 +11,8 @@ from pcjax.data import Augmentation, Dataset
 from pcjax.run import Run
 from pcjax.training.build import TEACHER_STREAM, build_model
 from pcjax.training.embedding import FrozenModel, embed
-from pcjax.training.loop import Lesson, check_lesson, train
+from pcjax.training.lesson import Lesson, check_lesson
+from pcjax.training.loop import train
 from pcjax.training.objective import TeacherTargets
 
 LOSSES = (Loss("cross_entropy"),)

@@ -18,7 +18,8 @@ from pcjax.run import Run
 from pcjax.training import loop
 from pcjax.training.checkpoint import Checkpoints, named_leaves
 from pcjax.training.embedding import FrozenModel, output_shapes
-from pcjax.training.loop import BadStepsError, Lesson, prepare
+from pcjax.training.lesson import Lesson
+from pcjax.training.loop import BadStepsError, prepare
 from pcjax.training.metrics_log import MetricsLog, read_metrics
 from pcjax.training.objective import TeacherTargets
 from pcjax.training.parallel import choose_devices
