@@ -46,12 +46,14 @@ from pcjax.jobs.common import (
     write_report,
 )
 from pcjax.jobs.teach import teach
+from pcjax.multihost import wait_for_all
 from pcjax.run import CONFIG, RESULT, Run, open_run, path_inside, unlock_folder
 from pcjax.teachers import Teacher, load_teacher
 from pcjax.training.checkpoint import versions
 from pcjax.training.lesson import steps_of
-from pcjax.training.loop import BadStepsError, temporary_bytes, train
+from pcjax.training.loop import BadStepsError, train
 from pcjax.training.metrics_log import read_metrics
+from pcjax.training.prepare import temporary_bytes
 
 RUNS, OUTCOME = summary.RUNS, "outcome.json"
 
@@ -260,6 +262,7 @@ def train_contender(subrun: Run, rivals: Rivals) -> None:
     )
     if jax.process_index() == 0:
         _io.write_signed(subrun.folder / OUTCOME, dataclasses.asdict(outcome))
+    wait_for_all(f"wrote {subrun.folder / OUTCOME}")  # every process reads it
 
 
 def store_test_features(folder: pathlib.Path, features: np.ndarray) -> None:
