@@ -205,11 +205,11 @@ def test_gradients_equal_differences(method, machine, rng, x64, monkeypatch):
         x, g = rng.normal(size=n), rng.normal(size=n)
         temperature = np.exp(rng.uniform(-2, 1)) * (0.3 if method == "permutahedron" else 1)
         dx, dt = gradients(x, temperature, g)
-        oracles.assert_gradients_agree(
-            dx, oracles.central_differences(lambda v: brute_force(v, temperature, g), x)
-        )
+        numeric = oracles.central_differences(lambda v: brute_force(v, temperature, g), x)
+        # Differences of sums of ranks, each up to 40, have rounding errors of some 1e-9.
+        assert np.abs(dx - numeric).max() <= 1e-6 * max(np.abs(numeric).max(), 1e-2)
         numeric = oracles.central_differences(lambda v: brute_force(x, v, g), temperature)
-        assert abs(dt - numeric) <= 1e-6 * max(np.abs(dx).max(), abs(numeric), 1e-3)
+        assert abs(dt - numeric) <= 1e-6 * max(np.abs(dx).max(), abs(numeric), 1e-2)
 
 
 @functools.cache
