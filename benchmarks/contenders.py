@@ -49,7 +49,9 @@ def _pcjax(student: np.ndarray, teacher: np.ndarray, **given: Any) -> Built:
     import pcjax
 
     def loss(student: Any, teacher: Any) -> Any:
-        return pcjax.losses.perception_coherence(student, teacher, temperature=TEMPERATURE, **given)
+        return pcjax.losses.perception_coherence(
+            student, teacher, temperature=TEMPERATURE, dissimilarity="euclidean", **given
+        )
 
     return _in_jax(loss, student, teacher)
 

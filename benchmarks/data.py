@@ -26,8 +26,8 @@ from pcjax.data import Augmentation, Sampling, TrainingBatches, training_batches
 from pcjax.display import Display
 from pcjax.jobs.common import build_student, load_data, student_lesson
 from pcjax.teachers import Teacher
-from pcjax.training.loop import prepare
 from pcjax.training.parallel import ParallelStep
+from pcjax.training.prepare import prepare
 from pcjax.training.state import State
 from pcjax.training.step import FrozenInputs
 

@@ -4,8 +4,9 @@ Everything here works on *columns*: axis 0 is ranked. The rows to be ranked lie 
 contiguous lanes. This file alone decides which implementation runs, see `primitives`.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Num, Shaped, UInt
 
 EXCHANGES = 8  # passes over all neighbours before the radix sort
+ARRAYS = 24  # of a block's size that loss and gradient need at once, roughly
 
 
 def ordered_bits(x: Num[Array, "..."]) -> Int[Array, "..."]:
@@ -73,6 +75,9 @@ def _network(keys: Int[Array, "n r"]) -> Int[Array, "n r"]:
 
     XLA's sort on a CPU calls a comparator instead, which is several times slower.
     """
+    given = len(keys)
+    padding = ((0, (1 << max(given - 1, 1).bit_length()) - given), (0, 0))
+    keys = jnp.pad(keys, padding, constant_values=jnp.iinfo(keys.dtype).max)
     n, r = keys.shape
 
     def stage(keys: Array, distance: int, mirrored: bool) -> Array:
@@ -87,10 +92,12 @@ def _network(keys: Int[Array, "n r"]) -> Int[Array, "n r"]:
         while distance:
             keys, distance = stage(keys, distance, mirrored=False), distance // 2
         width *= 2
-    return keys
+    return keys[:given]
 
 
-def _sort_by_network(bits: Int[Array, "n r"]) -> tuple[Int[Array, "n r"], Int[Array, "n r"]]:
+def _sort_packed(
+    sort: Callable[[Array], Array], bits: Int[Array, "n r"]
+) -> tuple[Int[Array, "n r"], Int[Array, "n r"]]:
     """Sort one packed integer per entry: the leading digits of its key, and its position.
 
     A key is the excess over the least of the column, so that few digits hold it. The packed integer
@@ -98,7 +105,7 @@ def _sort_by_network(bits: Int[Array, "n r"]) -> tuple[Int[Array, "n r"], Int[Ar
     out. In a column with far outliers this may fail. Then a radix sort uses all digits, the last
     ones first.
     """
-    n, r = bits.shape
+    n = len(bits)
     length, index_bits = 8 * bits.dtype.itemsize, max(n - 1, 1).bit_length()
     unsigned = jnp.uint32 if length == 32 else jnp.uint64
     room = length - 1 - index_bits
@@ -108,60 +115,52 @@ def _sort_by_network(bits: Int[Array, "n r"]) -> tuple[Int[Array, "n r"], Int[Ar
     span = lax.bitcast_convert_type(
         jnp.max(jnp.where(excluded, least, bits), axis=0) - least, unsigned
     )
-    shift = jnp.maximum(length - lax.clz(span).astype(jnp.int32) - room, 0).astype(unsigned)
-    shift = jnp.where(span >> shift == last_digit, shift + 1, shift)
+    leading = jnp.maximum(length - lax.clz(span).astype(jnp.int32) - room, 0).astype(unsigned)
+    leading = jnp.where(span >> leading == last_digit, leading + 1, leading)
     # Masked entries get the first leading digits above all numbers. Only integers can fill all
     # digits.
-    beyond = ((span >> shift) + 1) << shift
+    beyond = ((span >> leading) + 1) << leading
     beyond = jnp.where(beyond == 0, ~beyond, beyond)
     excess = jnp.where(excluded, beyond, lax.bitcast_convert_type(bits - least, unsigned))
 
-    def by_digits(excess: Array, shift: Array) -> tuple[Array, Array]:
-        """Sort the leading digits; return them and the position of each in `excess`."""
+    def by_digits(excess: Array, shift: Array) -> Array:
+        """Sort the digits above `shift`; return the position of each in `excess`."""
         digits = (excess >> shift) & last_digit
         packed = (digits << index_bits) | lax.broadcasted_iota(unsigned, excess.shape, 0)
-        padding = ((0, (1 << index_bits) - n), (0, 0))
-        packed = jnp.pad(packed, padding, constant_values=jnp.iinfo(bits.dtype).max)
-        packed = lax.bitcast_convert_type(
-            _network(lax.bitcast_convert_type(packed, bits.dtype))[:n], unsigned
-        )
-        return packed >> index_bits, (packed & ((1 << index_bits) - 1)).astype(jnp.int32)
+        packed = sort(lax.bitcast_convert_type(packed, bits.dtype))
+        return (packed & ((1 << index_bits) - 1)).astype(jnp.int32)
 
     def unsorted(excess: Array) -> Array:
         return jnp.any(excess[1:] < excess[:-1])
 
-    def exchange(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        excess, order, turn = carry
-        return *_exchange_neighbours(excess, order), turn + 1
+    def exchange(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+        excess, order, turn, _ = carry
+        excess, order = _exchange_neighbours(excess, order)
+        return excess, order, turn + 1, unsorted(excess)
 
-    def sort_next_digits(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        excess, order, shift = carry
-        _, source = by_digits(excess, jnp.broadcast_to(shift, (r,)))
-        return in_order(excess, source), in_order(order, source), shift + room
-
-    def finish_order(nearly_sorted: tuple[Array, Array]) -> tuple[Array, Array]:
-        excess, order = nearly_sorted
-        # A zero of the keys has their device axes: under shard_map the whole carry must share them.
-        none = excess[0, 0] & 0
-        few = lax.while_loop(
-            lambda now: (now[2] < EXCHANGES) & unsorted(now[0]),
+    def sort_digits(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+        """Sort by the leading digits in the first turn; by the last, the next ... in the others."""
+        excess, order, shift, turn = carry
+        is_first = turn == 0
+        source = by_digits(excess, jnp.where(is_first, leading, shift))
+        excess = in_order(excess, source)
+        order = lax.cond(is_first, lambda: source, lambda: in_order(order, source))
+        excess, order, _, is_unsorted = lax.while_loop(
+            lambda now: (now[2] < EXCHANGES) & now[3],
             exchange,
-            (excess, order, none.astype(jnp.int32)),
+            (excess, order, none, is_first & jnp.any(leading > 0)),
         )
-        every_digit = lax.while_loop(
-            lambda now: (now[2] < length) & unsorted(now[0]),
-            sort_next_digits,
-            (few[0], few[1], none),
-        )
-        return every_digit[:2]
+        is_unsorted = lax.cond(is_first, lambda: is_unsorted, lambda: unsorted(excess))
+        # No digit is left beyond the length: that ends the loop.
+        following = jnp.where(is_first, 0, shift + room)
+        return excess, order, jnp.where(is_unsorted, following, length), turn + 1
 
-    def use_all_digits(leading: tuple[Array, Array]) -> tuple[Array, Array]:
-        exchanged = _exchange_neighbours(in_order(excess, leading[1]), leading[1])
-        return lax.cond(unsorted(exchanged[0]), finish_order, lambda sorted_: sorted_, exchanged)
-
-    # With no digit left out, the leading digits decide everything.
-    excess, order = lax.cond(
-        jnp.any(shift > 0), use_all_digits, lambda sorted_: sorted_, by_digits(excess, shift)
+    # A zero of the keys has their device axes: under shard_map the whole carry must share them.
+    none = (excess[0, 0] & 0).astype(jnp.int32)
+    start = lax.broadcasted_iota(jnp.int32, bits.shape, 0) + none
+    # A loop, though one turn is almost always enough: the network is compiled once.
+    excess, order, _, _ = lax.while_loop(
+        lambda now: now[2] < length, sort_digits, (excess, start, none.astype(unsigned), none)
     )
     number = lax.bitcast_convert_type(excess, bits.dtype) + least
     return jnp.where(excess == beyond, jnp.iinfo(bits.dtype).max - 1, number), order
@@ -172,6 +171,13 @@ def _sort_by_library(keys: Int[Array, "n r"]) -> tuple[Int[Array, "n r"], Int[Ar
         (keys, lax.broadcasted_iota(jnp.int32, keys.shape, 0)), dimension=0, num_keys=1
     )
     return keys, order
+
+
+def _sort_rows(keys: Int[Array, "n r"]) -> tuple[Int[Array, "n r"], Int[Array, "n r"]]:
+    keys, order = lax.sort(
+        (keys.T, lax.broadcasted_iota(jnp.int32, keys.shape[::-1], 1)), dimension=1, num_keys=1
+    )
+    return keys.T, order.T
 
 
 def _line_by_line(
@@ -229,6 +235,22 @@ def _recur_in_parallel(
     return lax.associative_scan(after, (decay, value), reverse=reverse, axis=0)[1]
 
 
+def _recur_in_blocks(
+    decay: Float[Array, "n r"], value: Float[Array, "n r"], reverse: bool
+) -> Float[Array, "n r"]:
+    from pcjax import _pallas  # only a GPU runs it, and importing it takes time
+
+    return _pallas.recur(decay, value, reverse)
+
+
+def _relax_in_blocks(
+    rate: Float[Array, "n r"], target: Float[Array, "n r"], reverse: bool
+) -> Float[Array, "n r"]:
+    from pcjax import _pallas
+
+    return _pallas.relax(rate, target, reverse)
+
+
 def _relax_in_parallel(
     rate: Float[Array, "n r"], target: Float[Array, "n r"], reverse: bool
 ) -> Float[Array, "n r"]:
@@ -253,18 +275,50 @@ class Primitives(NamedTuple):
     recur: Callable[[Array, Array, bool], Array]
 
 
-# A CPU core scans a block of columns quickly but sorts slowly. An accelerator pays for every
-# sequential step. Short rows sort fast anyway, so compiling the network would not pay off.
-CPU = Primitives(_sort_by_network, _relax_sequentially, _recur_sequentially)
+# A CPU core scans a block of columns quickly but sorts slowly. Short rows sort fast anyway, so
+# compiling the network would not pay off.
+CPU = Primitives(
+    functools.partial(_sort_packed, _network), _relax_sequentially, _recur_sequentially
+)
 CPU_SHORT = CPU._replace(sort=_sort_by_library)
+# An accelerator pays for every sequential step.
 ACCELERATOR = Primitives(_sort_by_library, _relax_in_parallel, _recur_in_parallel)
+# All are exact; `python -m benchmarks.accelerator` times them on an accelerator.
+CANDIDATES = {
+    "library": ACCELERATOR,
+    "rows": ACCELERATOR._replace(sort=_sort_rows),
+    "packed": ACCELERATOR._replace(
+        sort=functools.partial(_sort_packed, functools.partial(lax.sort, dimension=0))
+    ),
+    "packed rows": ACCELERATOR._replace(
+        sort=functools.partial(_sort_packed, lambda keys: lax.sort(keys.T, dimension=1).T)
+    ),
+    "network": ACCELERATOR._replace(sort=CPU.sort),
+    "kernels": ACCELERATOR._replace(relax=_relax_in_blocks, recur=_recur_in_blocks),
+}
+_chosen: Primitives | None = None
 
 
 def primitives(length: int) -> Primitives:
     """Return the implementation for rows of this length on JAX's default backend."""
+    if _chosen is not None:
+        return _chosen
     if jax.default_backend() != "cpu":
         return ACCELERATOR
     return CPU if length > 64 else CPU_SHORT
+
+
+@contextlib.contextmanager
+def using(chosen: Primitives) -> Iterator[None]:
+    """Use these primitives in the context, for benchmarks and tests; everything compiles anew."""
+    global _chosen
+    before, _chosen = _chosen, chosen
+    jax.clear_caches()
+    try:
+        yield
+    finally:
+        _chosen = before
+        jax.clear_caches()
 
 
 def metric_primitives(length: int) -> Primitives:
@@ -273,11 +327,17 @@ def metric_primitives(length: int) -> Primitives:
     return CPU_SHORT if light else primitives(length)
 
 
-def cache_rows(length: int) -> int | None:
-    """Return how many rows of this length fit in a core's cache; None to rank all at once."""
-    if jax.default_backend() != "cpu":
-        return None
-    return max(16, 2**17 // length, min(64, 2**18 // length))
+def cache_rows(length: int) -> int:
+    """Return how many rows of this length to rank at a time; on a CPU they fit a core's cache."""
+    if jax.default_backend() == "cpu":
+        return max(16, 2**17 // length, min(64, 2**18 // length))
+    memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 2**34)
+    return accelerator_rows(length, memory)
+
+
+def accelerator_rows(length: int, memory: int) -> int:
+    """Return how many rows to rank at a time: intermediate results take a twelfth of the memory."""
+    return max(128, memory // 12 // (4 * ARRAYS * length))
 
 
 def block_entries() -> int:

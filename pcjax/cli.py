@@ -62,6 +62,9 @@ TEACHER_OPTIONS = """\
   --teacher.training.batch N       examples a step
   --teacher.training.learning-rate X
   --teacher.training.seed N"""
+DRY_RUN_OPTIONS = """
+  --dry-run                        print what each device needs, and train nothing; with
+                                   --devices N [8] and --device v5e, h100 or 24GB [v4]"""
 EVALUATE_HELP = """pcjax evaluate RUN [options]
 
 Evaluate a finished run again, and on more data. The results join RUN/result.json.
@@ -192,6 +195,8 @@ def _train(job: str, words: list[str], resume: str) -> int:
     multihost.join_processes()
     given = options.pop("workdir", None)
     workdir = workdir if given is None else pathlib.Path(overrides.one_word("workdir", given))
+    if "dry_run" in options:
+        return _plan(job, path, workdir, options)
     config = Config() if path is None else read_config(path)
     config = overrides.apply(config, job, options).with_absolute_paths()
     run = getattr(importlib.import_module(f"pcjax.jobs.{job}"), job)
@@ -205,6 +210,23 @@ def _train(job: str, words: list[str], resume: str) -> int:
         _exit_at_once(status)  # Orbax's threads would wait for the failed save for minutes
     finally:
         unlock_folder()
+
+
+def _plan(job: str, path: str | None, workdir: pathlib.Path, options: dict[str, list[str]]) -> int:
+    """Print what a training needs on each device; train nothing."""
+    from pcjax import overrides
+    from pcjax._checks import RequestError
+    from pcjax.config import Config, read_config
+    from pcjax.display import Display
+    from pcjax.jobs.plan import Options, plan
+
+    if job != "distill":
+        raise RequestError("--dry-run is for `pcjax distill`, which plans the teacher too.")
+    del options["dry_run"]
+    own = {name: options.pop(name) for name in ("devices", "device") if name in options}
+    config = overrides.apply(Config() if path is None else read_config(path), job, options)
+    plan(config, workdir, Display(), overrides.decode_options(Options, own))
+    return 0
 
 
 def _on_run(job: str, words: list[str]) -> int:
@@ -298,6 +320,7 @@ def _help(words: Sequence[str]) -> str:
         "tune": "pcjax tune --losses perception_coherence,rkd --trials 8",
     }[job]
     options = STUDENT_OPTIONS.format(losses=losses, extra=extra)
+    options += DRY_RUN_OPTIONS if job == "distill" else ""
     return TRAINING_HELP.format(
         job=job,
         purpose=JOBS[job],

@@ -1,4 +1,4 @@
-"""The packed sort is exact for every column and every mask."""
+"""Every sort is exact for every column and every mask, and the recurrences agree."""
 
 import functools
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pcjax import _sorting
+from pcjax import _pallas, _sorting
 
 N, COLUMNS = 301, 3
 
@@ -47,14 +47,14 @@ def whole_numbers(rng):
 
 
 @functools.cache
-def compiled():
-    return jax.jit(lambda x, valid: _sorting.sort_columns(x, valid, _sorting.CPU))
+def compiled(machine):
+    return jax.jit(lambda x, valid: _sorting.sort_columns(x, valid, machine))
 
 
-def assert_sorted(x, valid):
+def assert_sorted(x, valid, machine=_sorting.CPU):
     bits = _sorting.ordered_bits(jnp.asarray(x))
     bits = np.asarray(jnp.where(valid, bits, jnp.iinfo(bits.dtype).max - 1))
-    result = compiled()(x, valid)
+    result = compiled(machine)(x, valid)
     sorted_bits, order = np.asarray(result.bits), np.asarray(result.order)
     assert (sorted_bits == np.sort(bits, axis=0)).all()
     assert (np.take_along_axis(bits, order, axis=0) == sorted_bits).all()
@@ -80,6 +80,44 @@ def test_packed_sort_of_float32(kind, rng):
     x = columns(kind, rng)
     for share in (1.0, 0.7, 0.0):
         assert_sorted(x, rng.random(x.shape) < share)
+
+
+@pytest.mark.parametrize("name", _sorting.CANDIDATES)
+def test_the_sorts_of_accelerators(name, rng):
+    for kind in KINDS:
+        valid = rng.random((N, COLUMNS)) < 0.8
+        assert_sorted(columns(kind, rng), valid, _sorting.CANDIDATES[name])
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("name", ["recur", "relax"])
+def test_the_recurrences_of_accelerators(name, reverse, rng):
+    """Against a loop in float64, also where blocks of the kernel are not full."""
+    kernel = functools.partial(getattr(_pallas, name), interpret=True)
+    for shape in ((1, 1), (64, 3), (150, 130)):
+        rate = rng.random(shape) * (rng.random(shape) < 0.9)
+        value = rng.normal(size=shape)
+        expected, y = np.zeros(shape), np.zeros(shape[1])
+        for k in range(shape[0])[:: -1 if reverse else 1]:
+            y = rate[k] * y + value[k] if name == "recur" else y + rate[k] * (value[k] - y)
+            expected[k] = y
+        given = jnp.asarray(rate, jnp.float32), jnp.asarray(value, jnp.float32)
+        for function in (getattr(_sorting.ACCELERATOR, name), kernel):
+            assert np.abs(function(*given, reverse) - expected).max() < 1e-5
+
+
+def test_the_kernels_are_lowered_for_a_gpu():
+    lines = jax.ShapeDtypeStruct((200, 130), np.float32)
+    for kernel in (_pallas.recur, _pallas.relax):
+        traced = jax.jit(lambda x, y, kernel=kernel: kernel(x, y, False)).trace(lines, lines)
+        assert "triton" in traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+def test_other_primitives_serve_in_a_context_alone():
+    before = _sorting.primitives(1000)
+    with _sorting.using(_sorting.ACCELERATOR):
+        assert _sorting.primitives(1000) is _sorting.ACCELERATOR
+    assert _sorting.primitives(1000) is before
 
 
 def test_packed_sort_of_float64(rng, x64):

@@ -11,7 +11,7 @@ import numpy as np
 
 from pcjax import _checks
 from pcjax._checks import RequestError
-from pcjax.data.augment import Augmentation, view_changes
+from pcjax.data.augment import Augmentation, Changes, view_changes
 from pcjax.data.examples import Examples
 from pcjax.data.normalise import Normaliser
 
@@ -183,7 +183,7 @@ class TrainingBatches(Iterator[Batch]):
 
     def __init__(self, make: "_Training"):
         self._make, self._step = make, 0
-        self._ahead = _from(0, make)
+        self._ahead: Any = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -191,9 +191,22 @@ class TrainingBatches(Iterator[Batch]):
         return self._make.steps_per_epoch
 
     def __next__(self) -> Batch:
+        if self._ahead is None:
+            # A pipeline that begins at this step depends less on Grain than Grain's own state.
+            self._ahead = _from(self._step, self._make)
         batch = next(self._ahead)
         self._step += 1
         return batch
+
+    def draw(self) -> Batch:
+        """Draw the next batch without making it, for a device that holds the examples.
+
+        Returns:
+          The arrays of its `Draw`, each (b, ...).
+        """
+        self.close()
+        self._step += 1
+        return self._make.draw(self._step - 1).arrays()
 
     def get_state(self) -> dict[str, Any]:
         """Return the state to resume from, as JSON."""
@@ -216,13 +229,45 @@ class TrainingBatches(Iterator[Batch]):
                 f"this state is of other batches ({'; '.join(differences)}): make them as they "
                 "were, or start anew"
             )
-        self._ahead.close()
-        # A pipeline that begins at this step depends less on Grain than Grain's own state.
-        self._step, self._ahead = step, _from(step, self._make)
+        self.close()
+        self._step = step
 
     def close(self) -> None:
         """End the threads that work ahead."""
-        self._ahead.close()
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Draw:
+    """How a process's part of a batch is made.
+
+    epoch: number of the epoch, which selects the view of columns that have several.
+    index: (b,) positions of the examples.
+    changes: of their images.
+    near: (b,) positions of their neighbours, if they come along.
+    near_changes: of the neighbours' images.
+    """
+
+    epoch: int
+    index: np.ndarray
+    changes: Changes
+    near: np.ndarray | None = None
+    near_changes: Changes | None = None
+
+    def arrays(self) -> Batch:
+        """Return all that there is, by name and as int32 or bool."""
+        parts = {"epoch": np.full(len(self.index), self.epoch), "index": self.index}
+        parts |= {"near": self.near}
+        for prefix, changes in (("", self.changes), (NEIGHBOUR, self.near_changes)):
+            if changes is not None:
+                parts |= {f"{prefix}offsets": changes.offsets, f"{prefix}flipped": changes.flipped}
+        return {
+            name: x if x.dtype == bool else x.astype(np.int32)
+            for name, x in parts.items()
+            if x is not None
+        }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -269,38 +314,43 @@ class _Training:
             for name, column in self.columns.items()
         }
 
-    def __call__(self, step: int) -> Batch:
+    def draw(self, step: int) -> Draw:
+        """Draw this process's part of the batch of a step."""
         batch, seed, part = self.sampling.batch, self.sampling.seed, self.sampling.part
         epoch, position = divmod(step, self.steps_per_epoch)
         order = _order(len(self.examples), seed, epoch)
         index = order[position * batch :][:batch][part]
         # Random numbers are for the whole batch: the number of processes does not change them.
         random = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(CHANGE, step)))
-        images, labels = self._augmented(index, random, epoch)
-        columns = self._columns_of(epoch)
-        result = _batch(images, labels, index, np.ones(len(index), bool))
-        result |= {name: np.asarray(rows[index]) for name, rows in columns.items()}
+        changes = self._changes(index, random, epoch)
         neighbours = self.sampling.neighbours
-        if neighbours is not None:
-            drawn = random.integers(0, neighbours.shape[1], size=batch)[part]
-            near = neighbours[index, drawn]
+        if neighbours is None:
+            return Draw(epoch, index, changes)
+        drawn = random.integers(0, neighbours.shape[1], size=batch)[part]
+        near = neighbours[index, drawn]
+        return Draw(epoch, index, changes, near, self._changes(near, random, epoch))
+
+    def _changes(self, index: np.ndarray, random: np.random.Generator, epoch: int) -> Changes:
+        views, part = self.augmentation.views, self.sampling.part
+        if views:
+            return view_changes(self.augmentation, epoch % views, len(self.examples)).of(index)
+        return self.augmentation.draw(random, self.sampling.batch).of(part)
+
+    def __call__(self, step: int) -> Batch:
+        draw = self.draw(step)
+        epoch, index = draw.epoch, draw.index
+        images, labels = self.examples.take_labelled(index)
+        columns = self._columns_of(epoch)
+        result = _batch(
+            self.normaliser(draw.changes.apply(images)), labels, index, np.ones(len(index), bool)
+        )
+        result |= {name: np.asarray(rows[index]) for name, rows in columns.items()}
+        near = draw.near
+        if near is not None and draw.near_changes is not None:
             beside = {name: np.asarray(rows[near]) for name, rows in columns.items()}
-            beside["image"] = self._augmented(near, random, epoch)[0]
+            beside["image"] = self.normaliser(draw.near_changes.apply(self.examples.take(near)))
             result |= {f"{NEIGHBOUR}{name}": rows for name, rows in beside.items()}
         return result
-
-    def _augmented(
-        self, index: np.ndarray, random: np.random.Generator, epoch: int
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return this process's augmented images, and their labels."""
-        images, labels = self.examples.take_labelled(index)
-        views = self.augmentation.views
-        if views:
-            changes = view_changes(self.augmentation, epoch % views, len(self.examples)).of(index)
-        else:
-            batch, part = self.sampling.batch, self.sampling.part
-            changes = self.augmentation.draw(random, batch).of(part)
-        return self.normaliser(changes.apply(images)), labels
 
 
 @functools.lru_cache(maxsize=4)

@@ -319,7 +319,7 @@ def _loss(
     share = 1 / jnp.where(total > 0, total, 1)
 
     # On a CPU, a sweep in blocks that fit its cache is the fastest, even without chunk_size.
-    block = min(request.chunk_size or n, cache_rows(teacher_points.shape[0]) or n)
+    block = min(request.chunk_size or n, cache_rows(teacher_points.shape[0]))
     chunk_size = None if request.chunk_size is None or block == n else block
 
     def inputs() -> tuple[Any, Any]:

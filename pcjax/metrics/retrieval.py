@@ -140,12 +140,7 @@ def _search(
     n, m = len(queries.labels), len(gallery.labels)
     # A core's cache holds few columns of a long gallery, but each block reads the whole gallery.
     cached = _sorting.cache_rows(m)
-    rows = min(
-        n,
-        max(1, ENTRIES_AT_A_TIME // m)
-        if cached is None
-        else max(cached, min(64, ENTRIES_AT_A_TIME // m)),
-    )
+    rows = min(n, max(cached, min(64, ENTRIES_AT_A_TIME // m)))
 
     def of_block(block: Int[Array, "r"]) -> tuple[Float[Array, "values r"], Int[Array, "r"]]:
         d = dissimilarity(queries.features[block], gallery.features).T

@@ -1,38 +1,28 @@
 """The straight line through a training: batches in, steps taken, metrics and checkpoints out."""
 
 import contextlib
-import dataclasses
-import functools
-import json
 import math
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from pcjax import _fields
 from pcjax._checks import FailedError, RequestError
-from pcjax.config import Training
 from pcjax.data import Dataset, Sampling, TrainingBatches, training_batches
 from pcjax.losses.registry import LOSSES
-from pcjax.models.functional import Functional
 from pcjax.multihost import wait_for_all
 from pcjax.run import CHECKPOINTS, Run
 from pcjax.training.checkpoint import Checkpoints, UnsavedError
-from pcjax.training.embedding import FrozenModel, output_shapes, to_numpy
+from pcjax.training.embedding import FrozenModel, to_numpy
+from pcjax.training.feed import Feed
 from pcjax.training.lesson import Lesson, steps_of
 from pcjax.training.metrics_log import METRICS, VALIDATION, MetricsLog
 from pcjax.training.neighbour_views import nearest_neighbours
-from pcjax.training.objective import (
-    build_objective,
-    with_memories,
-)
-from pcjax.training.parallel import ParallelStep, choose_devices
-from pcjax.training.state import State, initial_state, make_optimiser
-from pcjax.training.step import AXIS, FrozenInputs, make_step, metric_names
+from pcjax.training.prepare import prepare
+from pcjax.training.resident import resident_examples
+from pcjax.training.state import State
 from pcjax.training.stopping import Agreement, StoppedError, StopSignals, Watchdog, agreed_signal
 
 MAX_PENDING = 1000  # steps whose outcomes are read from the device at once
@@ -69,7 +59,6 @@ class _Training:
         training, examples = lesson.training, dataset.train
         self.lesson, self.run, self.options = lesson, run, training
         self.steps = steps_of(training, len(examples), lesson.section)
-        self.parallel, self.state, self.frozen = prepare(lesson, dataset)
         uses_neighbours = any(LOSSES[loss.name].neighbours for loss in lesson.losses)
         features = lesson.targets.features
         sampling = Sampling(
@@ -88,6 +77,9 @@ class _Training:
             normalise=dataset.normalise,
             columns=lesson.targets.columns,
         )
+        resident = resident_examples(examples, dataset.normalise, lesson.targets.columns)
+        self.parallel, self.state, self.frozen = prepare(lesson, dataset, resident)
+        self.feed = Feed(self.batches, self.parallel, drawn=resident is not None)
         self.checkpoints = Checkpoints(
             run.folder / CHECKPOINTS,
             {
@@ -104,7 +96,8 @@ class _Training:
             clock=run.clock,
         )
         self.step = 0
-        self.pending: list[tuple[int, Any, np.ndarray]] = []  # steps, their outcomes and examples
+        # The last step of some taken together, the examples of each, and their outcomes.
+        self.pending: list[tuple[int, np.ndarray, Any]] = []
 
     def __enter__(self) -> "_Training":
         return self
@@ -141,17 +134,16 @@ class _Training:
             self.run.display.progress(name, self.steps, start) as progress,
         ):
             self.watchdog, self.signals, self.log, self.progress = watchdog, signals, log, progress
-            agreement = Agreement(start)
+            agreement = Agreement(start, self.parallel.most)
             if self._is_saved(start) and start and not self.checkpoints.is_scored(start):
                 self._evaluate()  # it was stopped before it was evaluated
             ended = self._is_saved(start) and self._is_out_of_patience()
             while self.step < self.steps and not ended:
-                batch = next(self.batches)
-                split = self.parallel.split(batch)
-                self.state, outcome = self.parallel(self.frozen, self.state, split)
-                self.step += 1
-                self.pending.append((self.step, outcome, batch["index"]))
-                if self.step == start + 1:
+                count = min(agreement.next, self._next_event()) - self.step
+                self.state, index, outcomes = self.feed.take(self.frozen, self.state, count)
+                before, self.step = self.step, self.step + len(index)
+                self.pending.append((self.step, index, outcomes))
+                if before == start:
                     jax.block_until_ready(self.state)
                     progress.compiled(self.step)
                 progress.show(self.step)
@@ -184,6 +176,11 @@ class _Training:
                 self._save_last()
                 progress.finish()
         return int(self.state.skipped)
+
+    def _next_event(self) -> int:
+        """Return the next step after which something is logged or saved."""
+        every = (self.options.log_every, self.options.save_every)
+        return min(self.steps, *(self.step - self.step % number + number for number in every))
 
     def _is_saved(self, step: int) -> bool:
         return step == self.steps or step % self.options.save_every == 0
@@ -246,21 +243,25 @@ class _Training:
 
     def _read_outcomes(self) -> bool:
         """Report the skipped steps since the last call; return whether too many are in a row."""
-        outcomes = jax.device_get([outcome for _, outcome, _ in self.pending])
         too_many = False
-        for (step, _, index), outcome in zip(self.pending, outcomes, strict=True):
-            too_many |= int(outcome["consecutive_skips"]) >= self.options.bad_steps
-            if not outcome["finite"]:
-                if jax.process_count() > 1:  # every process sees the same steps
-                    index = multihost_utils.process_allgather(index)
-                examples = np.ravel(index).tolist()
-                self.log.write_skipped(step, examples)
-                self.run.say(
-                    f"{self.lesson.name}: step {step} was not finite and is skipped; its examples "
-                    f"are in {METRICS}"
-                )
+        for last, index, outcomes in jax.device_get(self.pending):
+            first = last + 1 - len(index)
+            for step, examples in enumerate(index, first):
+                outcome = {name: np.ravel(x)[step - first] for name, x in outcomes.items()}
+                too_many |= int(outcome["consecutive_skips"]) >= self.options.bad_steps
+                if not outcome["finite"]:
+                    self._report_skipped(step, examples)
         self.pending.clear()
         return too_many
+
+    def _report_skipped(self, step: int, index: np.ndarray) -> None:
+        if jax.process_count() > 1:  # every process sees the same steps
+            index = multihost_utils.process_allgather(index)
+        self.log.write_skipped(step, np.ravel(index).tolist())
+        self.run.say(
+            f"{self.lesson.name}: step {step} was not finite and is skipped; its examples "
+            f"are in {METRICS}"
+        )
 
     def _bad_steps_error(self) -> BadStepsError:
         section, name = self.lesson.section, self.lesson.name
@@ -270,96 +271,6 @@ class _Training:
             f"Check the examples that {self.run.folder / METRICS} names, or lower the learning "
             "rate in another --workdir."
         )
-
-
-def prepare(lesson: Lesson, dataset: Dataset) -> tuple[ParallelStep, State, FrozenInputs]:
-    """Return the step of a lesson over all devices, the initial state and the frozen inputs.
-
-    Lessons that differ only in their seeds and weights share one compiled step.
-    """
-    training, targets, model = lesson.training, lesson.targets, lesson.model
-    outputs = (output_shapes(model, dataset), targets.shapes)
-    objective, losses = build_objective(lesson.losses, *outputs, seed=training.seed, axis_name=AXIS)
-    counts = (len(dataset.train), dataset.train.labels)
-    losses = with_memories(losses, objective, outputs, training.seed, counts)
-    steps = steps_of(training, len(dataset.train), lesson.section)
-    devices = choose_devices(training.devices, training.batch, lesson.section)
-    key = _StepKey(
-        student=model.function,
-        teacher=targets.function,
-        shapes=str(targets.shapes),
-        losses=json.dumps(_fields.non_default_fields(list(lesson.losses))),
-        heads=tuple(sorted(objective.heads.items())),
-        maps=tuple(sorted(objective.maps.items())),
-        training=dataclasses.replace(training, seed=0),
-        steps=steps,
-        devices=tuple(devices),
-        objective=_Unhashed(objective),
-        targets=_Unhashed(targets._replace(features=None, columns={}, arrays=(), classifier={})),
-    )
-    uses_classifier = any(LOSSES[loss.name].classifier for loss in lesson.losses)
-    frozen = FrozenInputs(
-        targets.arrays, dict(targets.classifier) if uses_classifier else {}, np.int32(training.seed)
-    )
-    parallel, init_optimiser = _shared_step(key)
-    names = metric_names(objective)
-    state = initial_state(model.parameters, model.statistics, losses, init_optimiser, names)
-    return parallel, state, parallel.place(frozen)
-
-
-class _Unhashed:
-    """A value that does not count when keys are compared."""
-
-    def __init__(self, value: Any):
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Unhashed)
-
-    def __hash__(self) -> int:
-        return 0
-
-
-@dataclasses.dataclass(frozen=True)
-class _StepKey:
-    """Everything that a compiled step depends on."""
-
-    student: Functional
-    teacher: Any
-    shapes: str
-    losses: str
-    heads: tuple[tuple[str, Functional], ...]
-    maps: tuple[tuple[str, tuple[str, str]], ...]
-    training: Training
-    steps: int
-    devices: tuple[Any, ...]
-    objective: _Unhashed
-    targets: _Unhashed
-
-
-@functools.lru_cache(maxsize=8)
-def _shared_step(key: _StepKey) -> tuple[ParallelStep, Callable[[Any], Any]]:
-    """Build a step over all devices, and the function that initialises its optimiser."""
-    optimiser = make_optimiser(key.training, key.steps)
-    step = make_step(key.student, key.targets.value, key.objective.value, optimiser, key.steps)
-    parallel = ParallelStep(step, list(key.devices), key.training.parallel)
-    return parallel, jax.jit(optimiser.init)
-
-
-def temporary_bytes(lesson: Lesson, dataset: Dataset) -> int | None:
-    """Return the memory that a step of the lesson needs besides its inputs and outputs."""
-    parallel, state, frozen = prepare(lesson, dataset)
-    sampling = Sampling(
-        batch=lesson.training.batch,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    batches = training_batches(
-        dataset.train, sampling, normalise=dataset.normalise, columns=lesson.targets.columns
-    )
-    with contextlib.closing(batches):
-        batch = parallel.split(next(batches))
-    return parallel.temporary_bytes(frozen, parallel.place(state), batch)
 
 
 def _means(state: State) -> dict[str, float]:

@@ -29,13 +29,13 @@ class State(NamedTuple):
 
 
 def initial_state(
-    student: Arrays,
-    statistics: Arrays,
+    student: Any,
+    statistics: Any,
     losses: LossState,
     init_optimiser: Callable[[Any], Any],
     metrics: Iterable[str],
 ) -> State:
-    """Return the state before the first step."""
+    """Return the state before the first step; of shapes in place of arrays, its shapes."""
     return State(
         step=np.zeros((), np.int32),  # pyright: ignore
         student=student,

@@ -14,6 +14,7 @@ from pcjax.models import Output
 from pcjax.models.functional import Functional
 from pcjax.training.neighbour_views import embed_views
 from pcjax.training.objective import LossContext, LossState, Objective, TeacherTargets
+from pcjax.training.resident import batch_of
 from pcjax.training.state import State
 
 AXIS = "batch"
@@ -28,6 +29,57 @@ class FrozenInputs(NamedTuple):
     teacher: Any = ()  # the arrays of a live teacher
     classifier: Mapping[str, Array] = {}  # the teacher's last layer, for losses that use it
     seed: Any = 0  # int32
+    data: Any = None  # the `Resident` examples, if the step makes its batches of them
+
+
+def make_loss(
+    student: Functional, targets: TeacherTargets, objective: Objective, steps: int
+) -> Callable[..., tuple[Array, Any]]:
+    """Return the function (trained, frozen inputs, state, batch) -> (loss, what comes with it).
+
+    With the loss come the parts by name, the student's statistics and the losses' state.
+
+    Args:
+      student: the model that is trained.
+      targets: the teacher; only how it is called matters here.
+      objective: the losses.
+      steps: the training's length, which ramps refer to.
+    """
+
+    def loss_of(
+        trained: tuple[Any, Any], frozen: FrozenInputs, state: State, batch: Batch
+    ) -> tuple[Array, Any]:
+        teacher = lax.stop_gradient(targets.look(frozen.teacher, batch))
+
+        def see(images: Array) -> tuple[Output, Any]:
+            return student.apply(trained[0], state.statistics, images, train=True)
+
+        output, statistics = see(batch["image"])
+        views = None
+        if objective.neighbours and teacher is not None:
+            key = step_key(frozen.seed, len(objective.losses), state.step)
+            views = embed_views(
+                lambda images: see(images)[0],
+                lambda rows: cast(Output, targets.look(frozen.teacher, rows)),
+                batch,
+                key,
+            )
+        context = LossContext(
+            student=output,
+            teacher=teacher,
+            classifier=frozen.classifier,
+            batch=batch,
+            step=state.step,
+            progress=state.step / steps,
+            seed=frozen.seed,
+            axis_name=AXIS,
+            views=views,
+        )
+        losses = LossState(trained[1], state.head_statistics, state.memories)
+        total, parts, losses = objective(context, losses)
+        return total, (parts, statistics, losses)
+
+    return loss_of
 
 
 def make_step(
@@ -49,41 +101,13 @@ def make_step(
       optimiser: applied to the student and the heads.
       steps: the training's length, which ramps refer to.
     """
+    loss_of = make_loss(student, targets, objective, steps)
 
     def step(frozen: FrozenInputs, state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
-        teacher = lax.stop_gradient(targets.look(frozen.teacher, batch))
-
-        def loss_of(trained: tuple[Any, Any]) -> tuple[Array, Any]:
-            def see(images: Array) -> tuple[Output, Any]:
-                return student.apply(trained[0], state.statistics, images, train=True)
-
-            output, statistics = see(batch["image"])
-            views = None
-            if objective.neighbours and teacher is not None:
-                key = step_key(frozen.seed, len(objective.losses), state.step)
-                views = embed_views(
-                    lambda images: see(images)[0],
-                    lambda rows: cast(Output, targets.look(frozen.teacher, rows)),
-                    batch,
-                    key,
-                )
-            context = LossContext(
-                student=output,
-                teacher=teacher,
-                classifier=frozen.classifier,
-                batch=batch,
-                step=state.step,
-                progress=state.step / steps,
-                seed=frozen.seed,
-                axis_name=AXIS,
-                views=views,
-            )
-            losses = LossState(trained[1], state.head_statistics, state.memories)
-            total, parts, losses = objective(context, losses)
-            return total, (parts, statistics, losses)
-
         trained = (state.student, state.heads)
-        (loss, aside), gradients = jax.value_and_grad(loss_of, has_aux=True)(trained)
+        (loss, aside), gradients = jax.value_and_grad(loss_of, has_aux=True)(
+            trained, frozen, state, batch
+        )
         parts, statistics, losses = aside
         gradients, loss, parts = lax.pmean((gradients, loss, parts), AXIS)
         norm = optax.tree.norm(gradients)
@@ -114,6 +138,22 @@ def make_step(
         return new, {**metrics, "finite": finite, "consecutive_skips": skips}
 
     return step
+
+
+def from_draws(step: Step, padding: int) -> Step:
+    """Return a step that takes a draw, and makes the batch of the examples on its device.
+
+    Args:
+      step: the step.
+      padding: rows and columns of zeros around an image that is shifted.
+    """
+
+    def draw_step(
+        frozen: FrozenInputs, state: State, draw: Batch
+    ) -> tuple[State, dict[str, Array]]:
+        return step(frozen, state, batch_of(frozen.data, draw, padding))
+
+    return draw_step
 
 
 def _all_finite(tree: Any) -> Array:

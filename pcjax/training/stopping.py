@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 WATCHDOG_SECONDS = 1800.0  # default where there are several devices
-MAX_STEPS_BETWEEN_CHECKS, SECONDS_BETWEEN_CHECKS = 8, 2.0
+MAX_STEPS_BETWEEN_CHECKS, SECONDS_BETWEEN_CHECKS = 8, 0.5
 
 
 class StoppedError(Exception):
@@ -56,29 +56,35 @@ _sync_points = itertools.count(1)  # JAX's preemption notice names one that has 
 class Agreement:
     """Find out whether any process was signalled; all then stop after the same step.
 
-    Asking waits for all devices. It happens every eight steps, or every two seconds where steps
-    are slow; the processes agree on the next time too.
+    Processes ask each other every eight steps, or every half a second where steps are slow, and
+    wait for all devices then. They agree on the next time too.
+
+    Args:
+      step: the step before the first one.
+      most: how many steps are taken at once; that many may lie between two checks.
     """
 
-    def __init__(self, step: int):
-        self._last, self._next = step, step + 1
-        self._time, self._seconds = time.monotonic(), SECONDS_BETWEEN_CHECKS
+    def __init__(self, step: int, most: int = 1):
+        self.next = step + 1  # the step of the next check
+        self._most = max(most, MAX_STEPS_BETWEEN_CHECKS)
+        self._last, self._time, self._seconds = step, time.monotonic(), SECONDS_BETWEEN_CHECKS
 
     def check(self, number: int | None, step: int, last: bool) -> int | None:
         """Return the signal to obey after this step, if there is one."""
-        if jax.process_count() == 1:
-            return number
-        if multihost_utils.reached_preemption_sync_point(next(_sync_points)):
+        alone = jax.process_count() == 1
+        if not alone and multihost_utils.reached_preemption_sync_point(next(_sync_points)):
             number = signal.SIGTERM
-        elif step < self._next and not last:
-            return None
+        elif step < self.next and not last:
+            return number if alone else None
         values = np.array([number or 0, self._seconds], np.float32)
-        highest, slowest = np.max(multihost_utils.process_allgather(values), axis=0)
+        highest, slowest = (
+            values if alone else np.max(multihost_utils.process_allgather(values), axis=0)
+        )
         now = time.monotonic()
         self._seconds = (now - self._time) / (step - self._last)
         self._last, self._time = step, now
-        steps = np.clip(SECONDS_BETWEEN_CHECKS / slowest, 1, MAX_STEPS_BETWEEN_CHECKS)
-        self._next = step + int(steps)
+        steps = np.clip(SECONDS_BETWEEN_CHECKS / slowest, 1, self._most)
+        self.next = step + int(steps)
         return int(highest) or None
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from small import QUICK
 
-from pcjax.training import loop
+from pcjax.data import TrainingBatches
+from pcjax.training import loop, resident
 from pcjax.training.metrics_log import read_metrics
 
 pytestmark = pytest.mark.gate
@@ -35,25 +36,23 @@ LARGE += [times(factor, 0) for factor in (1e8, 1e38)]
 SMALL = [times(0.0), times(1e-38)]
 
 
-class Changed:
+class Changed(TrainingBatches):
     """Batches of which every other one is changed."""
 
     def __init__(self, batches, changes):
-        self._batches, self._changes = batches, changes
+        super().__init__(batches._make)
+        self._changes = changes
         self._rng = np.random.default_rng(0)
         self.examples = {}
 
     def __next__(self):
-        batch = next(self._batches)
-        step = self._batches.get_state()["step"]
+        batch = super().__next__()
+        step = self.get_state()["step"]
         if step % 2 == 0 and step // 2 <= len(self._changes):
             batch["image"] = batch["image"].copy()
             self._changes[step // 2 - 1](batch["image"], self._rng)
             self.examples[step] = batch["index"].tolist()
         return batch
-
-    def __getattr__(self, name):
-        return getattr(self._batches, name)
 
 
 @pytest.mark.parametrize("how", ["pmap", "shard_map"])
@@ -69,6 +68,7 @@ def test_what_is_not_finite_is_skipped_and_named(how, command, tmp_path, monkeyp
         return batches
 
     monkeypatch.setattr(loop, "training_batches", changed)
+    monkeypatch.setattr(resident, "CPU_BYTES", 0)  # images change in batches, not on devices
     words = ["--training.steps", STEPS, "--training.devices", 4, "--training.parallel", how]
     status, output, complaint = command("distill", *QUICK, *words, "--workdir", tmp_path / "run")
     assert status == 0, complaint

@@ -15,14 +15,16 @@ from pcjax.config import Config, Loss, Ramp, Training
 from pcjax.display import Display
 from pcjax.models.functional import functional
 from pcjax.run import Run
-from pcjax.training import loop
+from pcjax.training import loop, resident, stopping
+from pcjax.training import prepare as prepare_module
 from pcjax.training.checkpoint import Checkpoints, named_leaves
 from pcjax.training.embedding import FrozenModel, output_shapes
 from pcjax.training.lesson import Lesson
-from pcjax.training.loop import BadStepsError, prepare
+from pcjax.training.loop import BadStepsError
 from pcjax.training.metrics_log import MetricsLog, read_metrics
 from pcjax.training.objective import TeacherTargets
 from pcjax.training.parallel import choose_devices
+from pcjax.training.prepare import _shared_step, prepare
 from pcjax.training.step import AXIS
 from pcjax.training.stopping import StoppedError, StopSignals
 
@@ -99,25 +101,31 @@ def changed(lesson, **fields):
     return dataclasses.replace(lesson, training=dataclasses.replace(lesson.training, **fields))
 
 
-class Recorded:
+class Recorded(data.TrainingBatches):
     """Batches that record their examples, and raise a signal while a step is under way."""
 
     def __init__(self, batches, stop_in, bad_from):
-        self.batches, self.stop_in, self.bad_from = batches, stop_in, bad_from
+        super().__init__(batches._make)
+        self.stop_in, self.bad_from = stop_in, bad_from
         self.seen = []
 
     def __next__(self):
-        batch = next(self.batches)
-        self.seen.append(batch["index"].tolist())
-        if len(self.seen) == self.stop_in:
-            signal.raise_signal(signal.SIGTERM)
-        if self.bad_from is not None and self.batches.get_state()["step"] >= self.bad_from:
+        batch = super().__next__()
+        self.record(batch["index"])
+        if self.bad_from is not None and self.get_state()["step"] >= self.bad_from:
             batch["image"] = batch["image"].copy()
             batch["image"][3, 0, 0, 0] = np.nan
         return batch
 
-    def __getattr__(self, name):
-        return getattr(self.batches, name)
+    def draw(self):
+        draw = super().draw()
+        self.record(draw["index"])
+        return draw
+
+    def record(self, index):
+        self.seen.append(index.tolist())
+        if len(self.seen) == self.stop_in:
+            signal.raise_signal(signal.SIGTERM)
 
 
 @pytest.fixture
@@ -136,11 +144,14 @@ def train(monkeypatch, dataset):
         run = Run(folder, Config(), "distill", Display(quiet=True))
         with monkeypatch.context() as patched:
             patched.setattr(loop, "training_batches", recorded)
+            if bad_from is not None:  # images change in batches, not on devices
+                patched.setattr(resident, "CPU_BYTES", 0)
             try:
                 loop.train(lesson, dataset, run)
             except StoppedError:
                 assert stop_in is not None
-        _, state, _ = prepare(lesson, dataset)
+        stored = resident.resident_examples(dataset.train, dataset.normalise, {})
+        _, state, _ = prepare(lesson, dataset, stored)
         checkpoints = Checkpoints(folder / "checkpoints", {"role": "student"}, say=pytest.fail)
         restored = checkpoints.restore(state)
         checkpoints.close()
@@ -253,6 +264,29 @@ def test_resumed_after_any_step_it_is_bit_identical(stops, tmp_path, uninterrupt
         assert metrics_of(own) == metrics_of(folder)
 
 
+def test_several_steps_at_once_are_the_same_training(
+    tmp_path, uninterrupted, lesson, train, monkeypatch
+):
+    """Logs and checkpoints come after the same steps, and so does the end after any stop."""
+    folder, order, _ = uninterrupted
+    monkeypatch.setattr(prepare_module, "steps_at_once", lambda: 4)
+    monkeypatch.setattr(stopping, "SECONDS_BETWEEN_CHECKS", 1e9)  # as if steps took no time
+    lesson = changed(lesson, momentum=0.8)  # in a program of its own
+    whole, (state, *_) = train(tmp_path / "whole", lesson)
+    assert whole == order
+    counts = []
+    for stop_in in (2, 5):
+        first, (_, _, step) = train(tmp_path / f"{stop_in}", lesson, stop_in)
+        second, (restored, *_) = train(tmp_path / f"{stop_in}", lesson)
+        assert first + second == order
+        counts.append(step - stop_in)
+        chex.assert_trees_all_equal(restored, state)
+        assert metrics_of(tmp_path / f"{stop_in}") == metrics_of(tmp_path / "whole")
+    assert any(counts)  # the signal came while some steps were drawn together
+    steps = [[r["step"] for r in read_metrics(at)] for at in (folder, tmp_path / "whole")]
+    assert steps[0] == steps[1]
+
+
 def test_a_stop_while_it_is_evaluated_saves_at_once(tmp_path, uninterrupted, lesson, train):
     folder, order, (state, *_) = uninterrupted
     stops = iter([True, False])
@@ -316,7 +350,7 @@ def compilations(caplog):
 
 @pytest.mark.parametrize("how", ["pmap", pytest.param("shard_map", marks=pytest.mark.nightly)])
 def test_the_step_is_compiled_once_for_all_seeds_and_resumes(how, tmp_path, lesson, train, caplog):
-    loop._shared_step.cache_clear()
+    _shared_step.cache_clear()
     lesson = changed(lesson, parallel=how, log_every=2)
     with jax.log_compiles():
         train(tmp_path / "one", lesson, 1)
@@ -328,7 +362,7 @@ def test_the_step_is_compiled_once_for_all_seeds_and_resumes(how, tmp_path, less
         train(tmp_path / "one", lesson)
         train(tmp_path / "other", changed(lesson, seed=1))
     assert compilations(caplog) == []
-    assert loop._shared_step.cache_info().misses == 1
+    assert _shared_step.cache_info().misses == 1
 
 
 def test_seeds_change_the_training(lesson, dataset, whole):
@@ -392,5 +426,10 @@ def test_a_signal_after_the_last_step_is_obeyed_unless_there_is_an_error(error, 
             if error is not None:
                 raise error
 
-    with pytest.raises(KeyboardInterrupt if obeyed else error):
-        end()
+    # Processes in the background of a shell ignore it.
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt if obeyed else error):
+            end()
+    finally:
+        signal.signal(signal.SIGINT, previous)
