@@ -6,7 +6,7 @@ Every result is written to the folder as soon as it is there. The same command g
 one ended, and starts nothing that would end after the minutes. It writes accelerator.md and
 accelerator.png too; `--table` makes them anew without measuring. The parts:
 
-    correct  ranks, loss and gradient against float64 on the host, for every ranking method and for
+    correct  ranks, loss and gradient against float64 on the host, for every ranking method and by
              every candidate of the sort and of the recurrences; ties and far outliers
     loss     loss and gradient of pcjax and of peers, in turns; memory, and seconds to compile
     choice   the candidates of the sort and of the recurrences, in turns
@@ -28,6 +28,7 @@ import jax
 from benchmarks import accelerator_parts as parts
 from benchmarks.accelerator_table import plot, table
 from benchmarks.ranking import environment
+from pcjax._sorting import CANDIDATES
 
 SIZES = (256, 1024, 2048, 4096, 8192, 16384, 32768)
 ON_CPU = (256, 1024)
@@ -44,20 +45,26 @@ class Task(NamedTuple):
 
 def tasks(sizes: tuple[int, ...], folder: pathlib.Path) -> Iterator[Task]:
     """Yield the measurements in the order of their worth."""
-    few = [n for n in sizes if n <= 4096]
-    checked = [n for n in (256, 4096) if n <= max(sizes)]
-    yield Task("correct n=256", 40, lambda: parts.errors(256))
+    few, many = [n for n in sizes if n <= 4096], [n for n in sizes if n > 4096]
+    names = [n for n in CANDIDATES if n != "kernels" or jax.default_backend() == "gpu"]
+
+    def correct(name: str, n: int) -> Task:
+        return Task(f"correct {name} n={n}", 20, lambda: parts.errors(name, n))
+
+    yield correct("library", 256)
     for n in few:
         yield Task(f"loss n={n}", 25, lambda n=n: parts.losses(n))
-        yield Task(f"choice n={n}", 30, lambda n=n: parts.choices(n))
+    yield from (correct(name, 256) for name in names if name == "kernels")
     yield Task("training resnet20", 60, lambda: parts.training("resnet20", folder))
-    for n in [n for n in sizes if n > 4096]:
+    yield Task(f"choice n={max(few)}", 40, lambda: parts.choices(max(few)))
+    for n in many:
         yield Task(f"loss n={n}", 30, lambda n=n: parts.losses(n))
     yield Task("profile", 25, lambda: parts.profile(max(few), folder))
-    for n in [n for n in sizes if n > 4096]:
+    if max(few) > 256:
+        yield correct("library", max(few))
+    for n in [*many, *few[:-1]]:
         yield Task(f"choice n={n}", 40, lambda n=n: parts.choices(n))
-    for n in checked[1:]:
-        yield Task(f"correct n={n}", 60, lambda n=n: parts.errors(n))
+    yield from (correct(name, 256) for name in names if name not in ("library", "kernels"))
     if jax.default_backend() != "cpu":  # hours there
         yield Task("training resnet50", 90, lambda: parts.training("resnet50", folder))
 
@@ -78,13 +85,15 @@ def measure(sizes: tuple[int, ...], folder: pathlib.Path, end: float) -> None:
     """Run the tasks that have no result yet, until the time is over."""
     path = folder / RESULTS
     done = read(path)
-    # Estimates are a GPU's; each task that took longer corrects those of the others.
-    slow = 1.0
+    # Estimates are a GPU's; a task that took longer corrects those of its kind.
+    slow: dict[str, float] = {}
     for task in tasks(sizes, folder):
         if task.name in done:
             continue
-        if time.monotonic() + slow * task.seconds > end:
-            print(f"{task.name}: left out, it may take {slow * task.seconds:.0f} s")
+        kind = task.name.split()[0]
+        expected = slow.get(kind, 1) * task.seconds
+        if time.monotonic() + expected > end:
+            print(f"{task.name}: left out, it may take {expected:.0f} s")
             continue
         start = time.monotonic()
         try:
@@ -93,7 +102,8 @@ def measure(sizes: tuple[int, ...], folder: pathlib.Path, end: float) -> None:
             # A peer or a kernel may fail on a device that nobody has tried; the rest is measured.
             record = {"error": f"{type(error).__name__}: {error}"[:2000]}
         seconds = time.monotonic() - start
-        slow = max(slow, seconds / task.seconds) if "result" in record else slow
+        if "result" in record:
+            slow[kind] = max(1, seconds / task.seconds)
         line = {"task": task.name, "seconds": round(seconds, 1), **record, **environment()}
         with path.open("a") as file:
             file.write(json.dumps(line) + "\n")

@@ -99,39 +99,34 @@ def features(n: int, width: int, seed: int) -> Rows:
     return (near + random.normal(size=(n, width))).astype(np.float32)
 
 
-def errors(n: int) -> dict[str, float]:
-    """Return the largest errors of ranks, loss and gradient, in parts of n or of the largest."""
+def errors(name: str, n: int) -> dict[str, float]:
+    """Return a candidate's largest errors: of ranks in parts of n, of loss and of gradient."""
     random, result = np.random.default_rng(0), {}
     normal = random.normal(size=(ROWS, n)).astype(np.float32)
     far = normal.copy()
     far[:, :2] = 1e6, -1e6
     rows = {"normal": normal, "ties": np.round(normal, 1), "outliers": far}
-    expected = {name: scipy.stats.rankdata(x, axis=1) for name, x in rows.items()}
     student, teacher = features(n, 64, 1), features(n, 128, 2)
     direction = np.random.default_rng(3).normal(size=student.shape)
     step = 1e-6 * direction
     slope = (loss_on_host(student + step, teacher) - loss_on_host(student - step, teacher)) / 2e-6
     value = loss_on_host(student, teacher)
-    for name, candidate in _sorting.CANDIDATES.items():
-        if name == "kernels" and jax.default_backend() != "gpu":
-            continue
-        with _sorting.using(candidate):
-            for kind, x in rows.items():
-                error = np.abs(jax.jit(hard_rank)(x) - expected[kind]).max()
-                result[f"hard rank, {kind}, {name}"] = float(error)
-            both = jax.jit(jax.value_and_grad(pcjax.losses.perception_coherence))
-            loss, gradient = both(jnp.asarray(student), jnp.asarray(teacher))
-            along = float(np.vdot(np.asarray(gradient, np.float64), direction))
-            result[f"loss, {name}"] = abs(float(loss) - value) / value
-            result[f"gradient, {name}"] = abs(along - slope) / abs(slope)
-            methods = METHODS if name == "library" else ("laplace",)
-            for method in methods:
-                few = normal[: ROWS if n <= 1024 else 2]
-                ranks = jax.jit(functools.partial(soft_rank, method=method))(
-                    few, temperature=TEMPERATURE
-                )
-                error = np.abs(ranks - ORACLES[method](few.astype(np.float64))).max() / n
-                result[f"{method} rank, {name}"] = float(error)
+    few = normal[: ROWS if n <= 1024 else 2]
+    with _sorting.using(_sorting.CANDIDATES[name]):
+        for kind, x in rows.items():
+            error = np.abs(jax.jit(hard_rank)(x) - scipy.stats.rankdata(x, axis=1)).max()
+            result[f"hard rank, {kind}"] = float(error)
+        both = jax.jit(jax.value_and_grad(pcjax.losses.perception_coherence))
+        loss, gradient = both(jnp.asarray(student), jnp.asarray(teacher))
+        along = float(np.vdot(np.asarray(gradient, np.float64), direction))
+        result["loss"] = abs(float(loss) - value) / value
+        result["gradient"] = abs(along - slope) / abs(slope)
+        for method in METHODS if name == "library" else ("laplace",):
+            ranks = jax.jit(functools.partial(soft_rank, method=method))(
+                few, temperature=TEMPERATURE
+            )
+            error = np.abs(ranks - ORACLES[method](few.astype(np.float64))).max() / n
+            result[f"{method} rank"] = float(error)
     return result
 
 

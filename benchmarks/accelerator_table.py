@@ -111,13 +111,12 @@ def _profile(done: Results) -> list[str]:
 
 
 def _errors(done: Results) -> list[str]:
-    sizes = by_size(done, "correct")
-    if not sizes:
+    checked = {name.removeprefix("correct "): x for name, x in done.items() if "correct" in name}
+    if not checked:
         return []
-    lines = ["| largest error | " + " | ".join(f"n = {n:,}" for n in sizes) + " |"]
-    lines.append("|---|" + "---|" * len(sizes))
-    for name in dict.fromkeys(name for row in sizes.values() for name in row):
-        cells = [f"{row[name]:.1e}" if name in row else "" for row in sizes.values()]
+    lines = ["| largest error | " + " | ".join(checked) + " |", "|---|" + "---|" * len(checked)]
+    for name in dict.fromkeys(name for row in checked.values() for name in row):
+        cells = [f"{row[name]:.1e}" if name in row else "" for row in checked.values()]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 

@@ -6,7 +6,8 @@ Every loss has the signature `name(student, teacher, *, ..., where=None, axis_na
 reduce_fn=jnp.mean)`; `reduce_fn=None` returns the per-example values. `pcjax list losses` prints
 the published weight, head and arguments of each; `LOSSES` holds them by name.
 
-    order             perception_coherence, spearman, darkrank_hard, darkrank_soft, pairwise_ranking
+    order             perception_coherence, rank_list, spearman, darkrank_hard, darkrank_soft,
+                      pairwise_ranking
     relations         rkd_distance, rkd_angle, similarity_preserving, pkt,
                       correlation_congruence, cka
     contrast          info_nce, relational_representation, similarity_kl, crd, bingo
@@ -34,7 +35,13 @@ from pcjax.losses.logits import cross_entropy, dist, dkd, kd, shared_classifier,
 from pcjax.losses.maps import attention_transfer, neuron_selectivity
 from pcjax.losses.memory import Queue, empty_queue, enqueue, valid
 from pcjax.losses.noise_contrastive import CRDMemory, crd, crd_memory, crd_update
-from pcjax.losses.ordering import darkrank_hard, darkrank_soft, pairwise_ranking, spearman
+from pcjax.losses.ordering import (
+    darkrank_hard,
+    darkrank_soft,
+    pairwise_ranking,
+    rank_list,
+    spearman,
+)
 from pcjax.losses.prototypes import proto2proto
 from pcjax.losses.registry import LOSSES, loss
 from pcjax.losses.relational import (
@@ -48,6 +55,7 @@ from pcjax.losses.relational import (
 
 __all__ = [  # noqa: RUF022, in a reader's order
     "perception_coherence",
+    "rank_list",
     "spearman",
     "darkrank_hard",
     "darkrank_soft",

@@ -16,7 +16,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from pcjax import _checks
 from pcjax.dissimilarity import Dissimilarity, euclidean, resolve
-from pcjax.losses._batch import Batch, Points, require_number, unit
+from pcjax.losses._batch import Batch, Points, divergence, require_number, unit
 from pcjax.losses._inputs import deviation
 from pcjax.losses._sweep import swept_values
 from pcjax.losses.registry import Law, loss
@@ -368,3 +368,78 @@ def spearman(
         return unit(jnp.where(equal, 0, centred))
 
     return batch.reduced(1 - jnp.sum(direction(ranks) * direction(teacher_ranks), axis=1))
+
+
+@loss(law=Law(least_at_teacher=False))
+def rank_list(
+    student: ArrayLike,
+    teacher: ArrayLike,
+    *,
+    temperature: ArrayLike = 0.1,
+    exponent: ArrayLike = 1.0,
+    dissimilarity: str | Dissimilarity = "cosine",
+    teacher_dissimilarity: str | Dissimilarity | None = None,
+    where: ArrayLike | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+    reduce_fn: Callable[..., Array] | None = jnp.mean,
+) -> Float[Array, "..."]:
+    """Compute how far the student's neighbours are from a list by the teacher's ranks alone.
+
+    With r_ij the rank of the teacher's d_ij among {d_ik : k != i}, the loss is
+
+        mean_i KL( p_i || softmax_{j != i}(-d^student_ij / temperature) ),
+        p_ij = (1 + r_ij)^-exponent / sum_{k != i} (1 + r_ik)^-exponent.
+
+    Only the teacher's order counts, its nearest examples most. Unlike the ranks of
+    `perception_coherence`, the gradient reaches an example however far it is from its place. The
+    softmax can follow p where the dissimilarities' range is at least temperature x exponent x
+    log n. The form is pcjax's own.
+
+    Least 0, in the limit of dissimilarities that follow the list. The student's scale and rotation
+    do not matter to cosines, its rotation and translation not to Euclidean dissimilarities.
+
+    Args:
+      student: (n, ds) features, n >= 3.
+      teacher: (n, dt) features of the same examples.
+      temperature: of the student's softmax; positive, may be traced.
+      exponent: how fast the list's weights fall; positive, may be traced.
+      dissimilarity: a name of `pcjax.dissimilarity` or a function (n, d), (m, d) -> (n, m).
+      teacher_dissimilarity: the teacher's; None takes the student's.
+      where: (n,), True for the examples that count.
+      axis_name: mapped axis over which the batch is split, see `perception_coherence`.
+      reduce_fn: jnp.mean, jnp.sum, another function of the per-example values, or None for these.
+
+    Returns:
+      The reduced loss; 0 if everything is masked.
+
+    >>> import pcjax
+    >>> student, teacher = [[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]], [[0.0], [1.0], [3.0]]
+    >>> options = dict(temperature=1.0, teacher_dissimilarity="euclidean")
+    >>> print(pcjax.losses.rank_list(student, teacher, **options, reduce_fn=None).round(4))
+    [0.0402 0.0201 0.0402]
+    """
+    temperature = require_number("temperature", temperature)
+    exponent = require_number("exponent", exponent)
+    measure = resolve(dissimilarity)
+    teacher_measure = resolve(
+        dissimilarity if teacher_dissimilarity is None else teacher_dissimilarity
+    )
+    batch = Batch.of(
+        student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, min_examples=3
+    )
+    points, dtype = batch.points(), batch.student.dtype
+    included = batch.others(points)
+    d = measure(batch.student, points.student).astype(dtype)
+    d_teacher = jnp.where(included, teacher_measure(batch.teacher, points.teacher), 0)
+    ranks = lax.stop_gradient(hard_rank(d_teacher, where=included)).astype(dtype)
+
+    def log_shares(scores: Array) -> Array:
+        # A row without others has no shares: its value is 0.
+        scores = jnp.where(included, scores, -jnp.inf)
+        return jnp.where(
+            included, scores - jax.nn.logsumexp(scores, axis=1, keepdims=True), -jnp.inf
+        )
+
+    log_p = log_shares(-exponent * jnp.log1p(ranks))
+    log_q = jnp.where(included, log_shares(-d / temperature), 0)
+    return batch.reduced(divergence(log_p, log_q))

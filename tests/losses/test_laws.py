@@ -138,6 +138,7 @@ CRD = {"memory": crd_memory(), "key": jax.random.key(1)}
 SPECIAL = {
     "perception_coherence": {"given": {"temperature": 0.2, "teacher_temperature": 0.2}},
     "darkrank_hard": {"best": equal_with(alpha=1e6)},
+    "rank_list": {"best": equal_with(exponent=1e6, temperature=1e-6)},
     "spearman": {"best": equal_with(temperature=1e-7)},
     "cross_entropy": {
         "function": untaught(losses.cross_entropy),

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import oracles
 import pytest
+import scipy.special
 import scipy.stats
 from jax import jit
 
@@ -163,6 +164,34 @@ def test_pairs_of_pairs_in_blocks(rng, x64):
     direction = rng.normal(size=student.shape)
     numeric = (mean(student + 1e-7 * direction) - mean(student - 1e-7 * direction)) / 2e-7
     oracles.assert_gradients_agree(np.sum(gradient * direction), numeric, relative=1e-5)
+
+
+def test_the_rank_list_equals_a_loop(rng, x64):
+    student, teacher = pair(rng, n=9)
+    teacher[4] = teacher[2]  # two share their rank
+    for temperature, exponent in ((0.1, 1.0), (0.5, 2.0)):
+        values = []
+        unit, other = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (student, teacher))
+        for i in range(9):
+            others = [j for j in range(9) if j != i]
+            ranks = scipy.stats.rankdata([1 - other[i] @ other[j] for j in others])
+            p = (1 + ranks) ** -exponent / np.sum((1 + ranks) ** -exponent)
+            scores = np.array([unit[i] @ unit[j] for j in others]) / temperature
+            values.append(np.sum(p * (np.log(p) - scipy.special.log_softmax(scores))))
+        given = {"temperature": temperature, "exponent": exponent, "reduce_fn": None}
+        result = evaluate(losses.rank_list, student, teacher, **given)
+        assert np.allclose(result, values, rtol=1e-9)
+
+
+def test_the_rank_list_by_hand():
+    """From the first of three at 0, 1 and 3 the weights are 1/2 and 1/3: shares 3/5 and 2/5."""
+    student = [[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]  # at distance 1 and 2, in cosine
+    expected = 0.6 * math.log(0.6) + 0.4 * math.log(0.4)
+    q = math.exp(-1) / (math.exp(-1) + math.exp(-2))
+    expected -= 0.6 * math.log(q) + 0.4 * math.log(1 - q)
+    given = {"temperature": 1.0, "teacher_dissimilarity": "euclidean", "reduce_fn": None}
+    values = evaluate(losses.rank_list, student, [[0.0], [1.0], [3.0]], **given)
+    assert np.allclose(values[0], expected, atol=1e-6)
 
 
 def test_rank_correlation_is_scipys_as_the_temperature_goes_to_0(rng, x64):
