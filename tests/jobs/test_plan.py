@@ -86,7 +86,7 @@ def test_products_are_counted_by_hand():
 def test_it_prints_both_trainings_and_writes_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["distill", "--dry-run", "--devices", "4", "--device", "1GB"]
-    assert main([*words, "--workdir", tmp_path / "run"]) == 0
+    assert main([*words, "--workdir", str(tmp_path / "run")]) == 0
     output = capsys.readouterr().out
     assert "teacher: 256 examples a step, 64 on each of 4 devices" in output
     assert "student: 256 examples a step, 64 on each of 4 devices" in output
