@@ -87,8 +87,7 @@ def cosine(x: ArrayLike, y: ArrayLike) -> Float[Array, "n m"]:
     [[0. 1. 2.]]
     """
     x, y = _features(x, y)
-    squared, unit = _squared_distances(_directions(x), _directions(y))
-    return squared * (unit * unit / 2)
+    return _squared_distances(_directions(x), _directions(y), bounded=True)[0] / 2
 
 
 def angular(x: ArrayLike, y: ArrayLike) -> Float[Array, "n m"]:
@@ -224,11 +223,12 @@ def _features(x: ArrayLike, y: ArrayLike) -> tuple[Float[Array, "n d"], Float[Ar
 
 
 def _squared_distances(
-    x: Float[Array, "n d"], y: Float[Array, "m d"]
+    x: Float[Array, "n d"], y: Float[Array, "m d"], bounded: bool = False
 ) -> tuple[Float[Array, "n m"], Float[Array, ""]]:
     """Compute squared distances in a unit of length, and return both.
 
-    The unit is a power of two that prevents overflow and underflow.
+    The unit is a power of two that prevents overflow and underflow. Rows of length 1 at most are
+    `bounded` and need none: it is 1.
     """
     # No distance depends on the centre, so it needs no gradient. It is the larger set's. Then a
     # loop over blocks of the other set computes everything about the larger set once.
@@ -236,7 +236,7 @@ def _squared_distances(
     x, y = x - centre, y - centre
     prints = _fingerprints(x)[:, None] == _fingerprints(y)
     # For this reason each set has its own unit too.
-    x_unit, y_unit = _unit(x), _unit(y)
+    x_unit, y_unit = (jnp.ones((), x.dtype),) * 2 if bounded else (_unit(x), _unit(y))
     unit = jnp.maximum(x_unit, y_unit)
     x, y, x_scale, y_scale = x / x_unit, y / y_unit, x_unit / unit, y_unit / unit
     product = jnp.matmul(x, y.T, precision=lax.Precision.HIGHEST) * (x_scale * y_scale)

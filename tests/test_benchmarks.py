@@ -81,6 +81,16 @@ def test_the_bare_loop_beside_ours():
     assert "ratio: " in run("bare_loop", "--rounds", 1, "--steps", 20)
 
 
+@pytest.mark.nightly
+def test_first_calls_are_timed_in_processes_of_their_own():
+    lines = run("compiling", "--sizes", 64, "--repeat", 1).splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        "perception_coherence, n = 64",
+        "rkd_distance, n = 64",
+        "metrics.coherence, n = 64",
+    ]
+
+
 def test_a_missing_package_is_one_line():
     with pytest.raises(
         SystemExit, match=r"^benchmarks\.text needs a-package: `pip install a-package`$"

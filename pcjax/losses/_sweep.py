@@ -40,6 +40,7 @@ def swept_sum(
     """
     rows, fixed_rows = _blocks((moving[0], fixed[0]), chunk_size)
     weights = jnp.pad(weights, (0, -weights.shape[0] % chunk_size)).reshape(-1, chunk_size)
+    values = jax.jit(values)  # traced once for the sum and its gradient
     return _swept_sum(values, rows, moving[1], fixed_rows, fixed[1], lax.stop_gradient(weights))
 
 

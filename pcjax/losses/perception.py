@@ -191,7 +191,9 @@ def perception_coherence(
     given = _References(*more, *(jnp.asarray(x, bool) for x in present)) if more else None
     # Values that a caller's function closes over may change between calls: compile it anew.
     evaluate = _compiled_loss if request.named and reduce_fn in (None, jnp.mean, jnp.sum) else _loss
-    return evaluate(request, student, teacher, (temperature, teacher_temperature), mask, given)
+    # The gradient traces again. With a mesh set, be it empty, it finds what is traced already.
+    with jax.sharding.use_abstract_mesh(jax.sharding.get_abstract_mesh()):
+        return evaluate(request, student, teacher, (temperature, teacher_temperature), mask, given)
 
 
 def _check_references(references: Any, shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> int:
