@@ -75,6 +75,7 @@ Evaluate a finished run again, and on more data. The results join RUN/result.jso
   --corruptions [NAME..]  corrupt the test images: these ways, or all of them
   --beside NAME [NAME..]  other models to evaluate too; `pcjax list teachers`
   --throughput            measure how many examples a second each model takes here
+  --config CONFIG.py      the config of a run whose teacher is python:MODULE.FUNCTION
 """
 EXPORT_HELP = """pcjax export RUN [options]
 
@@ -242,6 +243,8 @@ def _on_run(job: str, words: list[str]) -> int:
     if options.pop("no_cache", None) is None:
         use_compilation_cache()
     multihost.join_processes()
+    if "config" in options:  # its functions may run
+        read_config(overrides.one_word("config", options.pop("config")))
     module = importlib.import_module(f"pcjax.jobs.{job}")
     if job == "embed" and words[0].endswith(".py"):
         config = overrides.apply(read_config(words[0]), "distill", options)

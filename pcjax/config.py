@@ -248,9 +248,15 @@ class Contender:
 
     name: str
     losses: tuple[Loss, ...]
+    learning_rate: float | None = None
+    """None: training.learning_rate"""
 
     def __post_init__(self):
         _fields.check_fields(self)
+        if self.learning_rate is not None and self.learning_rate <= 0:
+            raise RequestError(
+                f"learning_rate={self.learning_rate} of the contender {self.name} is not positive."
+            )
         if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,79}", self.name) is None:
             raise RequestError(
                 f"The contender name {self.name!r} cannot name a folder: use letters, digits and "

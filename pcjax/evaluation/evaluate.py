@@ -149,6 +149,7 @@ def evaluate(
     dataset: Dataset,
     section: config.Evaluation,
     other: Other | None = None,
+    known: Mapping[str, dict[str, Any]] | None = None,
 ) -> Evaluated:
     """Evaluate a teacher and models on the test examples.
 
@@ -158,13 +159,16 @@ def evaluate(
       dataset: the examples.
       section: the settings.
       other: what `section` names besides.
+      known: the results of models that were evaluated before, by name.
     """
     own = teacher.seen or dataset
     pairs = None if other is None else other.pairs
-    rated = rated_pairs(teacher.model, pairs, teacher.view, section)
-    results = {
-        "teacher": evaluate_features(teacher.model, teacher.features, teacher, own, section, rated)
-    }
+    results = dict(known or {})
+    if "teacher" not in results:
+        rated = rated_pairs(teacher.model, pairs, teacher.view, section)
+        results["teacher"] = evaluate_features(
+            teacher.model, teacher.features, teacher, own, section, rated
+        )
     embeddings: dict[str, Mapping[str, np.ndarray]] = {"teacher": teacher.features}
     for name, model in models.items():
         features = features_of_all(model, dataset, section.batch)
@@ -174,12 +178,12 @@ def evaluate(
                     f"The {name}'s {part} features are not finite: lower the learning rate, or "
                     "set training.clip."
                 )
-        rated = rated_pairs(model, pairs, lambda texts: texts, section)
-        results[name] = evaluate_features(model, features, teacher, dataset, section, rated)
         embeddings[name] = features
-    everyone = {**models, "teacher": teacher.model}
+        if name not in results:
+            rated = rated_pairs(model, pairs, lambda texts: texts, section)
+            results[name] = evaluate_features(model, features, teacher, dataset, section, rated)
     if other is not None and other.dataset is not None:
-        add_other(results, everyone, teacher, other.dataset, section)
+        add_other(results, models, teacher, other.dataset, section)
     return Evaluated(results, embeddings)
 
 
@@ -243,19 +247,18 @@ def _plain(value: Any) -> Any:
 
 def add_other(
     results: dict[str, dict[str, Any]],
-    models: Mapping[str, FrozenModel | None],
+    models: Mapping[str, FrozenModel],
     teacher: Teacher,
     other: Dataset,
     section: config.Evaluation,
 ) -> None:
     """Evaluate models on another data set: by its labels, and by the teacher if it is a model."""
-    features: dict[str, dict[str, np.ndarray]] = {}
-    for name, model in models.items():
-        if model is not None:
-            seen = teacher.view(other) if name == "teacher" else other
-            features[name] = features_of_all(model, seen, section.batch)
-    own = features.get("teacher", {})
-    for name, parts in features.items():
+    own = teacher.features_of(other, section.batch)
+    everyone = ({"teacher": None} if own else {}) | dict(models)
+    for name, model in everyone.items():
+        if "other" in results[name]:
+            continue
+        parts = own if model is None else features_of_all(model, other, section.batch)
         metrics = compute(
             Context(
                 parts,

@@ -7,7 +7,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -49,15 +49,8 @@ class Runtime:
 
     def milliseconds(self, examples: np.ndarray) -> float:
         """Return the median time of a call with one example."""
-        feeds = [self._feed(examples[i % len(examples)][None]) for i in range(CALLS)]
-        for feed in feeds[:WARM_UP_CALLS]:
-            self._run(feed)
-        seconds = []
-        for feed in feeds:
-            start = time.perf_counter()
-            self._run(feed)
-            seconds.append(time.perf_counter() - start)
-        return 1000 * statistics.median(seconds)
+        feeds = [self._feed(example[None]) for example in examples[:CALLS]]
+        return median_milliseconds(lambda i: self._run(feeds[i]), len(feeds))
 
     def _run(self, feed: dict[str, np.ndarray]) -> np.ndarray:
         names = [output.name for output in self._session.get_outputs()]
@@ -72,6 +65,16 @@ class Runtime:
             }
         scaled = examples.astype(np.float32) / np.float32(self._inputs.full_scale)
         return {self._name: scaled.transpose(CHANNELS_FIRST) if scaled.ndim == 4 else scaled}
+
+
+def median_milliseconds(call: Callable[[int], Any], count: int) -> float:
+    """Return the median time of CALLS calls with one of `count` inputs, after a few to warm up."""
+    seconds = []
+    for i in range(WARM_UP_CALLS + CALLS):
+        start = time.perf_counter()
+        call(i % count)
+        seconds.append(time.perf_counter() - start)
+    return 1000 * statistics.median(seconds[WARM_UP_CALLS:])
 
 
 def time_of(model: FrozenModel, dataset: Dataset) -> float:

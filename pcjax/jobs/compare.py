@@ -22,6 +22,7 @@ from pcjax.data import Dataset
 from pcjax.display import Display
 from pcjax.evaluation import (
     BESIDE,
+    Evaluated,
     NotFiniteError,
     Other,
     Outcome,
@@ -50,6 +51,7 @@ from pcjax.multihost import wait_for_all
 from pcjax.run import CONFIG, RESULT, Run, open_run, path_inside, unlock_folder
 from pcjax.teachers import Teacher, load_teacher
 from pcjax.training.checkpoint import versions
+from pcjax.training.embedding import FrozenModel
 from pcjax.training.lesson import steps_of
 from pcjax.training.loop import BadStepsError, train
 from pcjax.training.metrics_log import read_metrics
@@ -100,6 +102,16 @@ class Rivals:
     dataset: Dataset
     teacher: Teacher
     other: Other | None
+    known: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def evaluate(self, models: Mapping[str, FrozenModel], seed: int) -> Evaluated:
+        """Evaluate models of a seed; the teacher, and a seed's untrained student, only once."""
+        places = {TEACHER: TEACHER, UNTRAINED: f"{UNTRAINED}, seed {seed}"}
+        known = {name: self.known[place] for name, place in places.items() if place in self.known}
+        section = self.config.evaluation
+        evaluated = evaluate(models, self.teacher, self.dataset, section, self.other, known)
+        self.known.update({place: evaluated.results[name] for name, place in places.items()})
+        return evaluated
 
     @property
     def identity(self) -> dict[str, str]:
@@ -219,7 +231,8 @@ def contender_run(
     Its last checkpoint counts: the best one is chosen by coherence, which favours some losses.
     """
     seed = shared.training.seed + (number if seed is None else seed)
-    training = dataclasses.replace(shared.training, seed=seed, choose="last")
+    rate = contender.learning_rate or shared.training.learning_rate
+    training = dataclasses.replace(shared.training, seed=seed, choose="last", learning_rate=rate)
     config = dataclasses.replace(shared, losses=contender.losses, training=training)
     return open_run(run.part(part, contender.name, str(number)), config, "distill", run.display)
 
@@ -235,7 +248,7 @@ def train_contender(subrun: Run, rivals: Rivals) -> None:
     try:
         student = train(lesson, dataset, subrun)
         models = {UNTRAINED: untrained, STUDENT: student}
-        evaluated = evaluate(models, teacher, dataset, config.evaluation, rivals.other)
+        evaluated = rivals.evaluate(models, config.training.seed)
         metrics = summary.numbers(evaluated.results[STUDENT])
         if not all(map(np.isfinite, metrics.values())):
             raise NotFiniteError("the student's metrics are not finite")
@@ -243,7 +256,7 @@ def train_contender(subrun: Run, rivals: Rivals) -> None:
         subrun.say(f"diverged: {error}")
         status = summary.DIVERGED
         models = {UNTRAINED: untrained}
-        evaluated = evaluate(models, teacher, dataset, config.evaluation, rivals.other)
+        evaluated = rivals.evaluate(models, config.training.seed)
     else:
         status = summary.DONE
         steps = steps_of(config.training, len(dataset.train))

@@ -12,6 +12,7 @@ import numpy as np
 from pcjax import __version__, _io
 from pcjax._checks import RequestError
 from pcjax.data import Dataset
+from pcjax.data.normalise import Normaliser
 from pcjax.display import Display
 from pcjax.evaluation.tables import card_rows, models_of
 from pcjax.export import measure, safetensors
@@ -22,6 +23,7 @@ from pcjax.jobs.evaluate import read_student, single_run
 from pcjax.run import Run, read_result, stored_run
 from pcjax.teachers import find_encoder, read_teacher
 from pcjax.teachers.encoder import Encoder
+from pcjax.teachers.functions import FunctionEncoder
 from pcjax.training.build import options_for
 from pcjax.training.embedding import FrozenModel, output_shapes
 
@@ -67,7 +69,7 @@ def export(folder: pathlib.Path, display: Display, options: Options | None = Non
     if chosen.onnx is not None:
         kind = run.config.evaluation.dissimilarity if chosen.onnx == "int8" else None
         teacher = _teacher(run, dataset, encoder)
-        lines = _measured(path, student, (model, dataset), teacher, coherence=kind)
+        lines = _measured(path, student, (model, dataset), (teacher, encoder), coherence=kind)
         _io.write_text(path.parent / "README.md", student.card_of(options.format, measured=lines))
     else:
         lines = ()
@@ -161,7 +163,7 @@ def _measured(
     path: pathlib.Path,
     student: Student,
     own: Seen,
-    teacher: Seen | None,
+    teachers: tuple[Seen | None, Encoder | None],
     *,
     coherence: str | None,
 ) -> tuple[str, ...]:
@@ -171,15 +173,22 @@ def _measured(
       path: the file.
       student: the exported student.
       own: the student that it was made of.
-      teacher: the teacher, where it is a model.
+      teachers: the teacher where it is a model, and where it is one of others.
       coherence: the dissimilarity.
     """
     if not measure.has_runtime():
         return ("Not measured: `pip install onnxruntime`.",)
     runtime, texts = measure.Runtime(path, student.inputs), student.tokenizer is not None
+    teacher, encoder = teachers
     time = runtime.milliseconds(measure.test_examples(own[1], measure.CALLS))
     times = [f"{time:.2f} ms"]
-    if teacher is not None and not texts:
+    if isinstance(encoder, FunctionEncoder) and encoder.on_one_thread is not None:
+        seen = encoder.view(own[1])
+        images = Normaliser(seen.test, seen.normalise)(measure.test_examples(seen, measure.CALLS))
+        function = encoder.on_one_thread()
+        spent = measure.median_milliseconds(lambda i: function(images[i : i + 1]), len(images))
+        times.append(f"the teacher's ONNX file {spent:.2f} ms")
+    elif teacher is not None and not texts:
         with contextlib.suppress(RequestError):  # a teacher that ONNX cannot hold
             times.append(f"the teacher as an ONNX file {measure.time_of(*teacher):.2f} ms")
     line = f"Time of one {'text' if texts else 'example'}: {'; '.join(times)} (one thread, batch 1,"

@@ -1,8 +1,8 @@
 """`pcjax tune`: choose each loss's settings on the validation examples, in equally many trials.
 
-The first trial is the setting that is given. The others multiply its temperatures and other scales,
-and its weights where there are several, by factors between 1/8 and 8, spread evenly on a
-logarithmic scale. Test examples are not used.
+The first trial is the setting that is given. The others multiply the learning rate, the loss's
+temperatures and other scales, and its weights where there are several, by factors between 1/8 and
+8, spread evenly on a logarithmic scale. Test examples are not used.
 """
 
 import dataclasses
@@ -39,6 +39,7 @@ from pcjax.training.loop import BadStepsError, train
 TRIALS, TRIAL, TUNED = "trials", "trial.json", "tuned.json"
 FACTOR = 8.0
 SEED = 10_000  # the students that are compared later begin with other weights
+RATE = (-1, "learning_rate")  # of the training, not of one loss
 SCALES = ("temperature", "teacher_temperature", "sharpness", "alpha", "beta", "gamma", "width")
 
 
@@ -66,7 +67,11 @@ def tune(config: Config, folder: pathlib.Path, display: Display) -> None:
 
     rivals = Rivals(shared, dataset, shared_teacher(run, shared, dataset), None)
     count = config.comparison.trials
-    contenders = contenders_of(run)
+    rate = config.training.learning_rate
+    contenders = [
+        dataclasses.replace(contender, learning_rate=contender.learning_rate or rate)
+        for contender in contenders_of(run)
+    ]
     progress = Progress(run, count * len(contenders))
     best, rows = [], []
     for contender in contenders:
@@ -156,8 +161,6 @@ def _is_labelled(dataset: Dataset) -> bool:
 def settings(contender: Contender, trials: int) -> list[Contender]:
     """Return the contender as it is, and with its scales multiplied; the same ones every time."""
     places = _tuned(contender)
-    if not places:
-        return [contender] * trials
     # Halton's first point is 0 everywhere: the middle of the range is moved there.
     points = qmc.Halton(len(places), scramble=False).random(trials)
     factors = FACTOR ** (2 * ((points + 0.5) % 1.0) - 1.0)
@@ -166,13 +169,13 @@ def settings(contender: Contender, trials: int) -> list[Contender]:
 
 def _tuned(contender: Contender) -> list[tuple[int, str]]:
     """Return the tuned numbers: the position of a loss, and its argument or "weight"."""
-    places: list[tuple[int, str]] = []
+    places: list[tuple[int, str]] = [RATE]
     for place, loss in enumerate(contender.losses):
         values = LOSSES[loss.name].number_defaults | loss.arguments
         scales = [n for n, x in values.items() if n in SCALES and _is_number(x) and x != 0]
         places += [(place, name) for name in scales]
         # A factor on a whole sum of losses hardly changes what Adam does.
-        if place > 0 or (len(contender.losses) == 1 and not places):
+        if place > 0:
             places.append((place, "weight"))
     return places
 
@@ -197,13 +200,16 @@ def _scaled(contender: Contender, factors: dict[tuple[int, str], float]) -> Cont
         return dataclasses.replace(loss, weight=weight, arguments=arguments)
 
     losses = tuple(changed(*item) for item in enumerate(contender.losses))
-    return dataclasses.replace(contender, losses=losses)
+    rate = times(contender.learning_rate, factors[RATE])
+    return dataclasses.replace(contender, losses=losses, learning_rate=rate)
 
 
 def describe(contender: Contender) -> str:
     """List the tuned values of a contender."""
 
     def value(place: int, name: str) -> str:
+        if (place, name) == RATE:
+            return f"{contender.learning_rate:.3g}"
         loss = contender.losses[place]
         numbers = LOSSES[loss.name].number_defaults | loss.arguments
         number = loss.weight if name == "weight" else numbers[name]
@@ -213,6 +219,7 @@ def describe(contender: Contender) -> str:
 
     several = len(contender.losses) > 1
     return ", ".join(
-        f"{f'{contender.losses[place].name} ' if several else ''}{name} {value(place, name)}"
+        f"{f'{contender.losses[place].name} ' if several and place >= 0 else ''}"
+        f"{name.replace('_', ' ')} {value(place, name)}"
         for place, name in _tuned(contender)
     )

@@ -10,6 +10,8 @@ from jaxtyping import Array, Bool, Float, Int
 from pcjax import _checks
 from pcjax._checks import RequestError
 
+FRAMES = ("own", "teacher")  # whose points the student's are compared with
+
 
 def require_pair(student: Any, teacher: Any, same_width: str | None = None) -> None:
     """Refuse features that are not (n, ds) and (n, dt) numbers.

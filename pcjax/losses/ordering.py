@@ -17,7 +17,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 from pcjax import _checks
 from pcjax.dissimilarity import Dissimilarity, euclidean, resolve
 from pcjax.losses._batch import Batch, Points, divergence, require_number, unit
-from pcjax.losses._inputs import deviation
+from pcjax.losses._inputs import FRAMES, deviation
 from pcjax.losses._sweep import swept_values
 from pcjax.losses.registry import Law, loss
 from pcjax.ranking import METHODS, hard_rank, soft_rank
@@ -377,6 +377,7 @@ def rank_list(
     *,
     temperature: ArrayLike = 0.1,
     exponent: ArrayLike = 1.0,
+    frame: str = "own",
     dissimilarity: str | Dissimilarity = "cosine",
     teacher_dissimilarity: str | Dissimilarity | None = None,
     where: ArrayLike | None = None,
@@ -390,19 +391,25 @@ def rank_list(
         mean_i KL( p_i || softmax_{j != i}(-d^student_ij / temperature) ),
         p_ij = (1 + r_ij)^-exponent / sum_{k != i} (1 + r_ik)^-exponent.
 
+    In the teacher's frame, d^student_ij = d(student_i, teacher_j), and j = i is in the list too, of
+    rank 0. For a large exponent it is the whole list, and the loss is `info_nce` in one direction.
+
     Only the teacher's order counts, its nearest examples most. Unlike the ranks of
     `perception_coherence`, the gradient reaches an example however far it is from its place. The
     softmax can follow p where the dissimilarities' range is at least temperature x exponent x
     log n. The form is pcjax's own.
 
     Least 0, in the limit of dissimilarities that follow the list. The student's scale and rotation
-    do not matter to cosines, its rotation and translation not to Euclidean dissimilarities.
+    do not matter to cosines, its rotation and translation not to Euclidean dissimilarities. In the
+    teacher's frame its rotation and translation always matter.
 
     Args:
       student: (n, ds) features, n >= 3.
       teacher: (n, dt) features of the same examples.
       temperature: of the student's softmax; positive, may be traced.
       exponent: how fast the list's weights fall; positive, may be traced.
+      frame: "own" compares the student with its own points, "teacher" with the teacher's. The
+        student must then have the teacher's dimension.
       dissimilarity: a name of `pcjax.dissimilarity` or a function (n, d), (m, d) -> (n, m).
       teacher_dissimilarity: the teacher's; None takes the student's.
       where: (n,), True for the examples that count.
@@ -420,18 +427,30 @@ def rank_list(
     """
     temperature = require_number("temperature", temperature)
     exponent = require_number("exponent", exponent)
+    _checks.require_name("frame", frame, FRAMES)
+    remedy = "give the student a linear head into the teacher's dimension"
     measure = resolve(dissimilarity)
     teacher_measure = resolve(
         dissimilarity if teacher_dissimilarity is None else teacher_dissimilarity
     )
     batch = Batch.of(
-        student, teacher, where=where, axis_name=axis_name, reduce_fn=reduce_fn, min_examples=3
+        student,
+        teacher,
+        where=where,
+        axis_name=axis_name,
+        reduce_fn=reduce_fn,
+        min_examples=3,
+        same_width=remedy if frame == "teacher" else None,
     )
     points, dtype = batch.points(), batch.student.dtype
-    included = batch.others(points)
-    d = measure(batch.student, points.student).astype(dtype)
-    d_teacher = jnp.where(included, teacher_measure(batch.teacher, points.teacher), 0)
-    ranks = lax.stop_gradient(hard_rank(d_teacher, where=included)).astype(dtype)
+    others = included = batch.others(points)
+    d_teacher = jnp.where(others, teacher_measure(batch.teacher, points.teacher), 0)
+    ranks = lax.stop_gradient(hard_rank(d_teacher, where=others)).astype(dtype)
+    if frame == "teacher":
+        ranks = jnp.where(others, ranks, 0)
+        included = jnp.broadcast_to(points.valid, others.shape)
+    seen = points.student if frame == "own" else points.teacher
+    d = measure(batch.student, seen).astype(dtype)
 
     def log_shares(scores: Array) -> Array:
         # A row without others has no shares: its value is 0.

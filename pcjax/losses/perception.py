@@ -19,6 +19,7 @@ from pcjax._checks import RequestError
 from pcjax._sorting import average_ranks, cache_rows, in_order, primitives
 from pcjax.dissimilarity import Dissimilarity, in_columns, resolve
 from pcjax.losses._inputs import (
+    FRAMES,
     axis_size,
     column_mean,
     deviation,
@@ -32,7 +33,6 @@ from pcjax.losses.registry import REFERENCES, RecipeTerm, loss, recipe
 from pcjax.ranking import METHODS, ranks_as_they_come, soft_rank
 
 SCALES = ("row", "batch")
-FRAMES = ("own", "teacher")
 WEIGHTINGS = ("uniform", "neighbours")
 
 

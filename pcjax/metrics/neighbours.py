@@ -391,5 +391,19 @@ def _evaluate_search(context: Context) -> float | None:
     if context.teacher is None or context.teacher_gallery is None or gallery is None:
         return None
     k = min(context.neighbours, len(gallery))
-    expected = nearest(context.teacher, context.teacher_gallery, k=k)
-    return float(jnp.mean(_shared(_own_nearest(context, "train", k), expected)))
+    return float(jnp.mean(_shared(_own_nearest(context, "train", k), _expected(context, k))))
+
+
+@metric("index_recall", title="results kept in the teacher's index", unit="share")
+def _evaluate_index(context: Context) -> float | None:
+    """Search the teacher's own training features for every test example."""
+    gallery = context.teacher_gallery
+    if context.teacher is None or gallery is None or context.test.shape[1] != gallery.shape[1]:
+        return None
+    k = min(context.neighbours, len(gallery))
+    return float(jnp.mean(_shared(nearest(context.test, gallery, k=k), _expected(context, k))))
+
+
+@functools.lru_cache(maxsize=1)  # both searches are compared with the same
+def _expected(context: Context, k: int) -> Neighbours:
+    return nearest(context.teacher, context.teacher_gallery, k=k)

@@ -29,10 +29,12 @@ class FunctionEncoder(ImageReader):
 
     function: returns (n, width) features.
     identity: a hash of everything that the function computes with.
+    on_one_thread: returns the function on one thread, to be timed, where it can be had.
     """
 
     function: Function
     identity: str
+    on_one_thread: Callable[[], Function] | None = None
 
     @property
     def digest(self) -> str:
@@ -173,22 +175,14 @@ def _read_onnx_once(
 ) -> FunctionEncoder:
     if importlib.util.find_spec("onnxruntime") is None:
         raise RequestError(f'teacher.source=onnx:{path} needs `pip install "pcjax[onnx]"`.')
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors alone
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions have no common class
-        reason = " ".join(str(error).split())[:300]
-        raise RequestError(f"{path} cannot be read: {reason}.") from error
+    session = _session(path)
     place = path.with_name(PREPROCESSOR)
     own_side, mean, std = read_preprocessor(place) if place.is_file() else (None, *IMAGENET)
     images = _Images.of(path, session.get_inputs())
     side = images.side_of(path, side, own_side)
     chosen = _output(path, session.get_outputs(), output)
 
-    def function(batch: np.ndarray) -> np.ndarray:
+    def run(session: Any, batch: np.ndarray) -> np.ndarray:
         parts = []
         step = images.batch or len(batch)
         for start in range(0, len(batch), step):
@@ -199,6 +193,7 @@ def _read_onnx_once(
             parts.append(np.asarray(session.run([chosen], feed)[0])[: len(part)])
         return np.concatenate(parts)
 
+    function = functools.partial(run, session)
     features = _tried(str(path), function, _ramp((side, side, CHANNELS), np.dtype(np.float32)))
     return FunctionEncoder(
         name=path.name,
@@ -208,9 +203,24 @@ def _read_onnx_once(
         mean=mean,
         std=std,
         function=function,
+        on_one_thread=lambda: functools.partial(run, _session(path, threads=1)),
         # Weights may lie in further files of any name.
         identity=_io.digest([chosen, _rounded(features), *(_file_digest(f) for f, _ in files)]),
     )
+
+
+def _session(path: pathlib.Path, threads: int = 0) -> Any:
+    """Open a file in onnxruntime, which chooses the number of threads for 0."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors alone
+    options.intra_op_num_threads = threads
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions have no common class
+        reason = " ".join(str(error).split())[:300]
+        raise RequestError(f"{path} cannot be read: {reason}.") from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -166,8 +166,8 @@ def read_source(
     kind, name = find_teacher(source)
     if kind.is_code and source not in config.TRUSTED:
         raise RequestError(
-            f"teacher.source={source!r} runs code, so only a config's .py file may name it, not an "
-            "option or a run's config.json; write its features to a file, and give vectors:FILE."
+            f"teacher.source={source!r} runs code, so only a config's .py file may name it; for "
+            "the commands on its run, give that file by --config."
         )
     if side is None:
         return kind.read(name, dataset)

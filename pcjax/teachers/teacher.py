@@ -1,7 +1,7 @@
 """The teacher as the student's training and the evaluation see it."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -15,7 +15,14 @@ from pcjax.models import Output
 from pcjax.teachers.cache import cached_features
 from pcjax.teachers.encoder import Encoder
 from pcjax.teachers.live import live_model
-from pcjax.training.embedding import Embeddings, FrozenModel, embed, embed_all, output_shapes
+from pcjax.training.embedding import (
+    Embeddings,
+    FrozenModel,
+    embed,
+    embed_all,
+    features_of_all,
+    output_shapes,
+)
 from pcjax.training.objective import TeacherTargets
 
 
@@ -79,15 +86,7 @@ class Teacher:
     ) -> "Teacher":
         """Compute the features of all examples and views, or take them from the cache."""
         seen = encoder.view(dataset)
-        manifest = {"name": encoder.name, "teacher": encoder.digest, **encoder.settings()}
-
-        def compute(examples: Examples) -> np.ndarray:
-            return encoder.features(examples, seen.normalise, batch)
-
-        def cached(examples: Examples) -> np.ndarray:
-            own = manifest | {"examples": examples.fingerprint}
-            return cached_features(compute, encoder.width, examples, own, display)
-
+        cached = _cached(encoder, seen, batch, display)
         features = {part: cached(examples) for part, examples in seen.parts.items()}
         digest = _io.digest([encoder.digest, dict(encoder.settings())])
         scale = seen.train.shape[0] / dataset.train.shape[0] if augmentation is not None else 1.0
@@ -106,6 +105,17 @@ class Teacher:
     def view(self, dataset: Dataset) -> Dataset:
         """Return a data set as the model reads it."""
         return dataset if self.encoder is None else self.encoder.view(dataset)
+
+    def features_of(self, dataset: Dataset, batch: int) -> dict[str, np.ndarray]:
+        """Compute the features of another data set, or take them from the cache.
+
+        There are none where the teacher came without a model.
+        """
+        if self.encoder is not None:
+            seen = self.encoder.view(dataset)
+            cached = _cached(self.encoder, seen, batch, Display(quiet=True))
+            return {part: cached(examples) for part, examples in seen.parts.items()}
+        return {} if self.model is None else features_of_all(self.model, dataset, batch)
 
     def targets(self, dataset: Dataset) -> TeacherTargets:
         """Return the targets that a train step compares the student with.
@@ -141,6 +151,22 @@ class Teacher:
             features=features,
             columns=columns,
         )
+
+
+def _cached(
+    encoder: Encoder, seen: Dataset, batch: int, display: Display
+) -> Callable[[Examples], np.ndarray]:
+    """Return a function to the features of examples of a data set that the encoder views."""
+    manifest = {"name": encoder.name, "teacher": encoder.digest, **encoder.settings()}
+
+    def compute(examples: Examples) -> np.ndarray:
+        return encoder.features(examples, seen.normalise, batch)
+
+    def cached(examples: Examples) -> np.ndarray:
+        own = manifest | {"examples": examples.fingerprint}
+        return cached_features(compute, encoder.width, examples, own, display)
+
+    return cached
 
 
 def views_of(

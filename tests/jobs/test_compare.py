@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from small import QUICK
 
-from pcjax.config import Config, Contender, Loss, Ramp, Teacher, read_config, recipe
+from pcjax.config import Contender, Loss, Ramp, read_config, recipe
 from pcjax.jobs import compare, tune
 from pcjax.losses.registry import LOSSES, RECIPES
 
@@ -147,8 +147,9 @@ def test_a_diverged_run_is_reported_and_the_others_continue(comparison, command,
 MIXED = Contender(
     "mixed",
     (Loss(arguments={"temperature": Ramp(0.4, 0.1)}), Loss("kd", arguments={"temperature": 4.0})),
+    1e-3,
 )
-EVERY = [MIXED, *(Contender(name, recipe(name)) for name in RECIPES)]
+EVERY = [MIXED, *(Contender(name, recipe(name), 1e-3) for name in RECIPES)]
 
 
 @pytest.mark.parametrize("contender", EVERY, ids=lambda contender: contender.name)
@@ -156,9 +157,9 @@ def test_tuning_tries_the_given_setting_first_and_then_others(contender):
     tried = tune.settings(contender, 5)
     assert tried[0] == contender
     assert tried == tune.settings(contender, 5)
-    configs = {Config(losses=one.losses, teacher=Teacher(live=True)).digest() for one in tried}
-    assert len(configs) == 5
+    assert len({one.learning_rate for one in tried}) == 5
     for one in tried:
+        assert 1e-3 / 8.1 <= one.learning_rate <= 8.1e-3
         for before, after in zip(contender.losses, one.losses, strict=True):
             assert (before.name, before.head, before.bank) == (after.name, after.head, after.bank)
             assert {*before.arguments} <= {*after.arguments} <= {*before.arguments, *tune.SCALES}
@@ -172,11 +173,11 @@ def test_tuning_tries_the_given_setting_first_and_then_others(contender):
 
 
 def test_a_default_scale_is_tuned_too():
-    first, *others = tune.settings(Contender("mine", (Loss("kd"),)), 4)
+    first, *others = tune.settings(Contender("mine", (Loss("kd"),), 0.01), 4)
     assert first.losses[0].arguments == {}
     assert len({one.losses[0].arguments["temperature"] for one in others}) == 3
     default = LOSSES["kd"].number_defaults["temperature"]
-    assert tune.describe(first) == f"temperature {default:.3g}"
+    assert tune.describe(first) == f"learning rate 0.01, temperature {default:.3g}"
 
 
 def test_a_ramp_is_scaled_as_a_whole():
@@ -191,8 +192,12 @@ def test_tuning_writes_a_comparison(comparison, command, tmp_path):
     words = [*QUICK, *words, "--workdir", tmp_path / "tuning"]
     status, output, complaint = command("tune", *words)
     assert status == 0, complaint
-    assert "run 2 of 4: pkt, weight" in output
+    assert "run 2 of 4: pkt, learning rate 0.00" in output
     tuned = read_config(tmp_path / "tuning" / "tuned.json")
-    assert [contender.name for contender in tuned.comparison.contenders] == ["pkt", "kd"]
+    contenders = tuned.comparison.contenders
+    assert [contender.name for contender in contenders] == ["pkt", "kd"]
+    tried = [read_config(path) for path in (tmp_path / "tuning/trials/pkt").glob("*/config.json")]
+    assert contenders[0].learning_rate in {one.training.learning_rate for one in tried}
+    assert len({one.training.learning_rate for one in tried}) == 2
     again = command("tune", *words)[1]
     assert "run 1 of" not in again

@@ -141,3 +141,30 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path, folder, command):
         assert (status, complaint.count("\n")) == (2, 1), shown
         assert all(name in complaint for name in names), shown
         assert not (tmp_path / "new").exists(), shown
+
+
+@pytest.mark.nightly
+def test_teachers_that_are_functions(tmp_path, folder, run, command, monkeypatch):
+    """An ONNX file is timed beside its student; a function of Python is named by --config."""
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert command("export", run, "--format", "onnx")[0] == 0
+    words = ("--data.source", f"images:{folder}/pictures", *map(str, SHORT))
+    onnx = ("--teacher.source", f"onnx:{run}/onnx/model.onnx")
+    assert command("distill", *words, *onnx, "--workdir", tmp_path / "onnx")[0] == 0
+    assert command("export", tmp_path / "onnx", "--format", "onnx")[0] == 0
+    assert "the teacher's ONNX file " in (tmp_path / "onnx/onnx/README.md").read_text()
+
+    (tmp_path / "colours.py").write_text("def mean(x):\n    return x.mean((1, 2)) / 255.0\n")
+    config = tmp_path / "config.py"
+    source = 'Config(teacher=Teacher(source="python:colours.mean"))'
+    config.write_text(f"from pcjax.config import *\nconfig = {source}\n")
+    assert command("distill", config, *words, "--workdir", tmp_path / "run")[0] == 0
+    monkeypatch.setattr("pcjax.config.TRUSTED", set())
+    for job in ("evaluate", "report"):
+        status, _, complaint = command(job, tmp_path / "run")
+        assert status == 2
+        assert "--config" in complaint
+    for job in ("evaluate", "report"):
+        assert command(job, tmp_path / "run", "--config", config)[0] == 0
+        monkeypatch.setattr("pcjax.config.TRUSTED", set())

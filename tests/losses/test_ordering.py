@@ -13,6 +13,7 @@ import scipy.stats
 from jax import jit
 
 from pcjax import losses
+from pcjax._checks import RequestError
 from pcjax.losses import ordering
 
 
@@ -181,6 +182,28 @@ def test_the_rank_list_equals_a_loop(rng, x64):
         given = {"temperature": temperature, "exponent": exponent, "reduce_fn": None}
         result = evaluate(losses.rank_list, student, teacher, **given)
         assert np.allclose(result, values, rtol=1e-9)
+
+
+def test_the_rank_list_in_the_teachers_frame_equals_a_loop(rng, x64):
+    student, teacher = (rng.normal(size=(9, 4)) for _ in range(2))
+    values = []
+    unit, other = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (student, teacher))
+    for i in range(9):
+        ranks = scipy.stats.rankdata([1 - other[i] @ other[j] if j != i else -1 for j in range(9)])
+        p = ranks**-2.0 / np.sum(ranks**-2.0)  # its own rank is 0 + 1
+        scores = other @ unit[i] / 0.1
+        values.append(np.sum(p * (np.log(p) - scipy.special.log_softmax(scores))))
+    given = {"exponent": 2.0, "frame": "teacher"}
+    result = evaluate(losses.rank_list, student, teacher, **given, reduce_fn=None)
+    assert np.allclose(result, values, rtol=1e-9)
+    given["exponent"] = 1e6
+    list_loss, contrast = (
+        evaluate(function, student, teacher, temperature=0.1, **more)
+        for function, more in ((losses.rank_list, given), (losses.info_nce, {"symmetric": False}))
+    )
+    assert np.allclose(list_loss, contrast, rtol=1e-9)
+    with pytest.raises(RequestError, match="linear head"):
+        losses.rank_list(student[:, :3], teacher, frame="teacher")
 
 
 def test_the_rank_list_by_hand():
