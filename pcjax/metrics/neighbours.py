@@ -406,4 +406,4 @@ def _evaluate_index(context: Context) -> float | None:
 
 @functools.lru_cache(maxsize=1)  # both searches are compared with the same
 def _expected(context: Context, k: int) -> Neighbours:
-    return nearest(context.teacher, context.teacher_gallery, k=k)
+    return nearest(np.asarray(context.teacher), np.asarray(context.teacher_gallery), k=k)
