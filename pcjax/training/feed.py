@@ -41,20 +41,23 @@ class Feed:
         Returns:
           The state after them, the positions of their examples (steps, b), and their metrics.
         """
-        parallel = self._parallel
-        if parallel.most > 1:
-            count = min(count, parallel.most)
-            draws = [self._batches.draw() for _ in range(count)]
-            filled = draws + draws[-1:] * (parallel.most - count)  # these are ignored
-            stacked = {name: np.stack([draw[name] for draw in filled]) for name in draws[0]}
-            split = parallel.split_stacked(stacked)
-            state, outcomes = parallel.several(frozen, state, split, count)
-            index = stacked["index"][:count]
+        split, index = self.inputs(count)
+        if self._parallel.most > 1:
+            state, outcomes = self._parallel.several(frozen, state, split, len(index))
         else:
-            batch = self._batches.draw() if self._drawn else next(self._batches)
-            state, outcomes = parallel(frozen, state, parallel.split(batch))
-            index = batch["index"][None]
+            state, outcomes = self._parallel(frozen, state, split)
         # At most two are under way: one computes, and the inputs of the other are copied.
         jax.block_until_ready(self._before)
         self._before = outcomes
         return state, index, outcomes
+
+    def inputs(self, count: int) -> tuple[dict[str, Any], np.ndarray]:
+        """Return the next steps' batches or draws, by device, and their positions (steps, b)."""
+        parallel = self._parallel
+        if parallel.most == 1:
+            batch = self._batches.draw() if self._drawn else next(self._batches)
+            return parallel.split(batch), batch["index"][None]
+        draws = [self._batches.draw() for _ in range(min(count, parallel.most))]
+        filled = draws + draws[-1:] * (parallel.most - len(draws))  # these are ignored
+        stacked = {name: np.stack([draw[name] for draw in filled]) for name in draws[0]}
+        return parallel.split_stacked(stacked), stacked["index"][: len(draws)]

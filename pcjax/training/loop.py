@@ -10,8 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from pcjax._checks import FailedError, RequestError
-from pcjax.data import Dataset, Sampling, TrainingBatches, training_batches
-from pcjax.losses.registry import LOSSES
+from pcjax.data import Dataset
 from pcjax.multihost import wait_for_all
 from pcjax.run import CHECKPOINTS, Run
 from pcjax.training.checkpoint import Checkpoints, UnsavedError
@@ -19,9 +18,7 @@ from pcjax.training.embedding import FrozenModel, to_numpy
 from pcjax.training.feed import Feed
 from pcjax.training.lesson import Lesson, steps_of
 from pcjax.training.metrics_log import METRICS, VALIDATION, MetricsLog
-from pcjax.training.neighbour_views import nearest_neighbours
-from pcjax.training.prepare import prepare
-from pcjax.training.resident import resident_examples
+from pcjax.training.prepare import batches_of, prepare
 from pcjax.training.state import State
 from pcjax.training.stopping import Agreement, StoppedError, StopSignals, Watchdog, agreed_signal
 
@@ -56,28 +53,10 @@ class _Training:
     """The parts of one training, and its loop."""
 
     def __init__(self, lesson: Lesson, dataset: Dataset, run: Run):
-        training, examples = lesson.training, dataset.train
+        training = lesson.training
         self.lesson, self.run, self.options = lesson, run, training
-        self.steps = steps_of(training, len(examples), lesson.section)
-        uses_neighbours = any(LOSSES[loss.name].neighbours for loss in lesson.losses)
-        features = lesson.targets.features
-        sampling = Sampling(
-            batch=training.batch,
-            seed=training.seed,
-            neighbours=nearest_neighbours(features)
-            if uses_neighbours and features is not None
-            else None,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-        self.batches: TrainingBatches = training_batches(
-            examples,
-            sampling,
-            augmentation=lesson.augmentation,
-            normalise=dataset.normalise,
-            columns=lesson.targets.columns,
-        )
-        resident = resident_examples(examples, dataset.normalise, lesson.targets.columns)
+        self.steps = steps_of(training, len(dataset.train), lesson.section)
+        self.batches, resident = batches_of(lesson, dataset)
         self.parallel, self.state, self.frozen = prepare(lesson, dataset, resident)
         self.feed = Feed(self.batches, self.parallel, drawn=resident is not None)
         self.checkpoints = Checkpoints(

@@ -117,8 +117,18 @@ class ParallelStep:
         }
 
     def temporary_bytes(self, frozen: Any, state: Any, batch: Mapping[str, Any]) -> int | None:
-        """Return the memory that a step needs on each device besides its inputs and outputs."""
-        analysis = self._step.lower(frozen, state, batch).compile().memory_analysis()
+        """Return the memory that a step needs on each device besides its inputs and outputs.
+
+        Args:
+          frozen: the arrays that it only reads.
+          state: the state.
+          batch: one batch, or several where several steps are taken at once.
+        """
+        if self.most > 1:
+            lowered = self._steps.lower(frozen, state, batch, np.int32(1))
+        else:
+            lowered = self._step.lower(frozen, state, batch)
+        analysis = lowered.compile().memory_analysis()
         return None if analysis is None else int(analysis.temp_size_in_bytes)
 
     def __call__(

@@ -12,17 +12,41 @@ import numpy as np
 
 from pcjax import _fields
 from pcjax.config import Training
-from pcjax.data import Dataset, Sampling, training_batches
+from pcjax.data import Dataset, Sampling, TrainingBatches, training_batches
 from pcjax.losses.registry import LOSSES
 from pcjax.models.functional import Functional
 from pcjax.training.embedding import output_shapes
-from pcjax.training.feed import steps_at_once
+from pcjax.training.feed import Feed, steps_at_once
 from pcjax.training.lesson import Lesson, steps_of
+from pcjax.training.neighbour_views import nearest_neighbours
 from pcjax.training.objective import build_objective, with_memories
 from pcjax.training.parallel import ParallelStep, choose_devices
-from pcjax.training.resident import Resident
+from pcjax.training.resident import Resident, resident_examples
 from pcjax.training.state import State, initial_state, make_optimiser
 from pcjax.training.step import AXIS, FrozenInputs, from_draws, make_step, metric_names
+
+
+def batches_of(lesson: Lesson, dataset: Dataset) -> tuple[TrainingBatches, Resident | None]:
+    """Return the batches of a lesson, and all its examples where the devices' memory holds them."""
+    uses_neighbours = any(LOSSES[loss.name].neighbours for loss in lesson.losses)
+    features, columns = lesson.targets.features, lesson.targets.columns
+    sampling = Sampling(
+        batch=lesson.training.batch,
+        seed=lesson.training.seed,
+        neighbours=nearest_neighbours(features)
+        if uses_neighbours and features is not None
+        else None,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    batches = training_batches(
+        dataset.train,
+        sampling,
+        augmentation=lesson.augmentation,
+        normalise=dataset.normalise,
+        columns=columns,
+    )
+    return batches, resident_examples(dataset.train, dataset.normalise, columns)
 
 
 def prepare(
@@ -115,16 +139,12 @@ def _shared_step(key: _StepKey) -> tuple[ParallelStep, Callable[[Any], Any]]:
 
 
 def temporary_bytes(lesson: Lesson, dataset: Dataset) -> int | None:
-    """Return the memory that a step of the lesson needs besides its inputs and outputs."""
-    parallel, state, frozen = prepare(lesson, dataset)
-    sampling = Sampling(
-        batch=lesson.training.batch,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    batches = training_batches(
-        dataset.train, sampling, normalise=dataset.normalise, columns=lesson.targets.columns
-    )
+    """Return the memory that a step of the lesson needs besides its inputs and outputs.
+
+    The step is the training's, so that the compilation cache has it.
+    """
+    batches, resident = batches_of(lesson, dataset)
+    parallel, state, frozen = prepare(lesson, dataset, resident)
     with contextlib.closing(batches):
-        batch = parallel.split(next(batches))
+        batch, _ = Feed(batches, parallel, drawn=resident is not None).inputs(1)
     return parallel.temporary_bytes(frozen, parallel.place(state), batch)

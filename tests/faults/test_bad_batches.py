@@ -7,7 +7,7 @@ import pytest
 from small import QUICK
 
 from pcjax.data import TrainingBatches
-from pcjax.training import loop, resident
+from pcjax.training import prepare, resident
 from pcjax.training.metrics_log import read_metrics
 
 pytestmark = pytest.mark.gate
@@ -59,7 +59,7 @@ class Changed(TrainingBatches):
 def test_what_is_not_finite_is_skipped_and_named(how, command, tmp_path, monkeypatch, tried):
     """Over four devices, of which one meets the value first."""
     changes, made = [*NOT_FINITE, *LARGE, *SMALL], []
-    training_batches = loop.training_batches
+    training_batches = prepare.training_batches
 
     def changed(*args, **given):
         batches = training_batches(*args, **given)
@@ -67,7 +67,7 @@ def test_what_is_not_finite_is_skipped_and_named(how, command, tmp_path, monkeyp
             made.append(batches := Changed(batches, changes))
         return batches
 
-    monkeypatch.setattr(loop, "training_batches", changed)
+    monkeypatch.setattr(prepare, "training_batches", changed)
     monkeypatch.setattr(resident, "CPU_BYTES", 0)  # images change in batches, not on devices
     words = ["--training.steps", STEPS, "--training.devices", 4, "--training.parallel", how]
     status, output, complaint = command("distill", *QUICK, *words, "--workdir", tmp_path / "run")

