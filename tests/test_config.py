@@ -23,7 +23,8 @@ from pcjax.config import (
 )
 from pcjax.losses.registry import RECIPES
 
-CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -33,7 +34,7 @@ def test_config_files_build_and_are_restored_from_json(path):
     docstring = path.read_text().split('"""')[1]
     for part in ("Purpose:", "Command:", "Expected:", "Cost:"):
         assert part in docstring
-    assert f"configs/{path.name}" in docstring
+    assert path.relative_to(ROOT).as_posix() in docstring
 
 
 def test_the_digits_are_the_default():

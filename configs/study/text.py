@@ -23,7 +23,7 @@ from pcjax.config import (
 
 LOSSES = {
     "perception_coherence": recipe("perception_coherence"),
-    "cdf_alone": (Loss("perception_coherence"),),
+    "perception_coherence_list": recipe("perception_coherence_list"),
     "rank_list": (Loss("rank_list"),),
     "rkd_distance": (Loss("rkd_distance", weight=25.0),),
     "pkt": (Loss("pkt", weight=30000.0),),

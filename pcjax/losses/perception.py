@@ -84,6 +84,8 @@ def perception_coherence(
     - Set `dissimilarity` to the one that the embeddings are searched with later.
     - Add a second term with frame="teacher" and weighting="neighbours" where the student has a
       linear head into the teacher's dimension: the recipe `perception_coherence_frames`.
+    - Add a tenth of `rank_list` in both frames where neighbours and classes count as much as the
+      whole order: the recipe `perception_coherence_list`.
     - Add `references` where the batch is small, `chunk_size` where its n^2 numbers need too much
       memory.
 
@@ -489,6 +491,12 @@ def _weights(
     return lax.stop_gradient(weights).T
 
 
+recipe(
+    "perception_coherence_list",
+    RecipeTerm("perception_coherence"),
+    RecipeTerm("rank_list", weight=0.1),
+    RecipeTerm("rank_list", 0.1, "linear", arguments={"frame": "teacher", "exponent": 2.0}),
+)
 recipe(
     "perception_coherence_frames",
     RecipeTerm("perception_coherence"),
