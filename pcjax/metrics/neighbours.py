@@ -394,11 +394,13 @@ def _evaluate_search(context: Context) -> float | None:
     return float(jnp.mean(_shared(_own_nearest(context, "train", k), _expected(context, k))))
 
 
-@metric("index_recall", title="results kept in the teacher's index", unit="share")
+@metric("index_recall", title="in the teacher's index", unit="share")
 def _evaluate_index(context: Context) -> float | None:
-    """Search the teacher's own training features for every test example."""
+    """Search the teacher's own training features for every test example of a student."""
     gallery = context.teacher_gallery
-    if context.teacher is None or gallery is None or context.test.shape[1] != gallery.shape[1]:
+    if context.teacher is None or gallery is None or context.test is context.teacher:
+        return None
+    if context.test.shape[1] != gallery.shape[1]:
         return None
     k = min(context.neighbours, len(gallery))
     return float(jnp.mean(_shared(nearest(context.test, gallery, k=k), _expected(context, k))))
