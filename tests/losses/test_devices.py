@@ -11,7 +11,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from pcjax.losses import _inputs, perception, perception_coherence
+from pcjax.losses import _estimator, _inputs, perception_coherence
 from pcjax.ranking import METHODS, soft_rank
 
 DEVICES = 8
@@ -197,7 +197,7 @@ def test_a_stopped_gradient_on_the_gathered_features_is_caught(way, rng, x64, mo
         def all_gather(*args, **kwargs):
             return lax.stop_gradient(lax.all_gather(*args, **kwargs))
 
-    monkeypatch.setattr(perception, "lax", Mutated())
+    monkeypatch.setattr(_estimator, "lax", Mutated())
     jax.clear_caches()  # what was traced without the mutation
     compiled_for_one_device.cache_clear()
     try:
