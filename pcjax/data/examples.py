@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int, Shaped
 
 HASHED_WHOLE = 2**27  # bytes; the fingerprint of larger arrays takes samples
+ENCODED_WHOLE = 2**30  # bytes of encoded images, which take far longer to decode than to hash
 SAMPLES = 1024
 SPLIT_SEED = 0
 SPLITS = ("train", "validation", "test")

@@ -41,7 +41,7 @@ import numpy as np
 
 from pcjax._checks import RequestError, printable
 from pcjax.data import texts
-from pcjax.data.examples import SPLITS, Splits, array_parts, digest, sampled
+from pcjax.data.examples import ENCODED_WHOLE, SPLITS, Splits, array_parts, digest, sampled
 from pcjax.data.listing import Names, ending, first_part, scan
 from pcjax.data.pictures import decoded
 from pcjax.data.shards import Column, read_tars
@@ -279,10 +279,11 @@ class Files:
             return file.read()
 
     def parts(self) -> Iterable[bytes]:
-        """Yield all names and sizes, and a sample of the contents."""
+        """Yield all names and sizes, and all contents; a sample of them where there are many."""
         yield from (self.names.content.tobytes(), self.names.ends.tobytes())
-        yield np.array([_size(self.path(row)) for row in range(len(self))], np.int64).tobytes()
-        for row in sampled(len(self), 1, 0).tolist():
+        sizes = np.array([_size(self.path(row)) for row in range(len(self))], np.int64)
+        yield sizes.tobytes()
+        for row in sampled(len(self), int(sizes.sum()), ENCODED_WHOLE).tolist():
             try:
                 yield self.read(row)
             except (OSError, ValueError):
@@ -346,7 +347,7 @@ class Images:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the names, labels and size, and of a sample of the contents."""
+        """A hash of the names, labels, size and contents; of a sample where there are many."""
         return self._fingerprint
 
     @functools.cached_property

@@ -19,7 +19,7 @@ import numpy as np
 from pcjax import _io
 from pcjax._checks import RequestError, printable
 from pcjax.data import texts
-from pcjax.data.examples import array_parts, sampled
+from pcjax.data.examples import ENCODED_WHOLE, array_parts, sampled
 from pcjax.data.listing import CACHED_FROM, Names, Record, cached
 
 MEMBERS = (b".jpg", b".jpeg", b".png", b".webp")
@@ -28,7 +28,8 @@ MAX_LABEL = 1000  # bytes
 COLUMN = "image"
 GROUPS_BYTES = 2**30  # of row groups in memory
 MAX_GROUP = 2**29  # bytes of an image or of a row group
-SAMPLED_GROUPS = 16  # of which a first row enters the fingerprint
+SAMPLED_ROWS = 64
+SAMPLED_GROUPS = 16  # of which rows enter the fingerprint of large files
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,11 +68,13 @@ class Members:
             return file.read(size)
 
     def parts(self) -> Iterable[bytes]:
-        """Yield names, sizes and a sample of the contents."""
+        """Yield names, sizes and contents; a sample of the contents where there are many."""
         yield from self.shard_names
         for array in (self.names.content, self.names.ends, self.shard, self.sizes):
             yield from array_parts(array)
-        yield from (self.read(row) for row in sampled(len(self), 1, 0).tolist())
+        rows = sampled(len(self), int(self.sizes.sum()), ENCODED_WHOLE)
+        readable = rows[self.sizes[rows] <= MAX_GROUP]
+        yield from (self.read(row) for row in readable.tolist())
 
 
 def read_tars(
@@ -209,13 +212,15 @@ class Column:
         return content
 
     def parts(self) -> Iterable[bytes]:
-        """Yield the files' names and numbers of rows, and a sample of the contents."""
+        """Yield the files' names, rows and sizes, and contents; samples where there are many."""
         yield from self.names
-        yield from array_parts(self._groups[:, [0, 2]])
-        step = max(1, len(self._groups) // SAMPLED_GROUPS)
+        yield from array_parts(self._groups[:, [0, 2, 3]])
+        whole = self._groups[:, 3].sum() <= ENCODED_WHOLE
+        step = 1 if whole else max(1, len(self._groups) // SAMPLED_GROUPS)
         for group in range(0, len(self._groups), step):
             rows = self._group(group)
-            yield from (rows[i].as_py() or b"" for i in range(min(len(rows), 64)))
+            most = len(rows) if whole else min(len(rows), SAMPLED_ROWS)
+            yield from (rows[i].as_py() or b"" for i in range(most))
 
     def _place(self, row: int) -> tuple[int, int]:
         group = int(np.searchsorted(self._ends, row, "right"))

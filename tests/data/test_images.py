@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import struct
+import tarfile
 import zlib
 
 import numpy as np
@@ -364,6 +365,40 @@ def test_the_fingerprint_is_of_names_contents_labels_and_size(tmp_path):
     assert fingerprint("one", image_labels="folders") != fingerprint("one")
     others = [fingerprint("renamed"), fingerprint("changed"), fingerprint("one", image_size=9)]
     assert len({fingerprint("one"), *others}) == 4
+
+
+@pytest.mark.parametrize("kind", ["files", "tar", "parquet"])
+def test_one_pixel_of_one_of_many_pictures_changes_the_fingerprint(tmp_path, kind):
+    def contents(value):
+        colours = [(row % 256, row // 256, 0) for row in range(1100)]
+        colours[896] = (128, 3, value)  # a sample of 1,024 leaves it out
+        files = {}
+        for row, colour in enumerate(colours):
+            content = io.BytesIO()
+            Image.new("RGB", (2, 2), colour).save(content, "bmp")
+            files[f"{row:04}.png"] = content.getvalue()  # read as it is, whatever its name
+        return files
+
+    def fingerprint(value):
+        root = tmp_path / str(value)
+        root.mkdir()
+        files = contents(value)
+        if kind == "files":
+            for name, content in files.items():
+                (root / name).write_bytes(content)
+        elif kind == "tar":
+            with tarfile.open(root / "x.tar", "w") as tar:
+                for name, content in files.items():
+                    member = tarfile.TarInfo(name)
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+        else:
+            pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+            table = pa.table({"image": [*files.values()]})
+            parquet.write_table(table, root / "x.parquet", row_group_size=550)
+        return images.read(str(root), image_size=2).train.fingerprint
+
+    assert fingerprint(0) != fingerprint(1)
 
 
 # Batches
