@@ -13,7 +13,12 @@ PIPELINES = {
     "image": "image-feature-extraction",
     "example": "feature-extraction",
 }
-TITLES = {"onnx": "onnxruntime", "onnx-int8": "onnxruntime"}
+TITLES = {
+    "safetensors": "pcjax",
+    "stablehlo": "JAX",
+    "onnx": "onnxruntime",
+    "onnx-int8": "onnxruntime",
+}
 TEXTS = {
     "sentence-transformers": """\
 from sentence_transformers import SentenceTransformer
@@ -25,6 +30,36 @@ from model2vec import StaticModel
 
 model = StaticModel.from_pretrained(FOLDER)
 vectors = model.encode(["one text", "another text"])""",
+}
+FILES = {
+    ("safetensors", "text"): """\
+import pcjax
+
+student = pcjax.load("student.safetensors")
+vectors = student.features(["one text", "another text"])""",
+    ("safetensors", "example"): """\
+import numpy as np
+import pcjax
+
+student = pcjax.load("student.safetensors")
+batch = np.zeros(SHAPE, np.STORED)  # of any number of KINDs, as they were stored
+vectors = student.features(batch)""",
+    ("stablehlo", "text"): """\
+import jax.export
+import numpy as np
+
+with open("student.stablehlo", "rb") as file:
+    student = jax.export.deserialize(bytearray(file.read()))
+ids = np.array([[2, 3, 1], [4, -1, -1]], np.int32)  # of the tokens of two texts, padded with -1
+vectors = student.call(ids)["embedding"]""",
+    ("stablehlo", "example"): """\
+import jax.export
+import numpy as np
+
+with open("student.stablehlo", "rb") as file:
+    student = jax.export.deserialize(bytearray(file.read()))
+batch = np.zeros(SHAPE, np.STORED)  # of any number of KINDs, as they were stored
+vectors = student.call(batch)["embedding"]""",
 }
 SESSIONS = {
     "onnx": 'session = onnxruntime.InferenceSession("model.onnx")',
@@ -89,8 +124,8 @@ class CardFacts:
     shape: of one example: (height, width, channels) of an image, (tokens,) of a text.
     stored: the dtype of the examples; int32 for texts.
     max_tokens: longer texts are cut to so many tokens; None: never.
-    formats: that the folder of the card serves, its own first, among "sentence-transformers",
-      "model2vec", "onnx" and "onnx-int8".
+    formats: that the card tells how to load, its own first.
+    code: that loads it, where it is another for every student.
     teacher: its name, or the path of its files, of which only the last part is printed.
     losses: of the training, by name.
     examples: how many the student was trained on.
@@ -121,6 +156,7 @@ class CardFacts:
     columns: tuple[str, ...] = ()
     rows: tuple[tuple[Cell, ...], ...] = ()
     measured: tuple[str, ...] = ()
+    code: str | None = None
     base_model: str | None = None
     licence: str | None = None
     teacher_licence: str | None = None
@@ -201,23 +237,35 @@ def _teacher(facts: CardFacts) -> str:
 
 
 def _loading(facts: CardFacts) -> list[str]:
-    return ["## Usage"] + [
-        f"With {TITLES.get(name, name)}:\n\n```python\n{_code(facts, name)}\n```"
-        for name in facts.formats
+    codes = {name: _code(facts, name) for name in facts.formats}
+    sections = [
+        f"With {TITLES.get(name, name)}:\n\n```python\n{code}\n```"
+        for name, code in codes.items()
+        if code is not None
     ]
+    return ["## Usage", *sections] if sections else []
 
 
-def _code(facts: CardFacts, format_name: str) -> str:
-    """Return the code that loads a student in one of `CardFacts.formats`."""
+def _code(facts: CardFacts, format_name: str) -> str | None:
+    """Return the code that loads a student; None for a format of another package."""
+    if facts.code is not None:
+        return facts.code
     if format_name in TEXTS:
         folder = f"{without_folders(facts.name)}/{facts.formats[0]}"
         return TEXTS[format_name].replace("FOLDER", json.dumps(folder))
+    batch = f"(2, {', '.join(map(str, facts.shape))})"
+    file = format_name, "text" if facts.kind == "text" else "example"
+    if file in FILES:
+        code = FILES[file].replace("STORED", facts.stored).replace("KIND", facts.kind)
+        return code.replace("SHAPE", batch)
+    if format_name not in SESSIONS:
+        return None
     code = ONNX[facts.kind].replace("SESSION", SESSIONS[format_name])
     if facts.kind == "image":
         height, width, channels = facts.shape
         code = code.replace("MODE", {1: "L", 4: "RGBA"}.get(channels, "RGB"))
-        code = code.replace("SIZE", f"({width}, {height})").replace("SHAPE", str(facts.shape))
-    return code.replace("SHAPE", f"(2, {', '.join(map(str, facts.shape))})")
+        return code.replace("SIZE", f"({width}, {height})").replace("SHAPE", str(facts.shape))
+    return code.replace("SHAPE", batch)
 
 
 def _numbers(facts: CardFacts) -> list[str]:

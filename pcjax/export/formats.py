@@ -17,6 +17,8 @@ from pcjax.export.card import CardFacts, model_card
 from pcjax.models import options_of
 from pcjax.models.text import TextModel
 
+TORCHVISION = "student.torchvision.safetensors"
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Student:
@@ -64,19 +66,21 @@ class Student:
         return safetensors.Exported(module, self.inputs, dict(self.about))
 
     def card_of(self, *formats: str, measured: tuple[str, ...] = ()) -> str:
-        """Return the model card of a folder that others load in these ways."""
-        return model_card(dataclasses.replace(self.card, formats=formats, measured=measured))
+        """Return the model card of a student that is loaded in these ways."""
+        code = _torchvision_code(self) if "torchvision" in formats else None
+        facts = dataclasses.replace(self.card, formats=formats, measured=measured, code=code)
+        return model_card(facts)
 
 
 class Format(NamedTuple):
     """A format of exports.
 
-    write: (folder of the run, student) -> the path that it has written.
+    write: (folder of the run, student) -> the path that it has written: a folder with a model card
+      in it, or a file, beside which the command writes the card.
     title: its description.
     use: how to use it, with {path}.
     normalises: whether --normalise is for this format, for students that read no texts.
-    onnx: the weights of an ONNX file, "float32" or "int8". It is measured in onnxruntime, and its
-      model card stands beside it.
+    onnx: the weights of an ONNX file, "float32" or "int8".
     notes: more lines to print, of a student.
     """
 
@@ -152,7 +156,7 @@ def _stablehlo(folder: pathlib.Path, student: Student) -> pathlib.Path:
 
 
 def _torchvision(folder: pathlib.Path, student: Student) -> pathlib.Path:
-    path, architecture = folder / "student.torchvision.safetensors", student.architecture
+    path, architecture = folder / TORCHVISION, student.architecture
     tensors = torchvision.torchvision_tensors(
         architecture.name, architecture.options, student.arrays
     )
@@ -175,6 +179,18 @@ def _torchvision_facts(student: Student) -> dict[str, str]:
         "model": model,
         "preprocessing": f"(pixels / {scale:g} - mean) / std, mean={mean}, std={std}",
     }
+
+
+def _torchvision_code(student: Student) -> str:
+    facts = _torchvision_facts(student)
+    return f"""\
+import safetensors.torch
+import torchvision
+
+model = {facts["model"]}
+model.load_state_dict(safetensors.torch.load_file({TORCHVISION!r}))
+model.eval()  # of float32 (images, 3, height, width):
+# {facts["preprocessing"]}"""
 
 
 def _torchvision_notes(student: Student) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""An ONNX file in onnxruntime: the time of one example, and how coherent its features are."""
+"""What an exported student costs: the time of one example, and the coherence of eight bits."""
 
 import dataclasses
 import importlib.util
@@ -7,7 +7,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,18 +15,71 @@ import jax.numpy as jnp
 import numpy as np
 
 from pcjax import metrics
-from pcjax.data import Dataset
+from pcjax._checks import RequestError
+from pcjax.data import Dataset, Examples
+from pcjax.data.normalise import Normaliser
 from pcjax.export.functions import of_scaled
 from pcjax.export.onnx import IDS, MASK
 from pcjax.export.onnx_images import CHANNELS_FIRST, write_onnx_images
 from pcjax.export.safetensors import Exported, Inputs, inputs_of
+from pcjax.teachers.encoder import Encoder
+from pcjax.teachers.functions import FunctionEncoder
 from pcjax.training.embedding import FrozenModel, embed
 
 CALLS, WARM_UP_CALLS = 15, 3
 ROWS_AT_A_TIME = 32
 COMPARED, FEWEST = 1_000, 50  # test examples
 AFFORDABLE = 2e12  # floating-point operations; half a minute on two cores
+UNKNOWN_FLOPS = 10**10  # of an example, in a function that JAX cannot see into
 NEAREST = 10
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subject:
+    """A model that is measured, and the examples as it reads them.
+
+    dataset: the examples.
+    features: computes the features of such examples.
+    milliseconds: measures one image, as an ONNX file; None where there is no such file.
+    flops: for one example.
+    """
+
+    dataset: Dataset
+    features: Callable[[Examples], np.ndarray]
+    milliseconds: Callable[[], float | None]
+    flops: int
+
+    @classmethod
+    def of_model(cls, model: FrozenModel, dataset: Dataset) -> "Subject":
+        """Measure a JAX model."""
+        return cls(
+            dataset,
+            lambda examples: embed(model, examples, dataset.normalise, ROWS_AT_A_TIME).features,
+            lambda: _time_of_model(model, dataset),
+            model.flops(dataset.test),
+        )
+
+    @classmethod
+    def of_encoder(cls, encoder: Encoder, dataset: Dataset) -> "Subject":
+        """Measure a model of others on examples as the student reads them."""
+        seen = encoder.view(dataset)
+        if encoder.model is not None:
+            return cls.of_model(encoder.model, seen)
+        return cls(
+            seen,
+            lambda examples: encoder.features(examples, seen.normalise, ROWS_AT_A_TIME),
+            lambda: _time_of_function(encoder, seen),
+            UNKNOWN_FLOPS,
+        )
+
+    def sample(self, count: int) -> np.ndarray:
+        """Read an even sample of the test examples."""
+        return self.dataset.test.take(_sample(len(self.dataset.test), count))
+
+    def features_of(self, rows: np.ndarray) -> np.ndarray:
+        """Compute the features of test examples."""
+        test = self.dataset.test
+        return self.features(dataclasses.replace(test, rows=test.rows[rows]))
 
 
 class Runtime:
@@ -77,13 +130,8 @@ def median_milliseconds(call: Callable[[int], Any], count: int) -> float:
     return 1000 * statistics.median(seconds[WARM_UP_CALLS:])
 
 
-def time_of(model: FrozenModel, dataset: Dataset) -> float:
-    """Return the milliseconds of one image in a JAX model, written to a temporary ONNX file.
-
-    Args:
-      model: the model.
-      dataset: its images, as the model reads them.
-    """
+def _time_of_model(model: FrozenModel, dataset: Dataset) -> float | None:
+    """Return the milliseconds of one image in a model, written to a temporary ONNX file."""
     weights = jax.tree.map(jnp.asarray, (model.parameters, model.statistics))
     module = model.function.module(*weights)
     module.eval()
@@ -91,41 +139,49 @@ def time_of(model: FrozenModel, dataset: Dataset) -> float:
     exported = Exported(module, inputs, {"version": "", "config": ""})
     with tempfile.TemporaryDirectory(prefix="pcjax-") as folder:
         path = pathlib.Path(folder, "model.onnx")
-        write_onnx_images(path, exported, of_scaled(exported, normalise=False))
-        return Runtime(path, inputs).milliseconds(test_examples(dataset, CALLS))
+        try:
+            write_onnx_images(path, exported, of_scaled(exported, normalise=False))
+        except RequestError:  # ONNX cannot hold it
+            return None
+        rows = _sample(len(dataset.test), CALLS)
+        return Runtime(path, inputs).milliseconds(dataset.test.take(rows))
 
 
-def test_examples(dataset: Dataset, count: int) -> np.ndarray:
-    """Read an even sample of the test examples."""
-    return dataset.test.take(_sample(len(dataset.test), count))
+def _time_of_function(encoder: Encoder, seen: Dataset) -> float | None:
+    if not isinstance(encoder, FunctionEncoder) or encoder.on_one_thread is None:
+        return None
+    rows = _sample(len(seen.test), CALLS)
+    images = Normaliser(seen.test, seen.normalise)(seen.test.take(rows))
+    function = encoder.on_one_thread()
+    return median_milliseconds(lambda i: function(images[i : i + 1]), len(images))
 
 
-def coherences(
-    runtime: Runtime, dataset: Dataset, models: Mapping[str, Any], kind: str
-) -> tuple[dict[str, Any], int]:
-    """Compare a file's features with those of models, on test examples.
+def coherence_of_int8(runtime: Runtime, own: Subject, teacher: Subject | None, kind: str) -> str:
+    """Describe how the features of weights in eight bits order the test examples.
 
     Args:
       runtime: the file.
-      dataset: the examples as the file reads them.
-      models: each model, and the examples as it reads them; one that costs too much is left out.
+      own: the float student that it was made of.
+      teacher: None where it cannot be computed.
       kind: the dissimilarity.
-
-    Returns:
-      The coherence (Spearman) with each model, and the number of examples.
     """
-    flops = {name: model.flops(seen.test) for name, (model, seen) in models.items()}
-    cheapest = max(1, min(flops.values()))
-    count = min(len(dataset.test), COMPARED, max(FEWEST, int(AFFORDABLE / cheapest)))
-    rows = _sample(len(dataset.test), count)
-    features, results = runtime.features(dataset.test.take(rows)), {}
-    for name, (model, seen) in models.items():
-        if flops[name] * count <= AFFORDABLE or flops[name] == cheapest:
-            part = dataclasses.replace(seen.test, rows=seen.test.rows[rows])
-            own = embed(model, part, seen.normalise, ROWS_AT_A_TIME).features
-            k = min(NEAREST, count - 2)
-            results[name] = metrics.coherence(features, own, dissimilarity=kind, k=k).spearman
-    return results, count
+    dearest = max(1, own.flops, teacher.flops if teacher else 0)
+    count = min(len(own.dataset.test), COMPARED, max(FEWEST, int(AFFORDABLE / dearest)))
+    rows = _sample(len(own.dataset.test), count)
+
+    def coherence(features: np.ndarray, others: np.ndarray) -> str:
+        k = min(NEAREST, count - 2)
+        result = metrics.coherence(features, others, dissimilarity=kind, k=k)
+        return f"{result.spearman.value:.4f}"
+
+    int8, float32 = runtime.features(own.dataset.test.take(rows)), own.features_of(rows)
+    parts = [f"int8 with the float student {coherence(int8, float32)}"]
+    if teacher is not None:
+        outputs = teacher.features_of(rows)
+        parts.append(
+            f"with the teacher int8 {coherence(int8, outputs)}, float {coherence(float32, outputs)}"
+        )
+    return f"Coherence (Spearman) on {count:,} test examples: {'; '.join(parts)}."
 
 
 def _sample(examples: int, count: int) -> np.ndarray:

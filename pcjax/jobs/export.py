@@ -1,6 +1,5 @@
 """`pcjax export RUN`: write the student without what only its training needs."""
 
-import contextlib
 import dataclasses
 import pathlib
 import re
@@ -12,23 +11,21 @@ import numpy as np
 from pcjax import __version__, _io
 from pcjax._checks import RequestError
 from pcjax.data import Dataset
-from pcjax.data.normalise import Normaliser
 from pcjax.display import Display
 from pcjax.evaluation.tables import card_rows, models_of
 from pcjax.export import measure, safetensors
 from pcjax.export.card import CardFacts
 from pcjax.export.formats import Format, Student, find_format
+from pcjax.export.measure import Subject
 from pcjax.jobs.common import load_data
 from pcjax.jobs.evaluate import read_student, single_run
 from pcjax.run import Run, read_result, stored_run
 from pcjax.teachers import find_encoder, read_teacher
 from pcjax.teachers.encoder import Encoder
-from pcjax.teachers.functions import FunctionEncoder
 from pcjax.training.build import options_for
 from pcjax.training.embedding import FrozenModel, output_shapes
 
 ALIGNED = ("hint", "embed_distill")  # without a head they copy the teacher's features
-Seen = tuple[FrozenModel, Dataset]  # a model, and the examples as it reads them
 LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,63}")
 
 
@@ -66,13 +63,14 @@ def export(folder: pathlib.Path, display: Display, options: Options | None = Non
     if jax.process_index() != 0:
         return
     path = chosen.write(folder, student)
-    if chosen.onnx is not None:
+    lines: tuple[str, ...] = ()
+    if path.is_file():  # a folder has its card inside
+        card_path = path.with_name(f"{path.name}.md" if path.parent == folder else "README.md")
+        _io.write_text(card_path, student.card_of(options.format))
+        own, teacher = Subject.of_model(model, dataset), _teacher(run, dataset, encoder)
         kind = run.config.evaluation.dissimilarity if chosen.onnx == "int8" else None
-        teacher = _teacher(run, dataset, encoder)
-        lines = _measured(path, student, (model, dataset), (teacher, encoder), coherence=kind)
-        _io.write_text(path.parent / "README.md", student.card_of(options.format, measured=lines))
-    else:
-        lines = ()
+        lines = _measured(path, student, own, teacher, coherence=kind)
+        _io.write_text(card_path, student.card_of(options.format, measured=lines))
     size = _size(path)
     display.say(
         f"{path}: {size:,} bytes, {student.architecture.name} with "
@@ -162,60 +160,56 @@ def _card_facts(
 def _measured(
     path: pathlib.Path,
     student: Student,
-    own: Seen,
-    teachers: tuple[Seen | None, Encoder | None],
+    own: Subject,
+    teacher: Subject | None,
     *,
     coherence: str | None,
 ) -> tuple[str, ...]:
-    """Return lines on an ONNX file: its speed and, unless None, its coherence.
+    """Return lines on an exported file: its size, its speed and what eight bits cost.
 
     Args:
       path: the file.
       student: the exported student.
       own: the student that it was made of.
-      teachers: the teacher where it is a model, and where it is one of others.
-      coherence: the dissimilarity.
+      teacher: None where it cannot be computed.
+      coherence: the dissimilarity; None: of float32, with nothing lost.
     """
+    size = f"The file has {path.stat().st_size:,} bytes."
+    is_onnx, of_texts = path.suffix == ".onnx", student.tokenizer is not None
+    if of_texts and not is_onnx:
+        return (size,)
     if not measure.has_runtime():
-        return ("Not measured: `pip install onnxruntime`.",)
-    runtime, texts = measure.Runtime(path, student.inputs), student.tokenizer is not None
-    teacher, encoder = teachers
-    time = runtime.milliseconds(measure.test_examples(own[1], measure.CALLS))
-    times = [f"{time:.2f} ms"]
-    if isinstance(encoder, FunctionEncoder) and encoder.on_one_thread is not None:
-        seen = encoder.view(own[1])
-        images = Normaliser(seen.test, seen.normalise)(measure.test_examples(seen, measure.CALLS))
-        function = encoder.on_one_thread()
-        spent = measure.median_milliseconds(lambda i: function(images[i : i + 1]), len(images))
-        times.append(f"the teacher's ONNX file {spent:.2f} ms")
-    elif teacher is not None and not texts:
-        with contextlib.suppress(RequestError):  # a teacher that ONNX cannot hold
-            times.append(f"the teacher as an ONNX file {measure.time_of(*teacher):.2f} ms")
-    line = f"Time of one {'text' if texts else 'example'}: {'; '.join(times)} (one thread, batch 1,"
-    lines = [
-        f"The file has {path.stat().st_size:,} bytes.",
-        f"{line} median of {measure.CALLS} calls; {measure.described_machine()}).",
-    ]
-    if coherence is not None:
-        models = {"the float student's": own, **({"the teacher's": teacher} if teacher else {})}
-        results, count = measure.coherences(runtime, own[1], models, coherence)
-        stated = ", with ".join(f"{name} {x.value:.4f}" for name, x in results.items())
+        return (size, "Its speed was not measured: `pip install onnxruntime`.")
+    lines = [size]
+    runtime = measure.Runtime(path, student.inputs) if is_onnx else None
+    times = {
+        "": runtime.milliseconds(own.sample(measure.CALLS)) if runtime else None,
+        "as an ONNX file ": None if runtime else own.milliseconds(),
+        "the teacher as an ONNX file ": teacher.milliseconds()
+        if teacher and not of_texts
+        else None,
+    }
+    stated = [f"{title}{time:.2f} ms" for title, time in times.items() if time is not None]
+    if stated:
         lines.append(
-            f"Coherence (Spearman) of the int8 features with {stated}, on {count:,} test examples."
+            f"Time of one {'text' if of_texts else 'example'}: {'; '.join(stated)} (one thread, "
+            f"batch 1, median of {measure.CALLS} calls; {measure.described_machine()})."
         )
+    if runtime and coherence is not None:
+        lines.append(measure.coherence_of_int8(runtime, own, teacher, coherence))
     return tuple(lines)
 
 
-def _teacher(run: Run, dataset: Dataset, encoder: Encoder | None) -> Seen | None:
-    """Return the teacher's model and the examples as it reads them, where there is a model."""
+def _teacher(run: Run, dataset: Dataset, encoder: Encoder | None) -> Subject | None:
+    """Return the teacher, where its outputs can be computed."""
     section = run.config.teacher
     if encoder is not None:
-        return None if encoder.model is None else (encoder.model, encoder.view(dataset))
+        return Subject.of_encoder(encoder, dataset)
     if section.source is not None or section.features is not None:
         return None
     try:
         own = run if section.run is None else stored_run(pathlib.Path(section.run), run.display)
-        return read_teacher(own, dataset), dataset
+        return Subject.of_model(read_teacher(own, dataset), dataset)
     except (RequestError, OSError) as error:
         run.say(f"WARNING: the teacher cannot be read and is not measured: {error}")
         return None

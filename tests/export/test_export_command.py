@@ -1,6 +1,9 @@
 """`pcjax export` of students of images: files, model card and what the command prints."""
 
 import json
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -48,7 +51,8 @@ def test_a_card_with_measured_numbers_stands_beside_the_file(weights, run, comma
         "the teacher as an ONNX file",
     ):
         assert part in card
-    assert ("with the float student's 0.9" in card) == (weights == "onnx-int8")
+    for part in ("int8 with the float student 0.9", "; with the teacher int8 ", ", float "):
+        assert (part in card) == (weights == "onnx-int8")
     lines = [line for line in card.splitlines() if line.startswith(("Time of one", "Coherence ("))]
     assert lines
     for line in lines:
@@ -68,6 +72,26 @@ def test_a_student_has_the_licence_that_its_owner_gives(run, command):
     card = (run / "onnx/README.md").read_text()
     assert "license:" not in card
     assert "The licence of the student is not stated: its owner chooses it." in card
+
+
+@pytest.mark.parametrize("name", ["safetensors", "stablehlo"])
+def test_a_file_has_a_card_beside_it_whose_code_runs(name, run, command):
+    status, _, complaint = command("export", run, "--format", name, "--licence", "mit")
+    assert (status, complaint) == (0, "")
+    card = (run / f"student.{name}.md").read_text()
+    for part in ('license: "mit"', "fingerprint `", "Time of one example: as an ONNX file "):
+        assert part in card
+    assert card.count("as an ONNX file") == 2  # the teacher's too
+    assert str(run) not in card
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nprint(vectors.shape)"],
+        check=True,
+        cwd=run,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "(2, 4)\n"
 
 
 def test_stablehlo_is_described(run, command):

@@ -153,7 +153,7 @@ def test_teachers_that_are_functions(tmp_path, folder, run, command, monkeypatch
     onnx = ("--teacher.source", f"onnx:{run}/onnx/model.onnx")
     assert command("distill", *words, *onnx, "--workdir", tmp_path / "onnx")[0] == 0
     assert command("export", tmp_path / "onnx", "--format", "onnx")[0] == 0
-    assert "the teacher's ONNX file " in (tmp_path / "onnx/onnx/README.md").read_text()
+    assert "the teacher as an ONNX file " in (tmp_path / "onnx/onnx/README.md").read_text()
 
     (tmp_path / "colours.py").write_text("def mean(x):\n    return x.mean((1, 2)) / 255.0\n")
     config = tmp_path / "config.py"
