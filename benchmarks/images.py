@@ -1,31 +1,42 @@
 """Compare the batches of images:PATH with bare loops of the same decoding and resizing.
 
     python -m benchmarks.images [--count 2000] [--side 224] [--rounds 5]
+    python -m benchmarks.images --teachers torchvision:resnet18 timm:vit_tiny_patch16_224
 
 It writes JPEGs of 500 x 375 into a temporary folder, and prints the medians of interleaved rounds:
-the batches of pcjax, ready for a model; Pillow in a pool of threads; and Pillow in Grain. The bare
-loops stop at batches of uint8. Every round decodes all images anew. Where other programs share the
-cores, the seconds of processor time an image are the fairer measure.
+the batches of pcjax, ready for a model; Pillow in a pool of threads; and Pillow in Grain. All three
+decode, resize and normalise to float32. Every round decodes all images anew. Where other programs
+share the cores, the seconds of processor time an image are the fairer measure.
+
+With --teachers, it embeds 128 images with models of random weights instead, by PyTorch
+and by pcjax as `pcjax embed` does, from the same decoded pixels.
 """
 
 import argparse
 import concurrent.futures
+import importlib
 import os
 import pathlib
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import grain
 import numpy as np
 from PIL import Image
+from safetensors.numpy import save_file
 
-from pcjax.data import Examples, evaluation_batches
+from pcjax.data import Examples, evaluation_batches, load
 from pcjax.data import images as source
+from pcjax.data.normalise import Normaliser
 from pcjax.display import Display
+from pcjax.teachers import find_encoder
 
 SIZE = (500, 375)
 BATCH = 64
+MEAN, FACTOR = np.full(3, 127.5, np.float32), np.full(3, 1 / 64, np.float32)
+EMBEDDED = 160
 THREADS = os.cpu_count() or 1
 BARE = "Pillow in threads"
 
@@ -43,14 +54,14 @@ def write(folder: pathlib.Path, count: int) -> None:
 
 
 def decode(path: pathlib.Path, side: int) -> np.ndarray:
-    """Decode an image, scale its shorter side and cut out the middle."""
+    """Decode an image, scale its shorter side, cut out the middle and normalise it."""
     with Image.open(path) as image:
         image.draft(None, (2 * side, 2 * side))
         scale = min(image.size) / side
         left, top = ((length - scale * side) / 2 for length in image.size)
         box = (left, top, left + scale * side, top + scale * side)
         small = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC, box)
-        return np.asarray(small)
+        return (np.asarray(small) - MEAN) * FACTOR
 
 
 def pool_batches(paths: list[pathlib.Path], side: int) -> Iterator[np.ndarray]:
@@ -96,7 +107,12 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--side", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--teachers", nargs="+", default=[])
     options = parser.parse_args()
+    if options.teachers:
+        for each in options.teachers:
+            compare_with_torch(each, options.side, options.rounds)
+        return
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
         count = max(1, options.count // BATCH) * BATCH
@@ -105,15 +121,23 @@ def main() -> None:
         source.IN_MEMORY = 0  # or the second round decodes nothing
         store = source.read(temporary, image_size=options.side).train
         examples = Examples(store, np.arange(count))
+        normalise = (MEAN / 255, 1 / (255 * FACTOR))
         functions = {
             BARE: lambda: sum(map(len, pool_batches(paths, options.side))),
             "Pillow in Grain": lambda: sum(map(len, grain_batches(paths, options.side))),
             "pcjax": lambda: sum(
-                len(batch["image"]) for batch in evaluation_batches(examples, batch=BATCH)
+                len(batch["image"])
+                for batch in evaluation_batches(examples, batch=BATCH, normalise=normalise)
             ),
         }
         times = measured(functions, options.rounds)
-    bare = times[BARE]
+    title = f"{count} JPEGs of {SIZE[0]} x {SIZE[1]} to {options.side}, {THREADS} threads"
+    show(title, times, BARE)
+
+
+def show(title: str, times: Mapping[str, tuple[float, float]], base: str) -> None:
+    """Print a table."""
+    bare = times[base]
     rows = [
         [
             *(name, f"{1 / clock:.0f}", f"{bare[0] / clock:.2f}"),
@@ -121,9 +145,46 @@ def main() -> None:
         ]
         for name, (clock, processors) in times.items()
     ]
-    title = f"{count} JPEGs of {SIZE[0]} x {SIZE[1]} to {options.side}, {THREADS} threads"
-    columns = ["", "images a second", f"x {BARE}", "processor ms an image", f"x {BARE}"]
+    columns = ["", "images a second", f"x {base}", "processor ms an image", f"x {base}"]
     Display().table(title, columns, rows)
+
+
+def compare_with_torch(name: str, side: int, rounds: int) -> None:
+    """Print how fast PyTorch and pcjax embed images with one model."""
+    torch: Any = importlib.import_module("torch")
+    package, _, architecture = name.partition(":")
+    library: Any = importlib.import_module(package)
+    if package == "timm":
+        options = {"img_size": side} if "dinov2" in architecture else {}
+        module = library.create_model(architecture, num_classes=0, **options).eval()
+    else:
+        module = getattr(library.models, architecture)().eval()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = pathlib.Path(temporary)
+        (folder / "images").mkdir()
+        write(folder / "images", EMBEDDED)  # a fifth is held out
+        path = folder / "weights.safetensors"
+        save_file({name: x.numpy() for name, x in module.state_dict().items()}, path)
+        encoder = find_encoder(f"{name}@{path}", side)
+        dataset = load(f"images:{folder}/images", image_size=side, validation=0.0)
+        assert encoder is not None
+        seen = encoder.view(dataset)
+        examples, normalise = seen.train, seen.normalise
+        normaliser = Normaliser(examples, normalise)
+
+        def by_torch() -> int:
+            with torch.inference_mode():
+                for start in range(0, len(examples), BATCH):
+                    rows = np.arange(start, min(start + BATCH, len(examples)))
+                    images = normaliser(examples.take(rows)).transpose(0, 3, 1, 2)
+                    module(torch.from_numpy(np.ascontiguousarray(images)))
+            return len(examples)
+
+        functions = {
+            "PyTorch": by_torch,
+            "pcjax": lambda: len(encoder.features(examples, normalise, BATCH)),
+        }
+        show(f"{name}, {THREADS} threads", measured(functions, rounds), "PyTorch")
 
 
 if __name__ == "__main__":

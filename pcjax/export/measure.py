@@ -1,4 +1,4 @@
-"""What an exported student costs: the time of one example, and the coherence of eight bits."""
+"""Measure an export: the time of one example, and how coherent weights in eight bits are."""
 
 import dataclasses
 import importlib.util

@@ -11,6 +11,7 @@ name of the tensor that holds this parameter, or several names where it holds th
     dinov2_huggingface             Hugging Face's DINOv2, with registers or without
 """
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
@@ -22,7 +23,6 @@ from pcjax.models import mobilenetv2 as architecture
 Family = Callable[[str], tuple[str, ...]]
 NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 LINEAR = {"kernel": "weight", "scale": "weight", "bias": "bias"}
-MOST_LISTED = 5
 
 
 def _convolutional(
@@ -310,5 +310,15 @@ def _is_unused(name: str, unused: tuple[str, ...]) -> bool:
 
 
 def _listed(names: Collection[str]) -> str:
-    more = ", ..." if len(names) > MOST_LISTED else ""
-    return ", ".join([*names][:MOST_LISTED]) + more
+    """Name all; those that differ by their numbers share a name.
+
+    >>> _listed(["norm.bias", "blocks.0.fc.bias", "blocks.1.fc.bias"])
+    'norm.bias, 2 x blocks.*.fc.bias'
+    """
+    patterns: dict[str, list[str]] = {}
+    for name in names:
+        patterns.setdefault(re.sub(r"\d+(?=\.|$)", "*", name), []).append(name)
+    return ", ".join(
+        alike[0] if len(alike) == 1 else f"{len(alike)} x {pattern}"
+        for pattern, alike in patterns.items()
+    )

@@ -39,7 +39,9 @@ def real_images():
 def folder(tmp_path_factory):
     """Return a folder of JPEGs by class, of several sizes, and a DINOv2 with random weights."""
     folder = tmp_path_factory.mktemp("pictures")
-    for number, (image, label) in enumerate(zip(*real_images(), strict=True)):
+    images, labels = real_images()
+    assert len(images) == COUNT or not (REAL / "cifar100").is_dir()
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
         path = folder / "pictures" / f"class {label}" / f"{number:05}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         size = (32 + number % 5, 32 + number % 3)
@@ -53,10 +55,27 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(folder, run_command):
-    words = ("--data.source", f"images:{folder}/pictures", "--data.flip", "True")
-    words += ("--teacher.source", f"dinov2:{folder}/dino", "--teacher.views", "2")
-    assert run_command("distill", *words, *SHORT, "--workdir", folder / "run") == 0
+    """Return a run on pictures whose teacher's features were computed before it."""
+    source = f'data=Data(source="images:{folder}/pictures", image_size={SIDE}, flip=True)'
+    teacher = f'teacher=Teacher(source="dinov2:{folder}/dino", views=2)'
+    config = folder / "config.py"
+    config.write_text(f"from pcjax.config import *\nconfig = Config({source}, {teacher})\n")
+    assert run_command("embed", config, "--data.image-labels", "folders") == 0
+    before = cached(folder)
+    assert len(folders(folder)) == 5  # the features of three parts, and of two views
+    assert run_command("distill", config, *SHORT, "--workdir", folder / "run") == 0
+    assert cached(folder) == before
     return folder / "run"
+
+
+def folders(folder):
+    """Return the folders of the teacher's features."""
+    return [*(folder / "cache/pcjax/teachers").iterdir()]
+
+
+def cached(folder):
+    """Return when each file of the teacher's features was written."""
+    return {path: path.stat().st_mtime_ns for each in folders(folder) for path in each.iterdir()}
 
 
 @pytest.mark.gate
@@ -68,18 +87,11 @@ def test_pictures_to_a_student_and_its_report(run, folder, command):
     assert 0 < result["student"]["knn_accuracy"] <= 1
     page = (run / "report.html").read_text()
     assert "class 3" in page
-    # The teacher's features are there: plain ones of three parts, and two views.
-    assert len([*(folder / "cache/pcjax/teachers").iterdir()]) == 5
     assert command("evaluate", run)[0] == 0
-    source = f'Config(data=Data(source="images:pictures", image_size={SIDE}, flip=True), '
-    source += f'teacher=Teacher(source="dinov2:{folder}/dino", views=3))'
-    config = folder / "config.py"
-    config.write_text(f"from pcjax.config import *\nconfig = {source}\n")
-    words = ("--data.source", f"images:{folder}/pictures", "--data.image-labels", "folders")
-    status, output, complaint = command("embed", config, *words)
+    status, output, complaint = command("embed", folder / "config.py", "--teacher.views", "3")
     assert (status, complaint) == (0, "")
     assert "and 3 views of train" in output
-    assert len([*(folder / "cache/pcjax/teachers").iterdir()]) == 6  # one more view
+    assert len(folders(folder)) == 6  # one more view
     assert command("embed", run)[0] == 0
 
 
