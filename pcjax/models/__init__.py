@@ -22,6 +22,7 @@ from functools import partial
 from importlib import metadata
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import DTypeLike
@@ -167,6 +168,21 @@ def describe() -> tuple[str, list[str], list[list[str]]]:
     return title, ["name", "parameters", "options"], rows
 
 
+class _OneKey(nnx.Rngs):
+    """One key for every layer of a model whose weights are drawn afterwards.
+
+    A counter of Flax costs more under a trace than the layers themselves.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.key = jax.random.key(0)
+
+    def params(self) -> Any:
+        """Return the key."""
+        return self.key
+
+
 def build(
     name: str,
     *,
@@ -211,7 +227,7 @@ def build(
     try:
         if name not in MODELS:
             return model_class(name)(shape, classes, rngs=rngs, **options)
-        abstract = nnx.eval_shape(lambda: MODELS[name](shape, classes, rngs=nnx.Rngs(0), **options))
+        abstract = nnx.eval_shape(lambda: MODELS[name](shape, classes, rngs=_OneKey(), **options))
     except RequestError as error:
         raise RequestError(f"model {name!r}: {error}") from error
     return initialised(abstract, rngs.params())

@@ -1,12 +1,12 @@
 """Building blocks of all architectures: output, convolution, normalisation, start and end."""
 
-import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.scipy.special import ndtr
 from jaxtyping import Array, DTypeLike, Float
@@ -204,7 +204,7 @@ def initialised(module: nnx.Module, key: Array) -> nnx.Module:
     """
     graph, state = nnx.split(module)
     flat = sorted(nnx.to_flat_state(state), key=lambda item: item[0][0] == "classify")
-    names_and_shapes = tuple((path[-1], variable.shape) for path, variable in flat)
+    names_and_shapes = [(path[-1], variable.shape) for path, variable in flat]
     values = _weights(names_and_shapes, key)
     leaves = [
         (path, variable.replace(value))
@@ -217,22 +217,24 @@ RANDOM, EMBEDDING_SCALE = ("kernel", "embedding", "points"), 0.02  # BERT's
 CONSTANTS = {"scale": 1.0, "var": 1.0, "bias": 0.0, "mean": 0.0}
 
 
-# A draw for each kernel would be compiled for each shape, some tenths of a second each.
-@functools.partial(jax.jit, static_argnums=0)
-def _weights(names_and_shapes: tuple[tuple[Any, tuple[int, ...]], ...], key: Array) -> list[Array]:
+def _weights(names_and_shapes: Sequence[tuple[Any, tuple[int, ...]]], key: Array) -> list[Array]:
+    # A draw for each kernel would be compiled for each shape, some tenths of a second each; so
+    # would the parts of one draw, which NumPy therefore cuts out where it can.
     count = sum(math.prod(shape) for name, shape in names_and_shapes if name in RANDOM)
     draws, start, values = jax.random.normal(key, (count,), jnp.float32), 0, []
+    arrays = jnp if isinstance(draws, jax.core.Tracer) else np
+    draws = arrays.asarray(draws)
     for name, shape in names_and_shapes:
         if name in RANDOM:
             *window, inputs, _ = shape
             scale = math.sqrt((2 if window else 1) / (math.prod(window) * inputs))
             scale = EMBEDDING_SCALE if name == "embedding" else scale
             normal = draws[start : start + math.prod(shape)].reshape(shape)
-            values.append(ndtr(normal) if name == "points" else scale * normal)
+            values.append(ndtr(normal) if name == "points" else np.float32(scale) * normal)
             start += math.prod(shape)
         else:
-            values.append(jnp.full(shape, CONSTANTS[name], jnp.float32))
-    return values
+            values.append(arrays.full(shape, CONSTANTS[name], np.float32))
+    return [jnp.asarray(value) for value in values]
 
 
 def parameter_count(module: nnx.Module) -> int:
