@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 from jax.scipy.special import ndtr
 from jaxtyping import Array, DTypeLike, Float
 
@@ -119,7 +120,7 @@ def batch_norm(
     channels: int, *, dtype: DTypeLike, axis_name: str | None, rngs: nnx.Rngs
 ) -> nnx.BatchNorm:
     """Build a batch normalisation that computes in float32 at least and returns `dtype`."""
-    return nnx.BatchNorm(
+    layer = nnx.BatchNorm(
         channels,
         momentum=0.9,
         dtype=dtype,
@@ -127,6 +128,22 @@ def batch_norm(
         promote_dtype=_at_least_float32,
         rngs=rngs,
     )
+    layer.mean, layer.var = Statistic(layer.mean[...]), Statistic(layer.var[...])
+    return layer
+
+
+class Statistic(nnx.BatchStat):
+    """A running mean or variance, replaced whole.
+
+    Flax asks a traced value for its sharding before. That takes half the time of tracing a network.
+    """
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        """Replace the value, or a part of it."""
+        if index is Ellipsis:
+            self.set_value(value)
+        else:
+            super().__setitem__(index, value)
 
 
 def _at_least_float32(arrays: Any, /, *, dtype: Any = None, inexact: bool = True) -> Any:
@@ -222,7 +239,7 @@ def _weights(names_and_shapes: Sequence[tuple[Any, tuple[int, ...]]], key: Array
     # would the parts of one draw, which NumPy therefore cuts out where it can.
     count = sum(math.prod(shape) for name, shape in names_and_shapes if name in RANDOM)
     draws, start, values = jax.random.normal(key, (count,), jnp.float32), 0, []
-    arrays = jnp if isinstance(draws, jax.core.Tracer) else np
+    arrays = jnp if isinstance(draws, Tracer) else np
     draws = arrays.asarray(draws)
     for name, shape in names_and_shapes:
         if name in RANDOM:

@@ -312,13 +312,15 @@ def _is_unused(name: str, unused: tuple[str, ...]) -> bool:
 def _listed(names: Collection[str]) -> str:
     """Name all; those that differ by their numbers share a name.
 
-    >>> _listed(["norm.bias", "blocks.0.fc.bias", "blocks.1.fc.bias"])
-    'norm.bias, 2 x blocks.*.fc.bias'
+    >>> _listed(["norm.bias", "blocks.0.fc1.bias", "blocks.1.fc1.bias"])
+    'norm.bias, 2 x blocks.*.fc1.bias'
     """
-    patterns: dict[str, list[str]] = {}
+    patterns: dict[str, list[list[str]]] = {}
     for name in names:
-        patterns.setdefault(re.sub(r"\d+(?=\.|$)", "*", name), []).append(name)
-    return ", ".join(
-        alike[0] if len(alike) == 1 else f"{len(alike)} x {pattern}"
-        for pattern, alike in patterns.items()
-    )
+        parts = re.split(r"(\d+)(?=\.|$)", name)  # every second one is a number
+        patterns.setdefault("*".join(parts[::2]), []).append(parts)
+    listed = []
+    for alike in patterns.values():
+        common = "".join(x[0] if len({*x}) == 1 else "*" for x in zip(*alike, strict=True))
+        listed.append(common if len(alike) == 1 else f"{len(alike)} x {common}")
+    return ", ".join(listed)
