@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from scipy.stats import rankdata
 
 from pcjax import config, data
 from pcjax._checks import FailedError, RequestError
@@ -16,6 +15,7 @@ from pcjax.data.sources import find_source
 from pcjax.data.tokens import tokenised
 from pcjax.dissimilarity import DISSIMILARITIES
 from pcjax.evaluation.pairs import Pairs, load_pairs
+from pcjax.metrics._ranks import row_ranks
 from pcjax.metrics.registry import Context, RatedPairs, all_metrics, sampled
 from pcjax.teachers import Teacher
 from pcjax.training.embedding import FrozenModel, embed, features_of_all
@@ -330,7 +330,7 @@ def coherence_score(
     for features in (student, teacher):
         d = np.asarray(_jitted(dissimilarity)(features, features))
         others = d[~np.eye(n, dtype=bool)].reshape(n, n - 1)
-        centred = rankdata(others, axis=1) - n / 2
+        centred = row_ranks(others) - n / 2
         ranks.append(centred)
     covariance = (ranks[0] * ranks[1]).mean(axis=1)
     variances = [(x * x).mean(axis=1) for x in ranks]

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scipy import stats
+from scipy import special
 
 from pcjax import _io
 from pcjax.display import Display
@@ -52,7 +52,7 @@ def estimate(values: Sequence[float]) -> dict[str, Any]:
     mean, n = statistics.fmean(values), len(values)
     if n < MIN_SEEDS:
         return {"mean": mean, "low": None, "high": None, "n": n}
-    half = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(values) / math.sqrt(n)
+    half = float(special.stdtrit(n - 1, 0.975)) * statistics.stdev(values) / math.sqrt(n)
     return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
 
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.stats import rankdata
 
 from pcjax.dissimilarity import DISSIMILARITIES
+from pcjax.metrics._ranks import row_ranks
 
 ANCHORS = 2000
 
@@ -33,7 +33,7 @@ def ranks(
     points = jnp.asarray(features, jnp.float32)
     d = np.array(jax.jit(DISSIMILARITIES[dissimilarity])(points, points))
     np.fill_diagonal(d, -np.inf)
-    return (rankdata(d, axis=1) - 1).astype(np.float32)
+    return (row_ranks(d) - 1).astype(np.float32)
 
 
 def correlations(

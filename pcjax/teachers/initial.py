@@ -5,7 +5,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from sklearn.decomposition import PCA
 
 from pcjax import _io
 from pcjax._checks import RequestError
@@ -135,6 +134,8 @@ def token_vectors(encoder: TextEncoder, vocabulary: Vocabulary, display: Display
 
 def principal_components(vectors: np.ndarray, width: int) -> np.ndarray:
     """Return the first components; columns beyond the vectors' own are small and random."""
+    from sklearn.decomposition import PCA  # loads much
+
     most = min(width, *vectors.shape)
     components = PCA(most, svd_solver="full").fit_transform(vectors).astype(np.float32)
     random = np.random.Generator(np.random.PCG64(0))
