@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from pcjax import metrics
 from pcjax._checks import RequestError
@@ -131,20 +132,26 @@ def median_milliseconds(call: Callable[[int], Any], count: int) -> float:
 
 
 def _time_of_model(model: FrozenModel, dataset: Dataset) -> float | None:
-    """Return the milliseconds of one image in a model, written to a temporary ONNX file."""
     weights = jax.tree.map(jnp.asarray, (model.parameters, model.statistics))
-    module = model.function.module(*weights)
-    module.eval()
     inputs = inputs_of(dataset.train, dataset.normalise)
+    rows = _sample(len(dataset.test), CALLS)
+    return time_of_module(model.function.module(*weights), inputs, dataset.test.take(rows))
+
+
+def time_of_module(module: nnx.Module, inputs: Inputs, images: np.ndarray) -> float | None:
+    """Return the milliseconds of one image in a module, written to a temporary ONNX file.
+
+    It is None where ONNX cannot hold the module.
+    """
+    module.eval()
     exported = Exported(module, inputs, {"version": "", "config": ""})
     with tempfile.TemporaryDirectory(prefix="pcjax-") as folder:
         path = pathlib.Path(folder, "model.onnx")
         try:
             write_onnx_images(path, exported, of_scaled(exported, normalise=False))
-        except RequestError:  # ONNX cannot hold it
+        except RequestError:
             return None
-        rows = _sample(len(dataset.test), CALLS)
-        return Runtime(path, inputs).milliseconds(dataset.test.take(rows))
+        return Runtime(path, inputs).milliseconds(images)
 
 
 def _time_of_function(encoder: Encoder, seen: Dataset) -> float | None:
