@@ -84,6 +84,7 @@ Write the trained student of a run into the run's folder, for pcjax or for other
   --format FORMAT         one of `pcjax list formats` [safetensors]
   --normalise             scale the features to length 1, in onnx, onnx-int8 and stablehlo
   --licence NAME          the student's licence, for its model card, such as apache-2.0
+  --config CONFIG.py      the config of a run whose teacher is python:MODULE.FUNCTION
 """
 JOBS = {
     "distill": "Train a student to order the world as its teacher does.",
