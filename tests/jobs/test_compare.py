@@ -24,6 +24,7 @@ def results(folder):
     return json.loads((folder / "comparison.json").read_text())
 
 
+@pytest.mark.gate
 def test_a_comparison_writes_what_it_promises(comparison):
     losses = results(comparison)["losses"]
     labelled = {name: loss["labelled"] for name, loss in losses.items()}
@@ -45,6 +46,7 @@ def test_a_comparison_writes_what_it_promises(comparison):
     assert (comparison / "runs" / "pkt" / "0" / "report.html").is_file()
 
 
+@pytest.mark.gate
 def test_contenders_start_alike(comparison):
     runs = [
         json.loads((comparison / "runs" / name / "0" / "result.json").read_text())
@@ -104,6 +106,7 @@ def test_a_contender_that_cannot_be_trained_is_not_in_the_way(command, tmp_path,
     assert results(tmp_path / "all")["losses"].keys() == {"pkt"}
 
 
+@pytest.mark.gate
 def test_a_comparison_of_something_else_is_refused(comparison, command):
     before = {path: path.read_bytes() for path in comparison.glob("*.*")}
     words = [*QUICK, *PAIR, "--training.steps", "9", "--workdir", comparison]
