@@ -193,6 +193,14 @@ def _folder(
         if image_labels is not None:
             label = first_part(rest) if split else below and folder
             labels.setdefault(split or "train", []).append(_text(label) or None)
+    top = {first_part(path) for path in paths} - {b""}
+    of_splits = sorted(folder for folder in top if folder.lower() in names)
+    if image_labels is not None and of_splits and len(of_splits) < len(top):
+        one, other = (os.fsdecode(min(x)) for x in (of_splits, top - {*of_splits}))
+        raise RequestError(
+            f"{root}: the folder {printable(one)!r} is a split and {printable(other)!r} a class: "
+            "put the classes below train, or rename a class that is called like a split"
+        )
     if image_labels is not None and not any(label for each in labels.values() for label in each):
         raise RequestError(
             f"{root}: image_labels is {FOLDERS!r}, and there are no sub-folders of images: leave "
@@ -279,10 +287,11 @@ class Files:
             return file.read()
 
     def parts(self) -> Iterable[bytes]:
-        """Yield all names and sizes, and all contents; a sample of them where there are many."""
+        """Yield names, sizes and contents; of many, times of change and a sample of contents."""
         yield from (self.names.content.tobytes(), self.names.ends.tobytes())
-        sizes = np.array([_size(self.path(row)) for row in range(len(self))], np.int64)
-        yield sizes.tobytes()
+        state = np.array([_size_and_time(self.path(row)) for row in range(len(self))], np.int64)
+        sizes = state.reshape(-1, 2)[:, 0]
+        yield (sizes if sizes.sum() <= ENCODED_WHOLE else state).tobytes()
         for row in sampled(len(self), int(sizes.sum()), ENCODED_WHOLE).tolist():
             try:
                 yield self.read(row)
@@ -290,11 +299,12 @@ class Files:
                 yield b""
 
 
-def _size(path: bytes) -> int:
+def _size_and_time(path: bytes) -> tuple[int, int]:
     try:
-        return os.stat(path).st_size  # noqa: PTH116, bytes
+        status = os.stat(path)  # noqa: PTH116, bytes
     except OSError:
-        return -1
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
 
 
 class Broken:

@@ -14,7 +14,9 @@ fraction of 1/2, 1/4 and 1/8 that leaves twice the size. A photo of 4000 x 3000 
 of the time, and its pixels differ by 0.3 of 255 levels on average; with once the size, by 1.3.
 """
 
+import functools
 import io
+import warnings
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,7 @@ def decoded(content: bytes, side: int) -> UInt8[np.ndarray, "a a 3"]:
     """Decode an image file; refuse one that is no image, truncated or too large."""
     from PIL import Image
 
+    _silence_pillow()
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             return _square(image, side)
@@ -45,6 +48,14 @@ def decoded(content: bytes, side: int) -> UInt8[np.ndarray, "a a 3"]:
     except Exception as error:  # a damaged file makes Pillow raise nearly anything
         reason = printable(" ".join(str(error).split()))[:REASON] or type(error).__name__
         raise RequestError(reason) from error
+
+
+@functools.cache
+def _silence_pillow() -> None:
+    from PIL import Image
+
+    # `_square` refuses the images that Pillow would warn of in lines of its own.
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def _square(image: Any, side: int) -> np.ndarray:

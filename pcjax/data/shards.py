@@ -68,8 +68,10 @@ class Members:
             return file.read(size)
 
     def parts(self) -> Iterable[bytes]:
-        """Yield names, sizes and contents; a sample of the contents where there are many."""
+        """Yield names, sizes and contents; of many, times of change and a sample of contents."""
         yield from self.shard_names
+        if self.sizes.sum() > ENCODED_WHOLE:
+            yield np.array([path.stat().st_mtime_ns for path in self.shards]).tobytes()
         for array in (self.names.content, self.names.ends, self.shard, self.sizes):
             yield from array_parts(array)
         rows = sampled(len(self), int(self.sizes.sum()), ENCODED_WHOLE)
@@ -212,11 +214,13 @@ class Column:
         return content
 
     def parts(self) -> Iterable[bytes]:
-        """Yield the files' names, rows and sizes, and contents; samples where there are many."""
+        """Yield names, sizes and contents; of many, times of change and a sample of contents."""
         yield from self.names
         yield from array_parts(self._groups[:, [0, 2, 3]])
         whole = self._groups[:, 3].sum() <= ENCODED_WHOLE
-        step = 1 if whole else max(1, len(self._groups) // SAMPLED_GROUPS)
+        if not whole:
+            yield np.array([file.stat().st_mtime_ns for file in self.files]).tobytes()
+        step = 1 if whole else max(1, -(-len(self._groups) // SAMPLED_GROUPS))
         for group in range(0, len(self._groups), step):
             rows = self._group(group)
             most = len(rows) if whole else min(len(rows), SAMPLED_ROWS)

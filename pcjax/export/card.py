@@ -205,7 +205,7 @@ def _front_matter(facts: CardFacts) -> str:
         "language": [*facts.languages] or None,
         "tags": [
             *("embeddings", "distillation", "pcjax"),
-            *(["sentence-transformers"] if texts else ["onnx"]),
+            *(["sentence-transformers"] if texts else [library]),
             *(["static-embeddings"] if facts.architecture == STATIC else []),
         ],
     }

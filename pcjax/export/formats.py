@@ -128,7 +128,22 @@ def _onnx(folder: pathlib.Path, student: Student, *, int8: bool = False) -> path
         model = student.module("float32")
         function = functions.of_scaled(model, normalise=student.normalise)
         onnx_images.write_onnx_images(path, model, function, int8=int8)
+        if len(student.inputs.shape) == 3 and student.inputs.shape[2] == 3:
+            _io.write_json(path.with_name("preprocessor_config.json"), _preprocessor(student))
     return path
+
+
+def _preprocessor(student: Student) -> dict[str, Any]:
+    """Say as Hugging Face does how others, and pcjax's `onnx:FILE`, prepare images."""
+    height, width, _ = student.inputs.shape
+    return {
+        "do_resize": True,
+        "size": {"height": height, "width": width},
+        "resample": 3,  # bicubic
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": False,  # the file does it
+    }
 
 
 def _onnx_notes(student: Student) -> tuple[str, ...]:

@@ -63,14 +63,12 @@ class Subject:
     @classmethod
     def of_encoder(cls, encoder: Encoder, dataset: Dataset) -> "Subject":
         """Measure a model of others on examples as the student reads them."""
-        seen = encoder.view(dataset)
-        if encoder.model is not None:
-            return cls.of_model(encoder.model, seen)
+        seen, model = encoder.view(dataset), encoder.model
         return cls(
             seen,
             lambda examples: encoder.features(examples, seen.normalise, ROWS_AT_A_TIME),
-            lambda: _time_of_function(encoder, seen),
-            UNKNOWN_FLOPS,
+            lambda: _time_of_model(model, seen) if model else _time_of_function(encoder, seen),
+            model.flops(seen.test) if model else UNKNOWN_FLOPS,
         )
 
     def sample(self, count: int) -> np.ndarray:

@@ -33,7 +33,7 @@ from pcjax.training.objective import TeacherTargets
 
 UNTRAINED, STUDENT = "untrained", "student"
 REPORT = "report.html"
-SAMPLE = 32  # examples
+SAMPLE = 128  # examples of each part
 
 
 def load_data(config: Config) -> Dataset:
@@ -53,8 +53,8 @@ def load_data(config: Config) -> Dataset:
     if isinstance(dataset.train.store, Texts):
         return tokenised(dataset, student_vocabulary(config, dataset))
     # Files that are no images are refused here, before a run's folder is made.
-    count = len(dataset.train)
-    dataset.train.take(np.arange(count)[:: max(1, count // SAMPLE)])
+    for part in dataset.parts.values():
+        part.take(np.arange(len(part))[:: max(1, len(part) // SAMPLE)])
     return dataset
 
 

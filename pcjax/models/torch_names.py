@@ -13,7 +13,7 @@ name of the tensor that holds this parameter, or several names where it holds th
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -310,17 +310,36 @@ def _is_unused(name: str, unused: tuple[str, ...]) -> bool:
 
 
 def _listed(names: Collection[str]) -> str:
-    """Name all; those that differ by their numbers share a name.
+    """Name all; those that differ by their numbers share a pattern that stands for just them.
 
-    >>> _listed(["norm.bias", "blocks.0.fc1.bias", "blocks.1.fc1.bias"])
-    'norm.bias, 2 x blocks.*.fc1.bias'
+    >>> _listed(["norm.bias", *(f"blocks.{i}.fc1.bias" for i in range(12)), "blocks.14.fc1.bias"])
+    'norm.bias, blocks.{0-11,14}.fc1.bias'
     """
-    patterns: dict[str, list[list[str]]] = {}
+    patterns: dict[tuple[str, ...], list[list[tuple[int, ...]]]] = {}
     for name in names:
         parts = re.split(r"(\d+)(?=\.|$)", name)  # every second one is a number
-        patterns.setdefault("*".join(parts[::2]), []).append(parts)
+        patterns.setdefault(tuple(parts[::2]), []).append([(int(x),) for x in parts[1::2]])
     listed = []
-    for alike in patterns.values():
-        common = "".join(x[0] if len({*x}) == 1 else "*" for x in zip(*alike, strict=True))
-        listed.append(common if len(alike) == 1 else f"{len(alike)} x {common}")
+    for texts, boxes in patterns.items():
+        for slot in range(len(texts) - 1):
+            # Those that agree in all other places become one.
+            merged: dict[Any, list[tuple[int, ...]]] = {}
+            for box in boxes:
+                merged.setdefault((*box[:slot], *box[slot + 1 :]), []).append(box[slot])
+            boxes = [[*key[:slot], sum(x, ()), *key[slot:]] for key, x in merged.items()]
+        for box in boxes:
+            numbers = [*map(_numbers, box), ""]
+            listed.append("".join(x for pair in zip(texts, numbers, strict=True) for x in pair))
     return ", ".join(listed)
+
+
+def _numbers(numbers: Collection[int]) -> str:
+    """Write numbers as {1-3,5}."""
+    runs: list[list[int]] = []
+    for x in sorted(numbers):
+        if runs and x == runs[-1][1] + 1:
+            runs[-1][1] = x
+        else:
+            runs.append([x, x])
+    written = ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+    return written if len(numbers) == 1 else f"{{{written}}}"

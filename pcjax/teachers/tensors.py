@@ -16,7 +16,7 @@ from pcjax import _io
 from pcjax._checks import RequestError
 
 MAX_HEADER_BYTES = 2**25
-MAX_REASON = 1500  # characters
+MAX_REASON = 4000  # characters
 MAX_FRONT_MATTER = 2**20  # characters
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 AGAIN = "download or export it again"
@@ -48,7 +48,8 @@ def load_files(paths: list[pathlib.Path], select: Select) -> dict[str, np.ndarra
                 raise RequestError(f"its tensor {name} has NaN or infinite numbers; {AGAIN}")
         return select(tensors)
     except (OSError, ValueError, TypeError, safetensors.SafetensorError) as error:
-        reason = " ".join(str(error).split())[:MAX_REASON]
+        reason = " ".join(str(error).split())
+        reason = reason if len(reason) <= MAX_REASON else f"{reason[:MAX_REASON]} ..."
         raise RequestError(f"{path} cannot be read: {reason}.") from error
 
 

@@ -20,8 +20,8 @@ def steps_at_once(weights: Any) -> int:
     Args:
       weights: of the student, the heads and the teacher.
     """
-    has_convolution = any(np.ndim(x) == 4 for x in jax.tree.leaves(weights))
-    return 1 if jax.default_backend() == "cpu" and has_convolution else AT_ONCE
+    may_convolve = any(np.ndim(x) > 2 for x in jax.tree.leaves(weights))
+    return 1 if jax.default_backend() == "cpu" and may_convolve else AT_ONCE
 
 
 class Feed:

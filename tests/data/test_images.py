@@ -254,15 +254,15 @@ def test_top_folders_are_splits_and_labels_only_where_wanted(tmp_path):
     assert [len(part) for part in data.parts.values()] == [6, 1, 2]
     assert data.train.labels is None
     assert data.train.classes is None
+    (tmp_path / "all/more/test/8.png").unlink()
     labelled = load(source, image_size=8, image_labels="folders")
     assert names(labelled.train.store) == [
-        *("9.png", "more/test/8.png", "train/4.png", "train/cat/1.png", "train/dog/2.png"),
-        "train/dog/old/3.png",
+        *("9.png", "train/4.png", "train/cat/1.png", "train/dog/2.png", "train/dog/old/3.png")
     ]
-    assert labelled.train.classes == ("cat", "dog", "more", "owl")
-    assert labelled.train.labels.tolist() == [-1, 2, -1, 0, 1, 1]
+    assert labelled.train.classes == ("cat", "dog", "owl")
+    assert labelled.train.labels.tolist() == [-1, -1, 0, 1, 1]
     assert labelled.validation.labels.tolist() == [1]
-    assert labelled.test.labels.tolist() == [0, 3]
+    assert labelled.test.labels.tolist() == [0, 2]
     assert np.array_equal(take(data.test), take(labelled.test))
 
 
@@ -365,6 +365,38 @@ def test_the_fingerprint_is_of_names_contents_labels_and_size(tmp_path):
     assert fingerprint("one", image_labels="folders") != fingerprint("one")
     others = [fingerprint("renamed"), fingerprint("changed"), fingerprint("one", image_size=9)]
     assert len({fingerprint("one"), *others}) == 4
+
+
+def test_a_class_that_is_called_like_a_split_is_refused(tmp_path):
+    for name in ("train/a.png", "car/b.png", "bus/c.png"):
+        save(tmp_path / name)
+    assert len(images.read(str(tmp_path), image_size=8).train) == 3
+    with pytest.raises(ValueError, match="'train' is a split and 'bus' a class"):
+        images.read(str(tmp_path), image_size=8, image_labels="folders")
+
+
+@pytest.mark.parametrize("kind", ["files", "tar", "parquet"])
+def test_of_many_pictures_the_time_of_change_counts(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(f"pcjax.data.{'images' if kind == 'files' else 'shards'}.ENCODED_WHOLE", 9)
+    content = encoded(picture(), "PNG")
+    if kind == "files":
+        path = tmp_path / "a.png"
+        path.write_bytes(content)
+    elif kind == "tar":
+        path = tmp_path / "x.tar"
+        with tarfile.open(path, "w") as tar:
+            member = tarfile.TarInfo("a.png")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    else:
+        pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        path = tmp_path / "x.parquet"
+        parquet.write_table(pa.table({"image": [content]}), path)
+    prints = []
+    for time in (1, 1, 2):
+        os.utime(path, (time, time))
+        prints.append(images.read(str(tmp_path), image_size=2).train.fingerprint)
+    assert prints[0] == prints[1] != prints[2]
 
 
 @pytest.mark.parametrize("kind", ["files", "tar", "parquet"])

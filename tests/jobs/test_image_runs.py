@@ -10,6 +10,7 @@ from small_vits import vit_tensors, write_folder, write_preprocessor
 
 import pcjax
 from pcjax import data
+from pcjax.teachers import find_encoder
 from pcjax.training.metrics_log import read_metrics
 
 REAL = pathlib.Path(__file__).parents[3] / "shared" / "tfds"
@@ -88,7 +89,8 @@ def test_pictures_to_a_student_and_its_report(run, folder, command):
     page = (run / "report.html").read_text()
     assert "class 3" in page
     assert command("evaluate", run)[0] == 0
-    status, output, complaint = command("embed", folder / "config.py", "--teacher.views", "3")
+    words = ("--data.image-labels", "folders", "--teacher.views", "3")
+    status, output, complaint = command("embed", folder / "config.py", *words)
     assert (status, complaint) == (0, "")
     assert "and 3 views of train" in output
     assert len(folders(folder)) == 6  # one more view
@@ -108,6 +110,10 @@ def test_onnx_finds_the_same_neighbours(run, folder, command):
     pixels = images.transpose(0, 3, 1, 2).astype(np.float32) / 255
     (features,) = session.run(["embedding"], {"pixel_values": pixels})
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    encoder = find_encoder(f"onnx:{run}/onnx/model.onnx")  # its normalisation is inside
+    seen = encoder.view(data.load(source, image_size=SIDE))
+    outputs = encoder.features(seen.test, seen.normalise, 32)[:200]
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
     def nearest(rows):
         rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
@@ -127,6 +133,11 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path, folder, command):
         path = tmp_path / f"texts/{'ab'[number % 2]}/{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("no image")
+        split = tmp_path / f"half/{'train' if number < 100 else 'test'}/{number}.jpg"
+        split.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9), (number, 0, 0)).save(split)
+        if number > 120:
+            split.write_text("no image")
     (tmp_path / "weights.pth").write_bytes(b"pickle")
     good = {
         "--data.source": f"images:{folder}/pictures",
@@ -136,6 +147,7 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path, folder, command):
         ("--data.source", f"images:{tmp_path}/empty", ("empty",)),
         ("--data.source", f"images:{tmp_path}/texts", ("texts", ".jpg")),
         ("--data.source", f"images:{tmp_path}/none", ("none",)),
+        ("--data.source", f"images:{tmp_path}/half", ("half",)),
         ("--data.image-size", "None", ("image_size",)),
         ("--data.image-labels", "tags", ("image_labels",)),
         ("--teacher.source", f"dinov2:{tmp_path}/empty", ("empty",)),
