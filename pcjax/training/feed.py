@@ -12,16 +12,12 @@ from pcjax.training.parallel import ParallelStep
 AT_ONCE = 64
 
 
-def steps_at_once(weights: Any) -> int:
+def steps_at_once() -> int:
     """Return how many steps a device may take without Python in between.
 
-    A CPU takes one where there are convolutions: XLA computes them ten times as slowly in a loop.
-
-    Args:
-      weights: of the student, the heads and the teacher.
+    A CPU takes one: in a loop XLA computes convolutions there ten times as slowly.
     """
-    may_convolve = any(np.ndim(x) > 2 for x in jax.tree.leaves(weights))
-    return 1 if jax.default_backend() == "cpu" and may_convolve else AT_ONCE
+    return 1 if jax.default_backend() == "cpu" else AT_ONCE
 
 
 class Feed:
