@@ -42,13 +42,13 @@ class Subject:
     dataset: the examples.
     features: computes the features of such examples.
     milliseconds: measures one image, as an ONNX file; None where there is no such file.
-    flops: for one example.
+    flops: counts the operations of one example.
     """
 
     dataset: Dataset
     features: Callable[[Examples], np.ndarray]
     milliseconds: Callable[[], float | None]
-    flops: int
+    flops: Callable[[], int]
 
     @classmethod
     def of_model(cls, model: FrozenModel, dataset: Dataset) -> "Subject":
@@ -57,7 +57,7 @@ class Subject:
             dataset,
             lambda examples: embed(model, examples, dataset.normalise, ROWS_AT_A_TIME).features,
             lambda: _time_of_model(model, dataset),
-            model.flops(dataset.test),
+            lambda: model.flops(dataset.test),
         )
 
     @classmethod
@@ -68,7 +68,7 @@ class Subject:
             seen,
             lambda examples: encoder.features(examples, seen.normalise, ROWS_AT_A_TIME),
             lambda: _time_of_model(model, seen) if model else _time_of_function(encoder, seen),
-            model.flops(seen.test) if model else UNKNOWN_FLOPS,
+            lambda: model.flops(seen.test) if model else UNKNOWN_FLOPS,
         )
 
     def sample(self, count: int) -> np.ndarray:
@@ -170,7 +170,7 @@ def coherence_of_int8(runtime: Runtime, own: Subject, teacher: Subject | None, k
       teacher: None where it cannot be computed.
       kind: the dissimilarity.
     """
-    dearest = max(1, own.flops, teacher.flops if teacher else 0)
+    dearest = max(1, own.flops(), teacher.flops() if teacher else 0)
     count = min(len(own.dataset.test), COMPARED, max(FEWEST, int(AFFORDABLE / dearest)))
     rows = _sample(len(own.dataset.test), count)
 

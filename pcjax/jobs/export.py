@@ -67,7 +67,9 @@ def export(folder: pathlib.Path, display: Display, options: Options | None = Non
     if path.is_file():  # a folder has its card inside
         card_path = path.with_name(f"{path.name}.md" if path.parent == folder else "README.md")
         _io.write_text(card_path, student.card_of(options.format))
-        own, teacher = Subject.of_model(model, dataset), _teacher(run, dataset, encoder)
+        own = Subject.of_model(model, dataset)
+        uses_teacher = student.tokenizer is None or chosen.onnx == "int8"
+        teacher = _teacher(run, dataset, encoder) if uses_teacher else None
         kind = run.config.evaluation.dissimilarity if chosen.onnx == "int8" else None
         lines = _measured(path, student, own, teacher, coherence=kind)
         _io.write_text(card_path, student.card_of(options.format, measured=lines))
