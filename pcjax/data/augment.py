@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int, Shaped
 
 from pcjax import _checks
 from pcjax._checks import RequestError
-from pcjax.data.examples import Examples
+from pcjax.data.examples import Examples, hashed, keys_of
 
 VIEWS_SEED = 0  # of no training: trainings of all seeds share the views, and a teacher's features
 
@@ -105,6 +105,18 @@ class _View:
 
     def labels(self) -> np.ndarray | None:
         return self.examples.labels
+
+    def keys(self, rows: np.ndarray) -> np.ndarray:
+        """Hash each of these images and its change; one without a change keeps its own key."""
+        keys = keys_of(self.examples.store, self.examples.rows[rows])
+        padding, offsets, flipped = view_changes(self.augmentation, self.view, len(self)).of(rows)
+        moved = np.zeros((len(rows), 2), int) if offsets is None else offsets - padding
+        change = np.column_stack([moved, np.zeros(len(rows)) if flipped is None else flipped])
+        keys[change.any(axis=1)] = hashed(
+            (keys[row], f"{self.scale} {change[row]}".encode())
+            for row in np.flatnonzero(change.any(axis=1))
+        )
+        return keys
 
     def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         images, labels = self.examples.take_labelled(rows)

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float32, Shaped
 
 from pcjax._checks import RequestError
-from pcjax.data.examples import Dataset, Examples, Store, blocks
+from pcjax.data.examples import Dataset, Examples, Store, blocks, hashed, keys_of
 
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue (ITU-R BT.601)
 
@@ -124,6 +124,11 @@ class Fitted:
     def labels(self) -> np.ndarray | None:
         """Return all labels."""
         return self.store.labels()
+
+    def keys(self, rows: np.ndarray) -> np.ndarray:
+        """Hash each of these images, as it is stored, and the change."""
+        change = f"{self.shape} {self.cut}".encode()
+        return hashed((key, change) for key in keys_of(self.store, rows))
 
     def read(self, rows: np.ndarray) -> tuple[Shaped[np.ndarray, "..."], np.ndarray | None]:
         """Read and change the images of these rows; read their labels."""

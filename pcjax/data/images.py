@@ -41,7 +41,15 @@ import numpy as np
 
 from pcjax._checks import RequestError, printable
 from pcjax.data import texts
-from pcjax.data.examples import ENCODED_WHOLE, SPLITS, Splits, array_parts, digest, sampled
+from pcjax.data.examples import (
+    ENCODED_WHOLE,
+    SPLITS,
+    Splits,
+    array_parts,
+    digest,
+    hashed,
+    sampled,
+)
 from pcjax.data.listing import Names, ending, first_part, scan
 from pcjax.data.pictures import decoded
 from pcjax.data.shards import Column, read_tars
@@ -73,8 +81,12 @@ class Encoded(Protocol):
         """Read an image's bytes."""
         ...
 
+    def key(self, row: int) -> bytes:
+        """Return what identifies an image: its contents; of many, its file and time of change."""
+        ...
+
     def parts(self) -> Iterable[bytes]:
-        """Yield what identifies the images, wherever they lie."""
+        """Yield what identifies all images, wherever they lie."""
         ...
 
 
@@ -286,17 +298,34 @@ class Files:
         with open(path, "rb") as file:  # noqa: PTH123, bytes
             return file.read()
 
+    @functools.cached_property
+    def _state(self) -> np.ndarray:
+        """The size and time of change of every file."""
+        state = [_size_and_time(self.path(row)) for row in range(len(self))]
+        return np.array(state, np.int64).reshape(-1, 2)
+
+    @functools.cached_property
+    def _size(self) -> int:
+        return int(self._state[:, 0].sum())
+
+    def key(self, row: int) -> bytes:
+        """Return an image's bytes; of many, its path, size and time of change."""
+        if self._size <= ENCODED_WHOLE:
+            return self._content(row)
+        return self.names[row] + self._state[row].tobytes()
+
     def parts(self) -> Iterable[bytes]:
         """Yield names, sizes and contents; of many, times of change and a sample of contents."""
         yield from (self.names.content.tobytes(), self.names.ends.tobytes())
-        state = np.array([_size_and_time(self.path(row)) for row in range(len(self))], np.int64)
-        sizes = state.reshape(-1, 2)[:, 0]
-        yield (sizes if sizes.sum() <= ENCODED_WHOLE else state).tobytes()
-        for row in sampled(len(self), int(sizes.sum()), ENCODED_WHOLE).tolist():
-            try:
-                yield self.read(row)
-            except (OSError, ValueError):
-                yield b""
+        yield (self._state[:, 0] if self._size <= ENCODED_WHOLE else self._state).tobytes()
+        for row in sampled(len(self), self._size, ENCODED_WHOLE).tolist():
+            yield self._content(row)
+
+    def _content(self, row: int) -> bytes:
+        try:
+            return self.read(row)
+        except (OSError, ValueError):
+            return b""
 
 
 def _size_and_time(path: bytes) -> tuple[int, int]:
@@ -316,6 +345,10 @@ class Broken:
         self.replaced: dict[int, int] = {}
         n = len(encoded)
         self.limit = min(max(FEW, n // SHARE), n // 2)
+
+    def place(self, row: int) -> int:
+        """Return the row that is read in place of this one, which is itself while it is good."""
+        return self.replaced.get(row, row)
 
     def add(self, row: int, reason: str) -> None:
         """Count an image, and name the first ones; refuse too many."""
@@ -373,6 +406,11 @@ class Images:
         """Return all labels."""
         return self.known_labels
 
+    def keys(self, rows: np.ndarray) -> np.ndarray:
+        """Hash each of these images as it is stored, and the size; or the one in its place."""
+        side = str(self.side).encode()
+        return hashed((side, self.encoded.key(self.broken.place(row))) for row in rows.tolist())
+
     def at_size(self, side: int) -> "Images":
         """Return the same images, decoded at another size."""
         return self if side == self.side else dataclasses.replace(self, side=side)
@@ -413,7 +451,7 @@ class Images:
 
     def _image(self, row: int) -> np.ndarray:
         try:
-            return self._one(self.broken.replaced.get(row, row))
+            return self._one(self.broken.place(row))
         except RequestError as error:
             self.broken.add(row, str(error))
         for other in self._neighbours(row):

@@ -7,6 +7,7 @@ row is read with its row group, and the row groups used last stay in memory.
 import collections
 import concurrent.futures
 import dataclasses
+import functools
 import os
 import pathlib
 import tarfile
@@ -53,6 +54,10 @@ class Members:
     def __len__(self) -> int:
         return len(self.names)
 
+    @functools.cached_property
+    def _size(self) -> int:
+        return int(self.sizes.sum())
+
     def name(self, row: int) -> str:
         """Name an image in messages."""
         shard = self.shards[int(self.shard[row])]
@@ -67,14 +72,22 @@ class Members:
             file.seek(int(self.offsets[row]))
             return file.read(size)
 
+    def key(self, row: int) -> bytes:
+        """Return an image's bytes; of many, its place and the time of change of its file."""
+        size, shard = int(self.sizes[row]), int(self.shard[row])
+        if self._size <= ENCODED_WHOLE:
+            return self.read(row) if size <= MAX_GROUP else b""
+        state = self.offsets[row], size, self.shards[shard].stat().st_mtime_ns
+        return self.shard_names[shard] + np.array(state).tobytes()
+
     def parts(self) -> Iterable[bytes]:
         """Yield names, sizes and contents; of many, times of change and a sample of contents."""
         yield from self.shard_names
-        if self.sizes.sum() > ENCODED_WHOLE:
+        if self._size > ENCODED_WHOLE:
             yield np.array([path.stat().st_mtime_ns for path in self.shards]).tobytes()
         for array in (self.names.content, self.names.ends, self.shard, self.sizes):
             yield from array_parts(array)
-        rows = sampled(len(self), int(self.sizes.sum()), ENCODED_WHOLE)
+        rows = sampled(len(self), self._size, ENCODED_WHOLE)
         readable = rows[self.sizes[rows] <= MAX_GROUP]
         yield from (self.read(row) for row in readable.tolist())
 
@@ -189,6 +202,7 @@ class Column:
                 groups.append((position, number, group.num_rows, size))
         self._groups = np.array(groups, np.int64).reshape(-1, 4)
         self._ends = np.cumsum(self._groups[:, 2])
+        self._is_small = self._groups[:, 3].sum() <= ENCODED_WHOLE
         self._loaded: collections.OrderedDict[int, concurrent.futures.Future] = (
             collections.OrderedDict()
         )
@@ -213,11 +227,21 @@ class Column:
             raise RequestError("it holds no bytes")
         return content
 
+    def key(self, row: int) -> bytes:
+        """Return an image's bytes; of many, its place and the time of change of its file."""
+        group, position = self._place(row)
+        if self._is_small:
+            content = self._group(group)[position].as_py()
+            return content if isinstance(content, bytes) else b""
+        file, number = self._groups[group, :2].tolist()
+        state = number, position, self.files[file].stat().st_mtime_ns
+        return self.names[file] + np.array(state).tobytes()
+
     def parts(self) -> Iterable[bytes]:
         """Yield names, sizes and contents; of many, times of change and a sample of contents."""
         yield from self.names
         yield from array_parts(self._groups[:, [0, 2, 3]])
-        whole = self._groups[:, 3].sum() <= ENCODED_WHOLE
+        whole = self._is_small
         if not whole:
             yield np.array([file.stat().st_mtime_ns for file in self.files]).tobytes()
         step = 1 if whole else max(1, -(-len(self._groups) // SAMPLED_GROUPS))

@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from pcjax._checks import RequestError, printable
-from pcjax.data.examples import SPLITS, Splits, digest
+from pcjax.data.examples import SPLITS, Splits, digest, hashed
 
 SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
 CHUNK = 16_384  # rows that are read at a time
@@ -86,6 +86,10 @@ class Texts:
 
     def __len__(self) -> int:
         return len(self.ends)
+
+    def keys(self, rows: np.ndarray) -> np.ndarray:
+        """Hash each of these texts."""
+        return hashed((self.text(row).encode(),) for row in rows.tolist())
 
     def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Return the texts of these rows, and their labels."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pcjax._checks import RequestError
-from pcjax.data.examples import SAMPLES, Splits, digest, in_memory
+from pcjax.data.examples import SAMPLES, Splits, digest, hashed, in_memory
 
 IN_MEMORY = 2**30  # bytes, decoded
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -180,6 +180,11 @@ class Records:
         """A hash of the name, the sizes and a sample of the records."""
         rows = np.linspace(0, len(self) - 1, min(len(self), SAMPLES)).astype(np.int64).tolist()
         return digest([f"{self.name} {len(self)} {self.shape}".encode(), *self._raw(rows)])
+
+    def keys(self, rows: np.ndarray) -> np.ndarray:
+        """Hash each of these records, and the size of its image."""
+        shape = repr(self.shape).encode()
+        return hashed((shape, record) for record in self._raw(rows.tolist()))
 
     def at_size(self, side: int) -> "Records":
         """Return the same images, decoded at another size."""

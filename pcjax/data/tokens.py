@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pcjax._checks import RequestError
-from pcjax.data.examples import Dataset, Examples, digest
+from pcjax.data.examples import Dataset, Examples, digest, hashed
 from pcjax.data.texts import Texts, in_memory
 from pcjax.models.text import PADDING
 
@@ -179,6 +179,12 @@ class Tokens:
         """Return the tokens of these texts, cut and padded to one width, and the labels."""
         labels = self.texts.known_labels
         return self.padded(rows, self.vocabulary.width), None if labels is None else labels[rows]
+
+    def keys(self, rows: np.ndarray) -> np.ndarray:
+        """Hash the tokens of each of these texts."""
+        ends = self.ends[rows]
+        bounds = zip((ends - self.lengths[rows]).tolist(), ends.tolist(), strict=True)
+        return hashed((self.ids[start:end].tobytes(),) for start, end in bounds)
 
     def padded(self, rows: np.ndarray, width: int) -> np.ndarray:
         """Return the first tokens of these texts, padded with -1."""

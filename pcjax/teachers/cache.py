@@ -1,10 +1,12 @@
-"""A teacher's features on disk: computed once, in blocks, and resumed where a command stopped.
+"""A teacher's features on disk: computed once for every example, whatever set it is in.
 
 CACHE/pcjax/teachers/KEY/manifest.json   what the features are of
-CACHE/pcjax/teachers/KEY/00000.npy       the features of a block of examples, and so on
+CACHE/pcjax/teachers/KEY/*.npy           the keys and features of some examples
 
 CACHE is XDG_CACHE_HOME or ~/.cache. KEY is a digest of the manifest without the teacher's name:
-other weights, another tokenizer, another limit of tokens or other texts have their own folder.
+other weights, another tokenizer or another size of images have their own folder. An example's key
+is a hash of its contents (`pcjax.data.examples.keys_of`): labels, order and split do not matter,
+and where examples are added, only these are computed.
 """
 
 import dataclasses
@@ -17,8 +19,9 @@ import numpy as np
 
 from pcjax import _io
 from pcjax.data import Examples
+from pcjax.data.examples import keys_of
 from pcjax.display import Display
-from pcjax.multihost import broadcast, broadcast_int
+from pcjax.multihost import broadcast
 
 BLOCK = 1024  # examples; a stopped command loses one at most
 MANIFEST = "manifest.json"
@@ -34,54 +37,82 @@ def cached_features(
     """Return a model's features of all examples; compute only what the cache does not have.
 
     Args:
-      compute: returns the features of some examples.
+      compute: returns the features of some examples; those of each depend on it alone.
       width: the number of features.
       examples: the examples, as the model reads them.
-      manifest: everything that the features depend on.
+      manifest: everything but the examples that the features depend on.
       display: shows the progress.
     """
     decisive = {key: value for key, value in manifest.items() if key != "name"}
-    folder = _io.user_cache("teachers") / _io.digest(decisive)
-    blocks = []
-    starts = range(0, len(examples), BLOCK)
+    stored = _Stored(_io.user_cache("teachers") / _io.digest(decisive), width)
+    features = np.empty((len(examples), width), np.float32)
     with display.counting(f"{manifest['name']}: examples embedded", len(examples)) as count:
-        for number, start in enumerate(starts):
+        for start in range(0, len(examples), BLOCK):
             rows = examples.rows[start : start + BLOCK]
-            path = folder / f"{number:05}.npy"
-            block = _stored(path, (len(rows), width))
-            if block is None:
-                part = dataclasses.replace(examples, rows=rows)
-                block = np.asarray(compute(part), np.float32)
-                _store(path, block, manifest)
-            blocks.append(block)
+            block = features[start : start + len(rows)]
+            position = broadcast(stored.find(keys_of(examples.store, rows)))
+            known = position >= 0
+            if known.any():
+                block[known] = broadcast(stored.features(position[known]))
+            if not known.all():
+                new = rows[~known]
+                block[~known] = compute(dataclasses.replace(examples, rows=new))
+                # Another image takes the place of one that turned out not to be readable.
+                stored.add(keys_of(examples.store, new), block[~known], manifest)
             count(start + len(rows))
-    return np.concatenate(blocks) if blocks else np.zeros((0, width), np.float32)
+    return features
 
 
-def _stored(path: pathlib.Path, shape: tuple[int, int]) -> np.ndarray | None:
-    """Return a block of the first process's cache on all processes; None where it has none."""
-    block = None
-    if jax.process_index() == 0:
+class _Stored:
+    """The blocks of a folder; only the first process has any."""
+
+    def __init__(self, folder: pathlib.Path, width: int):
+        self.folder = folder
+        self.dtype = np.dtype([("key", "S16"), ("features", np.float32, (width,))])
+        self.blocks = self._read() if jax.process_index() == 0 else []
+        keys = np.concatenate([np.zeros(0, "S16"), *(block["key"] for block in self.blocks)])
+        self.order = np.argsort(keys)
+        self.keys, self.ends = keys[self.order], np.cumsum([len(block) for block in self.blocks])
+
+    def _read(self) -> list[np.ndarray]:
+        blocks = []
+        for path in sorted(self.folder.glob("*.npy")):
+            try:
+                block = np.load(path, mmap_mode="r", allow_pickle=False)
+            except (OSError, ValueError, EOFError):  # it is corrupt, or no array
+                continue
+            if block.dtype == self.dtype and block.ndim == 1:
+                blocks.append(block)
+        return blocks
+
+    def find(self, keys: np.ndarray) -> np.ndarray:
+        """Return the position of every key among all that are stored, -1 where it is not."""
+        if not len(self.keys):
+            return np.full(len(keys), -1)
+        place = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        return np.where(self.keys[place] == keys, self.order[place], -1)
+
+    def features(self, positions: np.ndarray) -> np.ndarray:
+        """Read the features of these positions."""
+        result = np.zeros((len(positions), *self.dtype["features"].shape), np.float32)
+        number = np.searchsorted(self.ends, positions, "right")
+        for each in np.unique(number) if len(self.blocks) else ():
+            block, own = self.blocks[each], number == each
+            result[own] = block["features"][positions[own] - (self.ends[each] - len(block))]
+        return result
+
+    def add(self, keys: np.ndarray, features: np.ndarray, manifest: Mapping[str, Any]) -> None:
+        """Write a block; without room for it, the next command computes it again."""
+        if jax.process_index() != 0:
+            return
+        block = np.zeros(len(keys), self.dtype)
+        block["key"], block["features"] = keys, features
         try:
-            block = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError):
-            block = None
-        if block is not None and (block.shape != shape or block.dtype != np.float32):
-            block = None
-    if not broadcast_int(block is not None):
-        return None
-    return broadcast(np.zeros(shape, np.float32) if block is None else block)
-
-
-def _store(path: pathlib.Path, block: np.ndarray, manifest: Mapping[str, Any]) -> None:
-    """Write a block; without room for it, the next command computes it again."""
-    if jax.process_index() != 0:
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not (path.parent / MANIFEST).exists():
-            _io.write_json(path.parent / MANIFEST, dict(manifest))
-        with _io.atomic_path(path) as unfinished, unfinished.open("wb") as file:
-            np.save(file, block)
-    except OSError:
-        return
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not (self.folder / MANIFEST).exists():
+                _io.write_json(self.folder / MANIFEST, dict(manifest))
+            path = self.folder / f"{_io.array_digest(keys)}.npy"
+            with _io.atomic_path(path) as unfinished, unfinished.open("wb") as file:
+                np.save(file, block)
+        except OSError:
+            return

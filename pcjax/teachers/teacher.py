@@ -163,8 +163,7 @@ def _cached(
         return encoder.features(examples, seen.normalise, batch)
 
     def cached(examples: Examples) -> np.ndarray:
-        own = manifest | {"examples": examples.fingerprint}
-        return cached_features(compute, encoder.width, examples, own, display)
+        return cached_features(compute, encoder.width, examples, manifest, display)
 
     return cached
 

@@ -20,6 +20,7 @@ from pcjax.data import (
     training_batches,
 )
 from pcjax.data import tfds as module
+from pcjax.data.examples import keys_of
 
 REAL = pathlib.Path(__file__).parents[3] / "shared" / "tfds"
 SIZES = [(20, 30), (12, 12), (31, 17), (24, 24)]
@@ -99,6 +100,9 @@ def test_on_disk_and_in_memory_are_the_same_examples(tmp_path, monkeypatch):
         assert np.array_equal(one.take(order), two.take(order))
         assert np.array_equal(one.labels, two.labels)
         assert np.allclose(statistics(one), statistics(two))
+        keys = keys_of(two.store, np.array([3, 0, 2, 3]))
+        assert [*keys[:3]].count(keys[3]) == 1
+        assert keys[0] == keys[3]
     pipelines = [
         training_batches(data.train, Sampling(16), augmentation=Augmentation(crop=1, flip=True))
         for data in (memory, disk)
