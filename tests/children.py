@@ -149,8 +149,11 @@ def start_two(*arguments, before=("", ""), **variables):
 
 
 def at_step(step, action):
-    """Return code for `before`: act when a step begins, counted over teacher and student."""
-    return f"at_call('pcjax.training.parallel:ParallelStep.__call__', {step}, {action})"
+    """Return code for `before`: act before the steps that hold this one are taken.
+
+    Steps are counted over teacher and student.
+    """
+    return f"at_step({step}, {action})"
 
 
 def finish(child, timeout=300):

@@ -104,6 +104,23 @@ def at_call(function: str, number: int, action: Callable[[], Any]) -> None:
     setattr(owner, name, patched)
 
 
+def at_step(number: int, action: Callable[[], Any]) -> None:
+    """Do something before a certain step, or before the steps taken at once that hold it."""
+    from pcjax.training.feed import Feed
+
+    original, taken = Feed.take, 0
+
+    def patched(feed: Feed, frozen: Any, state: Any, count: int) -> Any:
+        nonlocal taken
+        last = taken + min(count, feed._parallel.most)
+        if taken < number <= last:
+            action()
+        taken = last
+        return original(feed, frozen, state, count)
+
+    Feed.take = patched
+
+
 def stop(number: int) -> Callable[[], None]:
     """Return an action that sends this process a signal."""
     return lambda: os.kill(os.getpid(), number)

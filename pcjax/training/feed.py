@@ -12,12 +12,17 @@ from pcjax.training.parallel import ParallelStep
 AT_ONCE = 64
 
 
-def steps_at_once() -> int:
+def steps_at_once(weights: Any) -> int:
     """Return how many steps a device may take without Python in between.
 
-    A CPU takes one: in a loop XLA computes convolutions there ten times as slowly.
+    A CPU takes one where there may be convolutions: in a loop XLA computes them ten times as
+    slowly.
+
+    Args:
+      weights: of the student, the heads and the teacher.
     """
-    return 1 if jax.default_backend() == "cpu" else AT_ONCE
+    may_convolve = any(np.ndim(x) > 2 for x in jax.tree.leaves(weights))
+    return 1 if may_convolve and jax.default_backend() == "cpu" else AT_ONCE
 
 
 class Feed:

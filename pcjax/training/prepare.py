@@ -89,7 +89,8 @@ def prepare(
         np.int32(training.seed),
         resident,
     )
-    parallel, init_optimiser = _shared_step(key)
+    most = 1 if resident is None else steps_at_once((model.parameters, losses, targets.arrays))
+    parallel, init_optimiser = _shared_step(key, most)
     names = metric_names(objective)
     state = initial_state(model.parameters, model.statistics, losses, init_optimiser, names)
     return parallel, state, parallel.place(frozen)
@@ -127,13 +128,12 @@ class _StepKey:
 
 
 @functools.lru_cache(maxsize=8)
-def _shared_step(key: _StepKey) -> tuple[ParallelStep, Callable[[Any], Any]]:
+def _shared_step(key: _StepKey, most: int) -> tuple[ParallelStep, Callable[[Any], Any]]:
     """Build a step over all devices, and the function that initialises its optimiser."""
     optimiser = make_optimiser(key.training, key.steps)
     step = make_step(key.student, key.targets.value, key.objective.value, optimiser, key.steps)
-    most = 1
     if key.padding is not None:
-        step, most = from_draws(step, key.padding), steps_at_once()
+        step = from_draws(step, key.padding)
     parallel = ParallelStep(step, list(key.devices), key.training.parallel, most)
     return parallel, jax.jit(optimiser.init)
 

@@ -70,6 +70,7 @@ def test_two_processes_with_two_devices_train_as_one_with_four(how, loss, tmp_pa
 @pytest.mark.gate
 def test_a_comparison_that_is_stopped_resumes(tmp_path):
     words = ["compare", *FEW, "--losses", "pkt,cka", "--seeds", "1", "--workdir", tmp_path / "run"]
+    words += ["--training.log-every", "5"]  # and take no more steps at once
     # After the teacher's four steps and all of pkt's, in those of cka.
     status, _, complaint = finish(start(*words, before=at_step(4 + 20 + 5, "stop(signal.SIGTERM)")))
     assert (status, complaint.count("\n")) == (143, 1), complaint

@@ -269,7 +269,7 @@ def test_several_steps_at_once_are_the_same_training(
 ):
     """Logs and checkpoints come after the same steps, and so does the end after any stop."""
     folder, order, _ = uninterrupted
-    monkeypatch.setattr(prepare_module, "steps_at_once", lambda: 4)
+    monkeypatch.setattr(prepare_module, "steps_at_once", lambda _: 4)
     monkeypatch.setattr(stopping, "SECONDS_BETWEEN_CHECKS", 1e9)  # as if steps took no time
     lesson = changed(lesson, momentum=0.8)  # in a program of its own
     whole, (state, *_) = train(tmp_path / "whole", lesson)
