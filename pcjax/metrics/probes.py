@@ -14,7 +14,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 from pcjax import _checks
 from pcjax._checks import RequestError
 from pcjax.metrics._labelled import require_as_many_features, require_finite, require_labels
-from pcjax.metrics.registry import Context, metric, sampled
+from pcjax.metrics.registry import Context, metric, sampled, widened
 
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 TOLERANCE = 1e-6
@@ -248,6 +248,7 @@ def _fit(
 
 
 MAX_PROBED = 50_000  # training examples
+FEW = 5_000  # training examples that are fitted sooner than a program is compiled
 
 
 @metric("linear_probe_accuracy", title="linear probe", unit="share", column="probe")
@@ -255,11 +256,17 @@ def _evaluate_probe(context: Context) -> float | None:
     if context.labels.keys() < {"train", "validation", "test"}:
         return None
     rows = sampled(len(context.features["train"]), MAX_PROBED)
+    few = len(context.features["train"]) <= FEW
+    width = context.teacher.shape[1] if few and context.teacher is not None else 0
+    train, validation, test = (
+        widened(x, width)
+        for x in (context.features["train"][rows], context.features["validation"], context.test)
+    )
     probe = linear_probe(
-        context.features["train"][rows],
+        train,
         context.labels["train"][rows],
-        context.test,
+        test,
         context.labels["test"],
-        validation=(context.features["validation"], context.labels["validation"]),
+        validation=(validation, context.labels["validation"]),
     )
     return float(probe.accuracy)

@@ -172,7 +172,7 @@ def _values(
     The values are recall at each k, average precision, R-precision and mAP@R.
     """
     m = d.shape[0]
-    using = _sorting.primitives(m)
+    using = _sorting.metric_primitives(m)
     columns = _sorting.sort_columns(d, others, using)
     first, last = (bound.astype(jnp.int32) for bound in _sorting.run_bounds(columns.bits, using))
     # Count the relevant ones before each position and in its run of ties, and the run's length.
