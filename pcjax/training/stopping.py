@@ -68,6 +68,7 @@ class Agreement:
         self.next = step + 1  # the step of the next check
         self._most = max(most, MAX_STEPS_BETWEEN_CHECKS)
         self._last, self._time, self._seconds = step, time.monotonic(), SECONDS_BETWEEN_CHECKS
+        self._taken = 1  # steps between the last two checks
 
     def check(self, number: int | None, step: int, last: bool) -> int | None:
         """Return the signal to obey after this step, if there is one."""
@@ -81,10 +82,12 @@ class Agreement:
             values if alone else np.max(multihost_utils.process_allgather(values), axis=0)
         )
         now = time.monotonic()
-        self._seconds = (now - self._time) / (step - self._last)
-        self._last, self._time = step, now
-        steps = np.clip(SECONDS_BETWEEN_CHECKS / slowest, 1, self._most)
-        self.next = step + int(steps)
+        # The devices take these steps while the next ones are prepared: what has ended since the
+        # last check are the steps before it.
+        self._seconds = (now - self._time) / self._taken
+        self._taken, self._last, self._time = step - self._last, step, now
+        most = min(self._most, 2 * self._taken)
+        self.next = step + int(np.clip(SECONDS_BETWEEN_CHECKS / slowest, 1, most))
         return int(highest) or None
 
 
