@@ -110,8 +110,9 @@ class _View:
         """Hash each of these images and its change; one without a change keeps its own key."""
         keys = keys_of(self.examples.store, self.examples.rows[rows])
         padding, offsets, flipped = view_changes(self.augmentation, self.view, len(self)).of(rows)
-        moved = np.zeros((len(rows), 2), int) if offsets is None else offsets - padding
-        change = np.column_stack([moved, np.zeros(len(rows)) if flipped is None else flipped])
+        moved = np.zeros((len(rows), 2)) if offsets is None else offsets - padding
+        turned = np.zeros(len(rows)) if flipped is None else flipped
+        change = np.column_stack([moved, turned]).astype(int)
         keys[change.any(axis=1)] = hashed(
             (keys[row], f"{self.scale} {change[row]}".encode())
             for row in np.flatnonzero(change.any(axis=1))

@@ -310,9 +310,8 @@ class Files:
 
     def key(self, row: int) -> bytes:
         """Return an image's bytes; of many, its path, size and time of change."""
-        if self._size <= ENCODED_WHOLE:
-            return self._content(row)
-        return self.names[row] + self._state[row].tobytes()
+        content = self._content(row) if self._size <= ENCODED_WHOLE else b""
+        return content or os.path.realpath(self.path(row)) + self._state[row].tobytes()
 
     def parts(self) -> Iterable[bytes]:
         """Yield names, sizes and contents; of many, times of change and a sample of contents."""

@@ -33,6 +33,12 @@ SAMPLED_ROWS = 64
 SAMPLED_GROUPS = 16  # of which rows enter the fingerprint of large files
 
 
+def _state(file: pathlib.Path) -> str:
+    """Return what tells a large file from others: its path, size and time of change."""
+    status = file.stat()
+    return f"{file.resolve()} {status.st_size} {status.st_mtime_ns}"
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Members:
     """Members of tar files.
@@ -77,8 +83,7 @@ class Members:
         size, shard = int(self.sizes[row]), int(self.shard[row])
         if self._size <= ENCODED_WHOLE:
             return self.read(row) if size <= MAX_GROUP else b""
-        state = self.offsets[row], size, self.shards[shard].stat().st_mtime_ns
-        return self.shard_names[shard] + np.array(state).tobytes()
+        return f"{_state(self.shards[shard])} {self.offsets[row]} {size}".encode()
 
     def parts(self) -> Iterable[bytes]:
         """Yield names, sizes and contents; of many, times of change and a sample of contents."""
@@ -234,8 +239,7 @@ class Column:
             content = self._group(group)[position].as_py()
             return content if isinstance(content, bytes) else b""
         file, number = self._groups[group, :2].tolist()
-        state = number, position, self.files[file].stat().st_mtime_ns
-        return self.names[file] + np.array(state).tobytes()
+        return f"{_state(self.files[file])} {number} {position}".encode()
 
     def parts(self) -> Iterable[bytes]:
         """Yield names, sizes and contents; of many, times of change and a sample of contents."""

@@ -1,7 +1,7 @@
 """A teacher's features on disk: computed once for every example, whatever set it is in.
 
 CACHE/pcjax/teachers/KEY/manifest.json   what the features are of
-CACHE/pcjax/teachers/KEY/*.npy           the keys and features of some examples
+CACHE/pcjax/teachers/KEY/*.npz           the keys and features of some examples
 
 CACHE is XDG_CACHE_HOME or ~/.cache. KEY is a digest of the manifest without the teacher's name:
 other weights, another tokenizer or another size of images have their own folder. An example's key
@@ -11,11 +11,12 @@ and where examples are added, only these are computed.
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from pcjax import _io
 from pcjax.data import Examples
@@ -44,75 +45,80 @@ def cached_features(
       display: shows the progress.
     """
     decisive = {key: value for key, value in manifest.items() if key != "name"}
-    stored = _Stored(_io.user_cache("teachers") / _io.digest(decisive), width)
-    features = np.empty((len(examples), width), np.float32)
+    folder = _io.user_cache("teachers") / _io.digest(decisive)
+    features = np.zeros((len(examples), width), np.float32)
+    known = np.zeros(len(examples), bool)
+    if jax.process_index() == 0:
+        known = _fill(features, _keys(examples), folder)
+    known = broadcast(known)
+    for rows in _blocks(np.flatnonzero(known)):
+        features[rows] = broadcast(features[rows])
     with display.counting(f"{manifest['name']}: examples embedded", len(examples)) as count:
-        for start in range(0, len(examples), BLOCK):
-            rows = examples.rows[start : start + BLOCK]
-            block = features[start : start + len(rows)]
-            position = broadcast(stored.find(keys_of(examples.store, rows)))
-            known = position >= 0
-            if known.any():
-                block[known] = broadcast(stored.features(position[known]))
-            if not known.all():
-                new = rows[~known]
-                block[~known] = compute(dataclasses.replace(examples, rows=new))
-                # Another image takes the place of one that turned out not to be readable.
-                stored.add(keys_of(examples.store, new), block[~known], manifest)
-            count(start + len(rows))
+        done = int(known.sum())
+        count(done)
+        for rows in _blocks(np.flatnonzero(~known)):
+            part = dataclasses.replace(examples, rows=examples.rows[rows])
+            keys = _keys(part)
+            features[rows] = compute(part)
+            # A key changes where a file does, or where another image takes the place of a broken
+            # one, which the process that reads it notices.
+            kept = _on_all(keys == _keys(part))
+            if jax.process_index() == 0 and kept.any():
+                _store(folder, keys[kept], features[rows[kept]], manifest)
+            done += len(rows)
+            count(done)
     return features
 
 
-class _Stored:
-    """The blocks of a folder; only the first process has any."""
+def _blocks(rows: np.ndarray) -> Iterator[np.ndarray]:
+    return (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK))
 
-    def __init__(self, folder: pathlib.Path, width: int):
-        self.folder = folder
-        self.dtype = np.dtype([("key", "S16"), ("features", np.float32, (width,))])
-        self.blocks = self._read() if jax.process_index() == 0 else []
-        keys = np.concatenate([np.zeros(0, "S16"), *(block["key"] for block in self.blocks)])
-        self.order = np.argsort(keys)
-        self.keys, self.ends = keys[self.order], np.cumsum([len(block) for block in self.blocks])
 
-    def _read(self) -> list[np.ndarray]:
-        blocks = []
-        for path in sorted(self.folder.glob("*.npy")):
-            try:
-                block = np.load(path, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError, EOFError):  # it is corrupt, or no array
-                continue
-            if block.dtype == self.dtype and block.ndim == 1:
-                blocks.append(block)
-        return blocks
+def _keys(examples: Examples) -> np.ndarray:
+    parts = [keys_of(examples.store, rows) for rows in _blocks(examples.rows)]
+    return np.concatenate([np.zeros(0, "S16"), *parts])
 
-    def find(self, keys: np.ndarray) -> np.ndarray:
-        """Return the position of every key among all that are stored, -1 where it is not."""
-        if not len(self.keys):
-            return np.full(len(keys), -1)
-        place = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
-        return np.where(self.keys[place] == keys, self.order[place], -1)
 
-    def features(self, positions: np.ndarray) -> np.ndarray:
-        """Read the features of these positions."""
-        result = np.zeros((len(positions), *self.dtype["features"].shape), np.float32)
-        number = np.searchsorted(self.ends, positions, "right")
-        for each in np.unique(number) if len(self.blocks) else ():
-            block, own = self.blocks[each], number == each
-            result[own] = block["features"][positions[own] - (self.ends[each] - len(block))]
-        return result
+def _on_all(flags: np.ndarray) -> np.ndarray:
+    """Return which flags are set on all processes."""
+    if jax.process_count() == 1:
+        return flags
+    return np.all(multihost_utils.process_allgather(flags), axis=0)
 
-    def add(self, keys: np.ndarray, features: np.ndarray, manifest: Mapping[str, Any]) -> None:
-        """Write a block; without room for it, the next command computes it again."""
-        if jax.process_index() != 0:
-            return
-        block = np.zeros(len(keys), self.dtype)
-        block["key"], block["features"] = keys, features
+
+def _fill(features: np.ndarray, keys: np.ndarray, folder: pathlib.Path) -> np.ndarray:
+    """Write what a folder has into the features; return for which examples."""
+    distinct, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    found = np.zeros(len(distinct), bool)
+    for path in sorted(folder.glob("*.npz")) if len(keys) else ():
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if not (self.folder / MANIFEST).exists():
-                _io.write_json(self.folder / MANIFEST, dict(manifest))
-            path = self.folder / f"{_io.array_digest(keys)}.npy"
-            with _io.atomic_path(path) as unfinished, unfinished.open("wb") as file:
-                np.save(file, block)
-        except OSError:
-            return
+            with np.load(path, allow_pickle=False) as block:
+                place = np.minimum(np.searchsorted(distinct, block["keys"]), len(distinct) - 1)
+                own = (distinct[place] == block["keys"]) & ~found[place]
+                if own.any():
+                    stored = block["features"]
+                    if stored.shape != (len(own), features.shape[1]):
+                        continue
+                    features[first[place[own]]] = stored[own]
+                    found[place[own]] = True
+        # A corrupt file is as good as none, and NumPy reports it by many kinds of errors.
+        except Exception:  # noqa: S112
+            continue
+    again = np.flatnonzero(found[inverse])
+    features[again] = features[first[inverse[again]]]
+    return found[inverse]
+
+
+def _store(
+    folder: pathlib.Path, keys: np.ndarray, features: np.ndarray, manifest: Mapping[str, Any]
+) -> None:
+    """Write a block; without room for it, the next command computes it again."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / MANIFEST).exists():
+            _io.write_json(folder / MANIFEST, dict(manifest))
+        path = folder / f"{_io.array_digest(keys)}.npz"
+        with _io.atomic_path(path) as unfinished, unfinished.open("wb") as file:
+            np.savez(file, keys=keys, features=features)
+    except OSError:
+        return

@@ -78,8 +78,8 @@ def folders(folder):
 
 def computed(folder):
     """Return of how many pictures there are features."""
-    paths = (folder / "cache/pcjax/teachers").rglob("*.npy")
-    return sum(len(np.load(path)) for path in paths)
+    paths = (folder / "cache/pcjax/teachers").rglob("*.npz")
+    return sum(len(np.load(path)["keys"]) for path in paths)
 
 
 def cached(folder):

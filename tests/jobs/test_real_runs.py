@@ -180,7 +180,7 @@ def test_two_processes_embed_texts_as_one(tmp_path):
     two = start_two(*words, "--workdir", tmp_path / "two", XDG_CACHE_HOME=tmp_path / "cache of two")
     for status, _, complaint in map(finish, two):
         assert status == 0, complaint
-    for path in sorted((tmp_path / "cache of one/pcjax/teachers").rglob("*.npy")):
+    for path in sorted((tmp_path / "cache of one/pcjax/teachers").rglob("*.npz")):
         other = tmp_path / "cache of two" / path.relative_to(tmp_path / "cache of one")
         features = [np.load(each)["features"] for each in (other, path)]
         np.testing.assert_allclose(*features, atol=1e-6)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from pcjax.data import images as data_images
 from pcjax.data import load, tokens
 from pcjax.data.examples import Examples
 from pcjax.display import Display
@@ -91,7 +92,18 @@ def expected(examples, table=TABLE):
 
 def blocks(folder):
     """Return the files in the order in which they were written."""
-    return sorted(folder.rglob("*.npy"), key=lambda path: path.stat().st_mtime_ns)
+    return sorted(folder.rglob("*.npz"), key=lambda path: path.stat().st_mtime_ns)
+
+
+def stored(path):
+    """Return the arrays of a file."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def write(path, arrays):
+    with path.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 def test_a_second_call_computes_nothing(examples, computed, folder):
@@ -99,14 +111,12 @@ def test_a_second_call_computes_nothing(examples, computed, folder):
     np.testing.assert_allclose(first, expected(examples), rtol=1e-5, atol=1e-6)
     assert first.dtype == np.float32
     assert computed == [3, 3, 1]
-    assert [len(np.load(path)) for path in blocks(folder)] == [3, 3, 1]
+    assert [len(stored(path)["keys"]) for path in blocks(folder)] == [3, 3, 1]
     np.testing.assert_array_equal(features(examples), first)
     assert computed == [3, 3, 1]
     # The blocks are what is read.
-    last = np.load(blocks(folder)[2])
-    last["features"] = 5
-    np.save(blocks(folder)[2], last)
     changed = np.full((1, 4), 5, np.float32)
+    write(blocks(folder)[2], stored(blocks(folder)[2]) | {"features": changed})
     np.testing.assert_array_equal(features(examples), np.concatenate([first[:6], changed]))
 
 
@@ -158,6 +168,32 @@ def test_the_manifest_is_kept_and_a_name_decides_nothing(examples, computed, fol
     assert len([*folder.iterdir()]) == 2
 
 
+def test_a_broken_pictures_stand_in_is_not_kept_as_its_own(tmp_path, folder):
+    """Two broken files of equal contents, as a server's error page makes them."""
+    images = pytest.importorskip("PIL.Image")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(8):
+        images.new("RGB", (8, 8), (30 * number,) * 3).save(pictures / f"{number}.png")
+
+    def seen():
+        store = data_images.read(str(pictures), image_size=8).train
+        return cache.cached_features(
+            lambda part: part.take(np.arange(len(part)))[:, 0, 0, :1].astype(np.float32),
+            *(1, Examples(store, np.arange(8)), MANIFEST, QUIET),
+        )[:, 0].tolist()
+
+    for number in (3, 5):
+        (pictures / f"{number}.png").write_text("not found")
+    expected = [0, 30, 60, 60, 120, 120, 180, 210]
+    assert seen() == expected
+    assert sum(len(stored(path)["keys"]) for path in blocks(folder)) == 6
+    assert seen() == expected
+    # Another picture stands in, and the broken ones follow it.
+    images.new("RGB", (8, 8), (99,) * 3).save(pictures / "4.png")
+    assert seen() == [0, 30, 60, 60, 99, 99, 180, 210]
+
+
 def damage(path, how):
     content = path.read_bytes()
     if how == "a folder":
@@ -166,11 +202,20 @@ def damage(path, how):
     elif how == "deleted":
         path.unlink()
     elif how == "pickled":
-        np.save(path, np.full((3, 4), None), allow_pickle=True)
+        write(path, stored(path) | {"features": np.full((3, 4), None)})
     elif how == "another shape":
-        np.save(path, np.load(path)[None])
+        write(path, stored(path) | {"features": np.zeros((3, 1), np.float32)})
     elif how == "another dtype":
-        np.save(path, np.load(path)["features"])
+        write(path, stored(path) | {"keys": np.zeros(3)})
+    elif how == "one array":
+        write(path, {"keys": stored(path)["keys"]})
+    elif how == "one bit":
+        place = content.index(stored(path)["features"].tobytes()) + 9
+        path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+    elif how == "another array's file":
+        features = stored(path)["features"]
+        with path.open("wb") as file:
+            np.save(file, features)
     else:
         cut = {
             "empty": b"",
@@ -186,7 +231,8 @@ def damage(path, how):
     "how",
     [
         *("empty", "half", "a header", "one byte less", "text", "deleted"),
-        *("pickled", "another shape", "another dtype", "a folder"),
+        *("pickled", "another shape", "another dtype", "one array", "one bit"),
+        *("another array's file", "a folder"),
     ],
 )
 def test_a_corrupt_block_is_computed_again(how, examples, computed, folder):
@@ -198,7 +244,7 @@ def test_a_corrupt_block_is_computed_again(how, examples, computed, folder):
     if how == "a folder":  # it cannot be replaced
         assert damaged.is_dir()
         return
-    np.testing.assert_array_equal(np.load(damaged)["features"], first[3:6])
+    np.testing.assert_array_equal(stored(damaged)["features"], first[3:6])
     features(examples)
     assert computed == [3, 3, 1, 3]
 
