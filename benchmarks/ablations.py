@@ -144,22 +144,22 @@ def draw(results: dict[str, list[dict[str, float]]], path: pathlib.Path) -> None
     matplotlib.rcParams["svg.fonttype"], matplotlib.rcParams["svg.hashsalt"] = "none", "pcjax"
     figure = Figure(figsize=(10, 6), layout="constrained")
     for number, (axis, title) in enumerate(AXES.items(), 1):
-        panel = figure.add_subplot(2, 3, number)
-        for (line, points), colour in zip(
-            lines_of(results, axis).items(), ("#1d4ed8", "#b45309"), strict=False
-        ):
-            values = [*points] if axis == "ranking" else np.array([*points], float)
+        panel, lines = figure.add_subplot(2, 3, number), lines_of(results, axis)
+        values = [*next(iter(lines.values()))]
+        for (line, points), colour in zip(lines.items(), ("#1d4ed8", "#b45309"), strict=False):
             for measure, style in zip(MEASURES, ("o-", "s--"), strict=True):
                 seeds = np.array([[x[measure] for x in point] for point in points.values()])
                 label = line if measure == "coherence" else None
                 panel.plot(values, seeds.mean(axis=1), style, color=colour, label=label, ms=4)
         if axis != "ranking":
             panel.set_xscale("log")
+            panel.set_xticks(values, labels=[f"{value:g}" for value in values], fontsize=8)
+            panel.minorticks_off()
         panel.set_xlabel(title)
         panel.grid(alpha=0.3)
         panel.legend(frameon=False, fontsize=7)
     figure.suptitle("coherence with the teacher (solid), ten nearest kept (dashed)")
-    figure.savefig(path, metadata={"Date": None})
+    figure.savefig(path, metadata={"Date": None, "Creator": None})
 
 
 def main() -> None:

@@ -89,24 +89,24 @@ def _on_all(flags: np.ndarray) -> np.ndarray:
 def _fill(features: np.ndarray, keys: np.ndarray, folder: pathlib.Path) -> np.ndarray:
     """Write what a folder has into the features; return for which examples."""
     distinct, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    found = np.zeros(len(distinct), bool)
+    known = np.zeros(len(distinct), bool)
     for path in sorted(folder.glob("*.npz")) if len(keys) else ():
         try:
             with np.load(path, allow_pickle=False) as block:
                 place = np.minimum(np.searchsorted(distinct, block["keys"]), len(distinct) - 1)
-                own = (distinct[place] == block["keys"]) & ~found[place]
+                own = (distinct[place] == block["keys"]) & ~known[place]
                 if own.any():
                     stored = block["features"]
                     if stored.shape != (len(own), features.shape[1]):
                         continue
                     features[first[place[own]]] = stored[own]
-                    found[place[own]] = True
+                    known[place[own]] = True
         # A corrupt file is as good as none, and NumPy reports it by many kinds of errors.
         except Exception:  # noqa: S112
             continue
-    again = np.flatnonzero(found[inverse])
+    again = np.flatnonzero(known[inverse])
     features[again] = features[first[inverse[again]]]
-    return found[inverse]
+    return known[inverse]
 
 
 def _store(
