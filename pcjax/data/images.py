@@ -308,10 +308,14 @@ class Files:
     def _size(self) -> int:
         return int(self._state[:, 0].sum())
 
+    @functools.cached_property
+    def _place(self) -> bytes:
+        return os.path.realpath(os.fsencode(self.root))
+
     def key(self, row: int) -> bytes:
         """Return an image's bytes; of many, its path, size and time of change."""
         content = self._content(row) if self._size <= ENCODED_WHOLE else b""
-        return content or os.path.realpath(self.path(row)) + self._state[row].tobytes()
+        return content or b"%b/%b" % (self._place, self.names[row]) + self._state[row].tobytes()
 
     def parts(self) -> Iterable[bytes]:
         """Yield names, sizes and contents; of many, times of change and a sample of contents."""

@@ -64,6 +64,10 @@ class Members:
     def _size(self) -> int:
         return int(self.sizes.sum())
 
+    @functools.cached_property
+    def _states(self) -> list[str]:
+        return [_state(shard) for shard in self.shards]
+
     def name(self, row: int) -> str:
         """Name an image in messages."""
         shard = self.shards[int(self.shard[row])]
@@ -83,7 +87,7 @@ class Members:
         size, shard = int(self.sizes[row]), int(self.shard[row])
         if self._size <= ENCODED_WHOLE:
             return self.read(row) if size <= MAX_GROUP else b""
-        return f"{_state(self.shards[shard])} {self.offsets[row]} {size}".encode()
+        return f"{self._states[shard]} {self.offsets[row]} {size}".encode()
 
     def parts(self) -> Iterable[bytes]:
         """Yield names, sizes and contents; of many, times of change and a sample of contents."""
@@ -216,6 +220,10 @@ class Column:
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
+    @functools.cached_property
+    def _states(self) -> list[str]:
+        return [_state(file) for file in self.files]
+
     def name(self, row: int) -> str:
         """Name an image in messages."""
         group, position = self._place(row)
@@ -239,7 +247,7 @@ class Column:
             content = self._group(group)[position].as_py()
             return content if isinstance(content, bytes) else b""
         file, number = self._groups[group, :2].tolist()
-        return f"{_state(self.files[file])} {number} {position}".encode()
+        return f"{self._states[file]} {number} {position}".encode()
 
     def parts(self) -> Iterable[bytes]:
         """Yield names, sizes and contents; of many, times of change and a sample of contents."""
