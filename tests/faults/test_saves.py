@@ -5,7 +5,7 @@ import random
 import subprocess
 
 import pytest
-from children import at_step, finish, outcome_of, start, steps_saved, wait_until
+from children import ONLY_TRAIN, at_step, finish, outcome_of, start, steps_saved, wait_until
 from small import SMALL
 
 pytestmark = pytest.mark.gate
@@ -31,11 +31,11 @@ def whole(unstopped):
 
 def start_with_fault(run, first, at, inside="checkpoints", **fault):
     fault = {"inside": run / inside, "first": first, "at": at, **fault}
-    return start("distill", *SMALL, "--workdir", run, fault=fault)
+    return start("distill", *SMALL, "--workdir", run, before=ONLY_TRAIN, fault=fault)
 
 
 def resumes_to_the_end(run, whole):
-    status, _, complaint = finish(start("distill", *SMALL, "--workdir", run))
+    status, _, complaint = finish(start("distill", *SMALL, "--workdir", run, before=ONLY_TRAIN))
     assert (status, complaint) == (0, "")
     assert outcome_of(run) == whole
 
@@ -81,7 +81,9 @@ def test_one_flipped_bit_and_a_kill_while_the_checkpoint_is_renamed(whole, tmp_p
     largest.write_bytes(content)
     assert finish(start_with_fault(run, "corrupt-12", 0))[0] == -9
     assert steps_saved(run)[-1] == 12
-    status, output, complaint = finish(start("distill", *SMALL, "--workdir", run))
+    status, output, complaint = finish(
+        start("distill", *SMALL, "--workdir", run, before=ONLY_TRAIN)
+    )
     assert (status, complaint) == (0, "")
     assert "checkpoint 12 is corrupt (" in output
     assert "renamed corrupt-12; resuming from 9" in output

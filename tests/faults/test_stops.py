@@ -7,7 +7,7 @@ import signal
 import time
 
 import pytest
-from children import at_step, finish, outcome_of, start, steps_saved, wait_until
+from children import ONLY_TRAIN, at_step, finish, outcome_of, start, steps_saved, wait_until
 from small import SMALL, STEPS
 
 pytestmark = pytest.mark.gate
@@ -79,7 +79,7 @@ def test_a_hang_that_holds_the_interpreter(whole, tmp_path, tried):
     assert status == 1
     assert "Timeout (0:00:10)!" in complaint
     assert "most recent call first" in complaint
-    status, _, complaint = finish(start(*words))
+    status, _, complaint = finish(start(*words, before=ONLY_TRAIN))
     assert (status, complaint) == (0, "")
     assert outcome_of(run) == whole
     tried("a step that never ends", "ended with the stacks of all threads, resumed bit-identical")
@@ -98,7 +98,8 @@ def test_one_command_at_a_time(whole, tmp_path, tried):
     """Another command in the same folder is refused, and changes nothing."""
     run, go = tmp_path / "run", tmp_path / "go"
     words = ["distill", *SMALL, "--workdir", run]
-    first = start(*words, before=at_step(TEACHER_STEPS + 1, f"wait_for({str(go)!r})"))
+    waits = at_step(TEACHER_STEPS + 1, f"wait_for({str(go)!r})")
+    first = start(*words, before=ONLY_TRAIN + waits)
     assert wait_until((run / "config.json").exists, first)
     status, _, complaint = finish(start(*words))
     assert (status, complaint.count("\n")) == (2, 1)

@@ -8,6 +8,7 @@ import time
 
 import pytest
 from children import (
+    ONLY_TRAIN,
     at_step,
     checkpoint_of,
     environment,
@@ -39,7 +40,7 @@ def finish_all(processes):
 def whole(tmp_path_factory):
     """Return the outcome of two undisturbed processes."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    finish_all(start_two("distill", *SMALL, "--workdir", run))
+    finish_all(start_two("distill", *SMALL, "--workdir", run, before=(ONLY_TRAIN,) * 2))
     return outcome_of(run)
 
 
@@ -69,15 +70,15 @@ def test_a_signal_to_one_stops_both_after_the_same_step(stopped, tried):
 
 def test_a_process_that_is_killed_or_fails_ends_both(run, whole, tried):
     """The other one ends too; the same command resumes and ends as if nothing had happened."""
-    for name, action in (("kill -9", "stop(signal.SIGKILL)"), ("a bug", "fail")):
-        for who in range(2):
-            before = [at_step(8, action) if place == who else "" for place in range(2)]
-            processes = start_two("distill", *SMALL, "--workdir", run, before=before)
-            statuses = [finish(process)[0] for process in processes]
-            assert statuses[who] == (-9 if name == "kill -9" else 1)
-            assert statuses[1 - who] not in (0, None)
-            tried(f"{name} of one of two", "both ended")
-    finish_all(start_two("distill", *SMALL, "--workdir", run))
+    kill = "stop(signal.SIGKILL)"
+    for name, action, who in (("kill -9", kill, 0), ("kill -9", kill, 1), ("a bug", "fail", 0)):
+        before = [at_step(8, action) if place == who else "" for place in range(2)]
+        processes = start_two("distill", *SMALL, "--workdir", run, before=before)
+        statuses = [finish(process)[0] for process in processes]
+        assert statuses[who] == (-9 if name == "kill -9" else 1)
+        assert statuses[1 - who] not in (0, None)
+        tried(f"{name} of one of two", "both ended")
+    finish_all(start_two("distill", *SMALL, "--workdir", run, before=(ONLY_TRAIN,) * 2))
     assert outcome_of(run) == whole
     tried("kill -9 and bugs of one of two, to the end", "bit-identical")
 

@@ -16,7 +16,7 @@ from pcjax.training.metrics_log import read_metrics
 REAL = pathlib.Path(__file__).parents[3] / "shared" / "tfds"
 COUNT, SIDE = 2000, 24
 SHORT = (
-    *("--training.steps", "40", "--training.batch", "64", "--training.save-every", "20"),
+    *("--training.steps", "20", "--training.batch", "64", "--training.save-every", "10"),
     *("--training.learning-rate", "0.003", "--training.devices", "1"),
     *("--training.log-every", "5"),
     *("--data.image-size", SIDE, "--data.image-labels", "folders"),
@@ -26,11 +26,13 @@ SHORT = (
 
 def real_images():
     """Return CIFAR-100's first images where they are, else scikit-learn's digits, and classes."""
-    if (REAL / "cifar100").is_dir():
-        examples = data.load("tfds:cifar100", data_dir=str(REAL)).test
-    else:
-        examples = data.load("digits").train
-    images, labels = examples.take_labelled(np.arange(min(COUNT, len(examples))))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("pcjax.data.tfds.IN_MEMORY", 0)  # decode only what is taken
+        if (REAL / "cifar100").is_dir():
+            examples = data.load("tfds:cifar100", data_dir=str(REAL)).test
+        else:
+            examples = data.load("digits").train
+        images, labels = examples.take_labelled(np.arange(min(COUNT, len(examples))))
     if images.shape[3] == 1:
         images = np.repeat(np.clip(images * 15, 0, 255).astype(np.uint8), 3, axis=3)
     return images, labels % 7
