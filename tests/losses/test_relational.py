@@ -15,9 +15,8 @@ from pcjax import losses
 
 def evaluate(loss, student, teacher, **given):
     """In one compilation; one operation after the other would take many."""
-    return jit(functools.partial(loss, **given))(
-        np.asarray(student, float), np.asarray(teacher, float)
-    )
+    both = (np.asarray(x, float) for x in (student, teacher))
+    return np.asarray(jit(functools.partial(loss, **given))(*both))
 
 
 def pair(rng, n=7, student=3, teacher=5):
