@@ -1,5 +1,6 @@
 """Exports: they are loaded as written, and all other files are refused."""
 
+import functools
 import json
 import pathlib
 import pickle
@@ -29,13 +30,20 @@ def fewer_blocks():
     patch.undo()
 
 
+@functools.cache
+def abstract(name, dtype):
+    """Return a small model as a function, and the shapes of its arrays."""
+    known, shape, options, _ = SMALL[name]
+    options = {"shape": shape, "classes": CLASSES, "dtype": np.dtype(dtype), **options}
+    return functional_shapes(
+        lambda seed: build(known, rngs=nnx.Rngs(seed), axis_name="batch", **options)
+    )
+
+
 def written(path, name, dtype="float32"):
     """Export a small model of random weights; return its function and arrays."""
     known, shape, options, _ = SMALL[name]
-    build_options = {"shape": shape, "classes": CLASSES, "dtype": np.dtype(dtype), **options}
-    function, *parts = functional_shapes(
-        lambda seed: build(known, rngs=nnx.Rngs(seed), axis_name="batch", **build_options)
-    )
+    function, *parts = abstract(name, dtype)
     random = np.random.default_rng(0)
     arrays = [
         {key: random.uniform(0.1, 1, leaf.shape).astype(np.float32) for key, leaf in of.items()}

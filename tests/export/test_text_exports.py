@@ -93,7 +93,9 @@ def text_model(variant):
     """Return a model with random weights, and its function of texts."""
     name, changed = VARIANTS[variant]
     options = {"static": STATIC, "bert": BERT}[name] | changed
-    module = build(name, shape=(POSITIONS,), classes=None, rngs=nnx.Rngs(0), **options)
+    module = nnx.eval_shape(
+        lambda: build(name, shape=(POSITIONS,), classes=None, rngs=nnx.Rngs(0), **options)
+    )
     random = np.random.default_rng(0)
     graph, state = nnx.split(module)
     flat = nnx.to_flat_state(state)

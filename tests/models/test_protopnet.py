@@ -40,7 +40,7 @@ def one_by_one(layer, x):
 @pytest.mark.parametrize("features", [None, 4])
 def test_it_computes_its_formula(features):
     module = built(features=features)
-    output = module(images())
+    output = nnx.jit(module)(images())
     pool, maps = module.backbone.pool, {name: float64(x) for name, x in output.maps.items()}
     assert {name: x.shape for name, x in maps.items()} == {
         "stage1": (3, 8, 12, 4),
@@ -69,9 +69,9 @@ def test_it_computes_its_formula(features):
 
 def test_an_image_with_a_prototype_in_it_activates_that_one_most():
     module = built()
-    patches = module(images()).maps["patches"]
+    patches = nnx.jit(module)(images()).maps["patches"]
     module.backbone.pool.prototypes.points[2] = patches[1, 3, 4]
-    activations = np.asarray(module(images()).features)
+    activations = np.asarray(nnx.jit(module)(images()).features)
     assert activations[:, 2].argmax() == 1
     assert activations[1].argmax() == 2
     assert activations[1, 2] == pytest.approx(np.log(1e4), rel=0.02)

@@ -1,5 +1,6 @@
 """Heads of single losses: shapes, promised properties, gradients to all parameters."""
 
+import functools
 import re
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax import lax
 
 from pcjax import losses
 from pcjax.models.regressors import (
@@ -24,8 +26,10 @@ def built(head, *args, **kwargs):
     return nnx.merge(graph, state)
 
 
-@nnx.jit
-def gradients_of(head, x):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def gradients_of(head, args, x):
+    """Return the gradients of a new head's parameters."""
+
     def size(head):
         outputs = jax.tree.leaves(head(x))
         return sum(
@@ -33,7 +37,7 @@ def gradients_of(head, x):
             for output in outputs
         )
 
-    return nnx.grad(size)(head)
+    return nnx.grad(size)(head(*args, rngs=nnx.Rngs(0)))
 
 
 @pytest.mark.parametrize(
@@ -50,38 +54,41 @@ def gradients_of(head, x):
     ],
 )
 def test_shapes_and_gradients(head, args, shape, expected, rng):
-    module, x = built(head, *args), rng.normal(size=shape)
+    module, x = nnx.eval_shape(lambda: head(*args, rngs=nnx.Rngs(0))), rng.normal(size=shape)
     for dtype in (np.float32, jnp.bfloat16):
-        outputs = nnx.eval_shape(lambda module, x: module(x), module, jnp.asarray(x, dtype))
+        outputs = nnx.eval_shape(lambda module, x: module(x), module, x.astype(dtype))
         assert jax.tree.map(lambda output: output.shape, outputs) == expected
         assert all(output.dtype == np.float32 for output in jax.tree.leaves(outputs))
-    gradients = jax.tree.leaves(gradients_of(module, jnp.asarray(x, np.float32)))
+    gradients = jax.tree.leaves(gradients_of(head, args, x.astype(np.float32)))
     assert len(gradients) == len(jax.tree.leaves(nnx.state(module, nnx.Param)))
     assert all(np.isfinite(g).all() and np.abs(g).max() > 0 for g in gradients)
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(3, 7), (7, 3), (4, 4)])
 def test_the_projection_stays_orthogonal(inputs, outputs, rng):
-    head = built(OrthogonalProjection, inputs, outputs)
-    x, y = (jnp.asarray(rng.normal(size=(9, width)), np.float32) for width in (inputs, outputs))
+    x, y = (rng.normal(size=(9, width)).astype(np.float32) for width in (inputs, outputs))
 
-    @nnx.jit
-    def step(head):
-        gradient = nnx.grad(lambda head: losses.orthogonal_projection(head(x), y))(head)
-        graph, params = nnx.split(head)
-        return nnx.merge(
-            graph, optax.apply_updates(params, jax.tree.map(lambda g: -3 * g, gradient))
-        )
+    @jax.jit
+    def learn(x, y):
+        """Return the matrix before and after three steps, and the outputs after them."""
+        graph, params = nnx.split(OrthogonalProjection(inputs, outputs, rngs=nnx.Rngs(0)))
 
-    before, moved = np.asarray(head(jnp.eye(inputs))), head
-    for _ in range(3):
-        moved = step(moved)
-    matrix = np.asarray(moved(jnp.eye(inputs)))
+        def apply(params, x):
+            return nnx.merge(graph, params)(x)
+
+        def step(params, _):
+            gradient = jax.grad(lambda p: losses.orthogonal_projection(apply(p, x), y))(params)
+            return jax.tree.map(lambda p, g: p - 3 * g, params, gradient), None
+
+        moved, _ = lax.scan(step, params, length=3)
+        return apply(params, jnp.eye(inputs)), apply(moved, jnp.eye(inputs)), apply(moved, x)
+
+    before, matrix, moved = map(np.asarray, learn(x, y))
     assert np.abs(matrix - before).max() > 0.01
     gram = matrix @ matrix.T if inputs <= outputs else matrix.T @ matrix
     assert np.allclose(gram, np.eye(min(inputs, outputs)), atol=1e-5)
     if inputs <= outputs:
-        assert np.allclose(np.linalg.norm(moved(x), axis=1), np.linalg.norm(x, axis=1), rtol=1e-5)
+        assert np.allclose(np.linalg.norm(moved, axis=1), np.linalg.norm(x, axis=1), rtol=1e-5)
 
 
 def test_the_sign_of_the_projection_does_not_jump(rng):

@@ -1,8 +1,9 @@
 """A teacher sees the very pixels that its student sees, though it looks only once."""
 
+import functools
 import json
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 from small import QUICK
@@ -15,6 +16,7 @@ from pcjax.teachers.live import live_model
 from pcjax.teachers.sources import find_encoder
 from pcjax.teachers.teacher import Teacher as Outputs
 from pcjax.training.build import build_model
+from pcjax.training.embedding import jitted_outputs
 
 
 @pytest.mark.parametrize("views", [0, 3])
@@ -28,7 +30,7 @@ def test_the_features_of_a_batch_are_of_its_images(views):
     batches = training_batches(dataset.train, Sampling(32), augmentation=augmentation, **given)
     for _ in range(2 * batches.steps_per_epoch):
         batch = next(batches)
-        output = model.output(jnp.asarray(batch["image"]))
+        output = jitted_outputs(*model, batch["image"])
         same = np.allclose(batch["teacher"], output.features, atol=1e-5)
         assert same == (views > 0)  # without views the teacher has seen the plain images
         assert np.allclose(batch["teacher_logits"], output.logits, atol=1e-5) == (views > 0)
@@ -75,8 +77,8 @@ def test_a_live_model_of_others_sees_the_images_of_the_batch(side, tmp_path):
     )
     batch = next(batches)
     batches.close()
-    arrays = (model.parameters, model.statistics, jnp.asarray(batch["image"]))
-    features = model.function.apply(*arrays, train=False)[0].features
+    apply = jax.jit(functools.partial(model.function.apply, train=False))
+    features = apply(model.parameters, model.statistics, batch["image"])[0].features
     seen = encoder.view(dataset)
     view = data.view_of(seen.train, augmentation, 0, seen.train.shape[0] / side)
     expected = encoder.features(view, seen.normalise, 8)[batch["index"]]
