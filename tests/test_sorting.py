@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -51,14 +50,19 @@ def compiled(machine):
     return jax.jit(lambda x, valid: _sorting.sort_columns(x, valid, machine))
 
 
+@jax.jit
+def ordered_bits(x):
+    return _sorting.ordered_bits(x)
+
+
 def assert_sorted(x, valid, machine=_sorting.CPU):
-    bits = _sorting.ordered_bits(jnp.asarray(x))
-    bits = np.asarray(jnp.where(valid, bits, jnp.iinfo(bits.dtype).max - 1))
+    bits = np.asarray(ordered_bits(x))
+    bits = np.where(valid, bits, np.iinfo(bits.dtype).max - 1)
     result = compiled(machine)(x, valid)
     sorted_bits, order = np.asarray(result.bits), np.asarray(result.order)
     assert (sorted_bits == np.sort(bits, axis=0)).all()
     assert (np.take_along_axis(bits, order, axis=0) == sorted_bits).all()
-    assert (np.sort(order, axis=0) == np.arange(N)[:, None]).all()
+    assert (np.sort(order, axis=0) == np.arange(len(x))[:, None]).all()
 
 
 KINDS = (
@@ -89,21 +93,28 @@ def test_the_sorts_of_accelerators(name, rng):
         assert_sorted(columns(kind, rng), valid, _sorting.CANDIDATES[name])
 
 
+@functools.partial(jax.jit, static_argnames=("name", "reverse"))
+def by_scan_and_by_kernel(name, rate, value, reverse):
+    kernel = getattr(_pallas, name)(rate, value, reverse, interpret=True)
+    return getattr(_sorting.ACCELERATOR, name)(rate, value, reverse), kernel
+
+
 @pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (150, 130), pytest.param((64, 3), marks=pytest.mark.nightly)]
+)
 @pytest.mark.parametrize("name", ["recur", "relax"])
-def test_the_recurrences_of_accelerators(name, reverse, rng):
+def test_the_recurrences_of_accelerators(name, shape, reverse, rng):
     """Against a loop in float64, also where blocks of the kernel are not full."""
-    kernel = functools.partial(getattr(_pallas, name), interpret=True)
-    for shape in ((1, 1), (64, 3), (150, 130)):
-        rate = rng.random(shape) * (rng.random(shape) < 0.9)
-        value = rng.normal(size=shape)
-        expected, y = np.zeros(shape), np.zeros(shape[1])
-        for k in range(shape[0])[:: -1 if reverse else 1]:
-            y = rate[k] * y + value[k] if name == "recur" else y + rate[k] * (value[k] - y)
-            expected[k] = y
-        given = jnp.asarray(rate, jnp.float32), jnp.asarray(value, jnp.float32)
-        for function in (getattr(_sorting.ACCELERATOR, name), kernel):
-            assert np.abs(function(*given, reverse) - expected).max() < 1e-5
+    rate = rng.random(shape) * (rng.random(shape) < 0.9)
+    value = rng.normal(size=shape)
+    expected, y = np.zeros(shape), np.zeros(shape[1])
+    for k in range(shape[0])[:: -1 if reverse else 1]:
+        y = rate[k] * y + value[k] if name == "recur" else y + rate[k] * (value[k] - y)
+        expected[k] = y
+    given = rate.astype(np.float32), value.astype(np.float32)
+    for result in by_scan_and_by_kernel(name, *given, reverse):
+        assert np.abs(result - expected).max() < 1e-5
 
 
 def test_the_kernels_are_lowered_for_a_gpu():
@@ -113,11 +124,16 @@ def test_the_kernels_are_lowered_for_a_gpu():
         assert "triton" in traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
-def test_other_primitives_serve_in_a_context_alone():
+def test_other_primitives_serve_in_a_context_alone(monkeypatch):
+    """Check it without dropping what all the tests have compiled."""
+    cleared = []
+    monkeypatch.setattr(jax, "clear_caches", lambda: cleared.append(_sorting.primitives(1000)))
     before = _sorting.primitives(1000)
     with _sorting.using(_sorting.ACCELERATOR):
         assert _sorting.primitives(1000) is _sorting.ACCELERATOR
+        assert cleared == [_sorting.ACCELERATOR]
     assert _sorting.primitives(1000) is before
+    assert cleared == [_sorting.ACCELERATOR, before]
 
 
 def test_packed_sort_of_float64(rng, x64):
@@ -139,7 +155,7 @@ def test_crowded_columns_need_every_digit(rng):
     The leading digits and a few exchanges do not sort it.
     """
     x = columns("crowded beside far outliers", rng)
-    bits = np.asarray(_sorting.ordered_bits(jnp.asarray(x))).astype(np.int64)
+    bits = np.asarray(ordered_bits(x)).astype(np.int64)
     room = 31 - (N - 1).bit_length()
     excess = bits - bits.min(axis=0)
     leading = excess >> (int(excess.max()).bit_length() - room)
@@ -154,5 +170,11 @@ def test_narrow_columns_leave_no_digit_out(rng):
     """
     room = 31 - (N - 1).bit_length()
     for kind, fits in (("narrow", True), ("normal", False)):
-        bits = np.asarray(_sorting.ordered_bits(jnp.asarray(columns(kind, rng)))).astype(np.int64)
+        bits = np.asarray(ordered_bits(columns(kind, rng))).astype(np.int64)
         assert (int((bits - bits.min(axis=0)).max()).bit_length() <= room - 1) == fits
+
+
+@pytest.mark.nightly
+def test_packed_sort_of_long_columns(rng):
+    x = (rng.standard_cauchy((4096, COLUMNS)) ** 5).astype(np.float32)
+    assert_sorted(x, rng.random(x.shape) < 0.8)

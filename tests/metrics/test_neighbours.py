@@ -117,11 +117,11 @@ def test_ties_go_to_the_nearest_and_then_to_the_first():
 
 def test_a_zero_vector_has_no_direction():
     gallery, labels = np.array([[0.0, 0.0], [-1.0, 0.0], [1.0, 1e-3]]), np.array([0, 1, 2])
-    assert (
-        knn_predict(np.array([[1.0, 0.0], [0.0, 0.0]]), gallery, labels, k=1) == np.array([2, 0])
-    ).all()
+    assert knn_predict(np.array([[1.0, 0.0]]), gallery, labels, k=1) == 2
+    assert knn_predict(np.array([[0.0, 0.0]]), gallery, labels, k=1) == 0
     # a zero vector is nearer to (1, 0) than its opposite
-    assert knn_predict(np.array([[1.0, 0.0]]), gallery[:2], labels[:2], k=1) == 0
+    gallery[2] = gallery[1]
+    assert knn_predict(np.array([[1.0, 0.0]]), gallery, labels, k=1) == 0
 
 
 def test_rotation_and_scale_change_nothing(sets, rng):
@@ -140,7 +140,7 @@ def test_leave_one_out_never_sees_the_example_itself(rng):
     assert knn_accuracy(features, labels, features, labels, k=1) == 1
     assert knn_accuracy(features, labels, features, labels, k=1, exclude_self=True) < 0.5
     # a duplicate is another example and votes
-    twice, both = np.concatenate([features, features]), np.concatenate([labels, labels])
+    twice, both = np.tile(features[:50], (2, 1)), np.tile(labels[:50], 2)
     assert knn_accuracy(twice, both, twice, both, k=1, exclude_self=True) == 1
 
 
