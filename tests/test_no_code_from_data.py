@@ -122,6 +122,7 @@ def test_the_search_finds_what_it_looks_for():
     assert [line for line in good if list(suspicious(ast.parse(line)))] == []
 
 
+@pytest.mark.gate
 def test_no_loaded_module_holds_a_loader():
     script = f"LOADERS = {LOADERS!r}\n{LOADED}"
     out = subprocess.run(

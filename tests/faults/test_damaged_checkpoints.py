@@ -15,6 +15,8 @@ from pcjax import _io
 from pcjax._checks import RequestError
 from pcjax.training.checkpoint import Checkpoints
 
+pytestmark = pytest.mark.gate
+
 IDENTITY = {"role": "student", "seed": 0}
 SCORES = {1: 0.9, 2: 0.2, 3: 0.5}  # the best is another one than the latest
 FLIPS = 1000

@@ -145,7 +145,7 @@ def test_the_jackknife_of_neighbours_by_leaving_points_out():
     result = coherence(student, teacher, k=K).neighbours
     half = (result.high - result.low) / 2 / _student_t_975(N - 1)
     # Our interval leaves out the noise of the plain jackknife: it is narrower, but not much.
-    assert 0.3 * jackknife**0.5 < half <= jackknife**0.5
+    assert 0.6 * jackknife**0.5 < half <= jackknife**0.5
 
 
 @pytest.mark.nightly
