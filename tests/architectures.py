@@ -46,7 +46,7 @@ SMALL = {
 def few_blocks():
     """Reduce deep models to one block of every kind, as depth takes long to compile."""
     patch = pytest.MonkeyPatch()
-    # Its other stages differ by their widths alone.
+    # The stages left out differ by their widths and the names of their maps alone.
     kept = [stage for stage in mobilenetv2.STAGES if stage[1] in (16, 24, 320)]
     stages = [(t, c, 2 if c == 24 else 1, s) for t, c, _, s in kept]
     patch.setattr(mobilenetv2, "STAGES", stages)

@@ -12,15 +12,16 @@ from pcjax import _sorting
 from pcjax.ranking import METHODS, hard_rank, soft_rank, soft_rank_columns
 
 methods = pytest.mark.parametrize("method", METHODS)
-
-
 machines = pytest.mark.parametrize(
     "machine", [_sorting.CPU, _sorting.ACCELERATOR], ids=["cpu", "accelerator"]
 )
 
 
 def methods_on_machines(*, cpu=_sorting.CPU, nightly=False, names=tuple(METHODS)):
-    """Repeat a test for every method on a CPU and on an accelerator, there perhaps only nightly."""
+    """Repeat a test for every method on a CPU and on an accelerator.
+
+    `nightly` leaves the accelerator to the nightly run.
+    """
     cases = [pytest.param(name, cpu, id=f"{name}-cpu") for name in names]
     for name in names:
         # The logistic one neither sorts nor scans: it is the same on both.

@@ -35,9 +35,12 @@ def abstract(name, dtype):
     """Return a small model as a function, and the shapes of its arrays."""
     known, shape, options, _ = SMALL[name]
     options = {"shape": shape, "classes": CLASSES, "dtype": np.dtype(dtype), **options}
-    return functional_shapes(
+    patch = few_blocks()
+    result = functional_shapes(
         lambda seed: build(known, rngs=nnx.Rngs(seed), axis_name="batch", **options)
     )
+    patch.undo()
+    return result
 
 
 def written(path, name, dtype="float32"):

@@ -71,7 +71,7 @@ def test_a_signal_to_one_stops_both_after_the_same_step(stopped, tried):
 def test_a_process_that_is_killed_or_fails_ends_both(run, whole, tried):
     """The other one ends too; the same command resumes and ends as if nothing had happened."""
     kill = "stop(signal.SIGKILL)"
-    for name, action, who in (("kill -9", kill, 0), ("kill -9", kill, 1), ("a bug", "fail", 0)):
+    for name, action, who in (("kill -9", kill, 0), ("kill -9", kill, 1), ("a bug", "fail", 1)):
         before = [at_step(8, action) if place == who else "" for place in range(2)]
         processes = start_two("distill", *SMALL, "--workdir", run, before=before)
         statuses = [finish(process)[0] for process in processes]

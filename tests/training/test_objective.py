@@ -60,9 +60,10 @@ ASKED = {
     "simkd of maps": Loss("simkd", head="conv", maps=STAGES),
 }
 CASES = {name: Loss(name) for name in LOSSES if name not in ASKED} | ASKED
-# Trained together, since compiling takes the time; each loss is checked by itself. A loss's other
-# settings come last, in a group of their own.
-OTHERS = [name for name in CASES if name not in LOSSES and name != "simkd of maps"]
+# Trained together, since compiling takes the time; each loss is checked by itself. Other settings
+# of a loss come last, but for those that take a path of their own.
+ALONE = ("info_nce with a queue", "variational_information of maps", "simkd of maps")
+OTHERS = [name for name in CASES if name not in (*LOSSES, *ALONE)]
 FIRST = [name for name in CASES if name not in OTHERS]
 GROUPS = [FIRST[::2], FIRST[1::2], OTHERS]
 
