@@ -21,6 +21,16 @@ def dissimilarity(name, x, y):
     return scipy.spatial.distance.cdist(x, y, SCIPY_NAMES[name])
 
 
+def shared_neighbours(student, teacher, k):
+    """Compute the share of the k nearest by cosine that both have, seen from every example."""
+    nearest = []
+    for features in (student, teacher):
+        d = dissimilarity("cosine", features, features)
+        np.fill_diagonal(d, np.inf)
+        nearest.append(np.argsort(d, axis=1)[:, :k])
+    return np.array([len({*a} & {*b}) / k for a, b in zip(*nearest, strict=True)])
+
+
 def soft_rank(x, temperature, method):
     """Rank one row."""
     x = np.asarray(x, np.float64)

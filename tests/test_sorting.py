@@ -50,9 +50,7 @@ def compiled(machine):
     return jax.jit(lambda x, valid: _sorting.sort_columns(x, valid, machine))
 
 
-@jax.jit
-def ordered_bits(x):
-    return _sorting.ordered_bits(x)
+ordered_bits = jax.jit(_sorting.ordered_bits)
 
 
 def assert_sorted(x, valid, machine=_sorting.CPU):

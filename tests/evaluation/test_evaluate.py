@@ -86,16 +86,6 @@ def spearman_by_brute_force(student, teacher, dissimilarity):
     return np.mean([scipy.stats.spearmanr(*row).statistic for row in rows])
 
 
-def shared_neighbours(student, teacher, k):
-    """Average the share of the k nearest by cosine that both have, seen from every example."""
-    near = []
-    for x in (student, teacher):
-        d = oracles.dissimilarity("cosine", x, x)
-        np.fill_diagonal(d, np.inf)
-        near.append(np.argsort(d, axis=1)[:, :k])
-    return np.mean([len({*one} & {*other}) / k for one, other in zip(*near, strict=True)])
-
-
 def test_unseen_classes_are_evaluated_among_themselves(small):
     dataset, model, teacher = small
     results = evaluate({"student": model}, teacher, dataset, SECTION).results
@@ -125,7 +115,7 @@ def test_narrow_features_are_padded_without_changing_a_metric(small):
     results = compute(Context(narrow, wide, labels_of(dataset), neighbours=4))
     spearman = spearman_by_brute_force(narrow["test"], wide, "cosine")
     assert results["coherence"]["spearman"]["value"] == pytest.approx(spearman, abs=1e-5)
-    shared = shared_neighbours(narrow["test"], wide, 4)
+    shared = oracles.shared_neighbours(narrow["test"], wide, 4).mean()
     assert results["coherence"]["neighbours"]["value"] == pytest.approx(shared, abs=1e-5)
     _, recall, precision = by_brute_force(narrow["test"], dataset.test.labels, 4)
     assert results["retrieval"]["recall_at_1"] == pytest.approx(recall)

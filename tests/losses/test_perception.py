@@ -1,5 +1,6 @@
 """The flagship loss against brute force in float64, and its invariances."""
 
+import collections
 import functools
 
 import jax
@@ -45,23 +46,14 @@ VARIANTS = {
     "power 1.5": ({"power": 1.5}, {"power": 1.5}),
     "neighbours": ({"weighting": "neighbours"}, {"weights": near}),
     "own weights": ({"weighting": lambda ranks: 1 / ranks}, {"weights": lambda ranks: 1 / ranks}),
-    "logistic, manhattan, power 1.5, own weights": (
-        {
-            "ranking": "logistic",
-            "dissimilarity": "manhattan",
-            "power": 1.5,
-            "weighting": lambda ranks: 1 / ranks,
-        },
-        {
-            "ranking": "logistic",
-            "dissimilarity_name": "manhattan",
-            "power": 1.5,
-            "weights": lambda ranks: 1 / ranks,
-        },
-    ),
     "teacher's frame": ({"frame": "teacher"}, {"frame": "teacher"}),
     "teacher's frame, batch scale": ({"frame": "teacher", "scale": "batch"},) * 2,
 }
+COMBINED = "logistic, manhattan, power 1.5, own weights"
+VARIANTS[COMBINED] = tuple(
+    dict(collections.ChainMap(*(VARIANTS[name][side] for name in COMBINED.split(", "))))
+    for side in range(2)
+)
 # In chunks and with references only what takes another path through the sweep.
 SWEPT = (
     "default",
@@ -75,7 +67,7 @@ SWEPT = (
 FEW = {
     ("default", None),
     ("permutahedron", None),
-    ("logistic, manhattan, power 1.5, own weights", None),
+    (COMBINED, None),
     ("teacher's frame, batch scale", None),
     *((name, 4) for name in SWEPT if name != "permutahedron"),
 }
@@ -328,7 +320,7 @@ INVARIANCES = {  # (name, chunk_size): (translation, rotation)
     ("squared_euclidean", None): (True, True),
     ("angular", None): (False, True),
     ("manhattan", None): (True, False),
-    ("logistic, manhattan, power 1.5, own weights", None): (True, False),
+    (COMBINED, None): (True, False),
     ("correlation", None): (True, False),
     ("batch scale", None): (False, True),
     ("soft teacher, batch scale", 4): (False, True),

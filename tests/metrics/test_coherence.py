@@ -56,16 +56,6 @@ def by_brute_force(student, teacher, k, name="cosine"):
     return np.array(degrees)
 
 
-def shares_by_brute_force(student, teacher, k):
-    """Compute the last of these degrees alone."""
-    nearest = []
-    for features in (student, teacher):
-        d = oracles.dissimilarity("cosine", features, features)
-        np.fill_diagonal(d, np.inf)
-        nearest.append(np.argsort(d, axis=1)[:, :k])
-    return np.array([len({*a} & {*b}) / k for a, b in zip(*nearest, strict=True)])
-
-
 @pytest.mark.parametrize("name", ["euclidean", "cosine", "manhattan"])
 def test_equals_scipy(name):
     student, teacher = related(N, 0.5, 0)
@@ -137,9 +127,9 @@ def test_the_jackknife_of_neighbours_by_leaving_points_out():
     # A point's influence on the share of common neighbours, against the share recomputed without
     # it.
     student, teacher = related(N, 0.5, 3)
-    full = shares_by_brute_force(student, teacher, K)
+    full = oracles.shared_neighbours(student, teacher, K)
     parts = [(np.delete(student, i, 0), np.delete(teacher, i, 0)) for i in range(N)]
-    without = np.array([shares_by_brute_force(*part, K).mean() for part in parts])
+    without = np.array([oracles.shared_neighbours(*part, K).mean() for part in parts])
     influence = (N - 1) * (full.mean() - without)
     jackknife = np.sum((influence - influence.mean()) ** 2) / (N * (N - 1))
     result = coherence(student, teacher, k=K).neighbours
