@@ -1,5 +1,7 @@
 """Small models of every architecture, for the laws of models and of exports."""
 
+import contextlib
+
 import pytest
 
 from pcjax.models import mobilenetv2, shufflenetv2
@@ -43,12 +45,13 @@ SMALL = {
 }
 
 
+@contextlib.contextmanager
 def few_blocks():
     """Reduce deep models to one block of every kind, as depth takes long to compile."""
-    patch = pytest.MonkeyPatch()
     # The stages left out differ by their widths and the names of their maps alone.
     kept = [stage for stage in mobilenetv2.STAGES if stage[1] in (16, 24, 320)]
     stages = [(t, c, 2 if c == 24 else 1, s) for t, c, _, s in kept]
-    patch.setattr(mobilenetv2, "STAGES", stages)
-    patch.setattr(shufflenetv2, "DEPTHS", (2, 1, 1))
-    return patch
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(mobilenetv2, "STAGES", stages)
+        patched.setattr(shufflenetv2, "DEPTHS", (2, 1, 1))
+        yield

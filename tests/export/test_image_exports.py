@@ -52,9 +52,8 @@ def package(name):
 
 @pytest.fixture
 def fewer_blocks():
-    patch = few_blocks()
-    yield
-    patch.undo()
+    with few_blocks():
+        yield
 
 
 def student(architecture, shape, options):

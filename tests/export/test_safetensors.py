@@ -25,9 +25,8 @@ small = pytest.mark.parametrize("name", SMALL)
 
 @pytest.fixture
 def fewer_blocks():
-    patch = few_blocks()
-    yield
-    patch.undo()
+    with few_blocks():
+        yield
 
 
 @functools.cache
@@ -35,12 +34,10 @@ def abstract(name, dtype):
     """Return a small model as a function, and the shapes of its arrays."""
     known, shape, options, _ = SMALL[name]
     options = {"shape": shape, "classes": CLASSES, "dtype": np.dtype(dtype), **options}
-    patch = few_blocks()
-    result = functional_shapes(
-        lambda seed: build(known, rngs=nnx.Rngs(seed), axis_name="batch", **options)
-    )
-    patch.undo()
-    return result
+    with few_blocks():
+        return functional_shapes(
+            lambda seed: build(known, rngs=nnx.Rngs(seed), axis_name="batch", **options)
+        )
 
 
 def written(path, name, dtype="float32"):

@@ -1,16 +1,19 @@
 """A folder of pictures to an ONNX file: the commands, as a user gives them, in this process."""
 
+import contextlib
 import json
 import pathlib
 
 import numpy as np
 import pytest
+from architectures import few_blocks
 from PIL import Image
 from small_vits import vit_tensors, write_folder, write_preprocessor
 
 import pcjax
 from pcjax import data
 from pcjax.teachers import find_encoder
+from pcjax.training import build
 from pcjax.training.metrics_log import read_metrics
 
 REAL = pathlib.Path(__file__).parents[3] / "shared" / "tfds"
@@ -38,8 +41,10 @@ def real_images():
     return images, labels % 7
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+@pytest.fixture(
+    scope="module", params=["few blocks", pytest.param("all blocks", marks=pytest.mark.nightly)]
+)
+def folder(request, tmp_path_factory):
     """Return a folder of JPEGs by class, of several sizes, and a DINOv2 with random weights."""
     folder = tmp_path_factory.mktemp("pictures")
     images, labels = real_images()
@@ -51,7 +56,9 @@ def folder(tmp_path_factory):
         Image.fromarray(image).resize(size).save(path, quality=92)
     write_folder(folder / "dino", "dinov2", vit_tensors(layer_scale=True))
     write_preprocessor(folder / "dino")
-    with pytest.MonkeyPatch.context() as patched:
+    students = few_blocks() if request.param == "few blocks" else contextlib.nullcontext()
+    build._builder.cache_clear()  # a student is built once for each name and options
+    with pytest.MonkeyPatch.context() as patched, students:
         patched.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         yield folder
 

@@ -214,16 +214,15 @@ def test_without_a_classifier_and_of_another_size():
 def test_a_last_layer_gives_any_number_of_features(name):
     assert "features" in options_of(name)
     widths = {"mlp": 256, "cnn": 128}
-    patch = few_blocks()
     # The laws of models see the others without that layer.
     for features in (5, None) if name in ("mlp", "cnn") else (5,):
         options = {"shape": (32, 32, 3), "classes": 10, "features": features}
         options |= {"layers": 1} if name == "vit_tiny" else {}
-        module = nnx.eval_shape(lambda: build(name, rngs=nnx.Rngs(0), **options))
+        with few_blocks():
+            module = nnx.eval_shape(lambda: build(name, rngs=nnx.Rngs(0), **options))
         output = outputs(module, (2, 32, 32, 3))
         assert output.features.shape == (2, features or widths[name])
         assert output.logits.shape == (2, 10)
-    patch.undo()
 
 
 @pytest.mark.bad_input

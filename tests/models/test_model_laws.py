@@ -59,12 +59,9 @@ def observed(name):
         return outputs, rounded(x), gradients, (statistics, moved, nnx.state(module, nnx.BatchStat))
 
     quick = {"xla_backend_optimization_level": "0"}
-    patch = few_blocks()
-    try:
+    with few_blocks():
         compiled = jax.jit(everything, compiler_options=quick)
         return jax.device_get(compiled(jax.random.key(0), *batches(name)))
-    finally:
-        patch.undo()
 
 
 @small
