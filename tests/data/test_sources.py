@@ -4,6 +4,7 @@ import types
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from pcjax.data import Dataset, examples, load, sources
 from pcjax.data.examples import Arrays, Examples, hold_out, whole
@@ -26,6 +27,10 @@ def test_the_digits():
         assert len(part.labels) == len(part)
     rows = np.concatenate([part.rows for part in parts(digits)])
     assert np.array_equal(np.sort(rows), np.arange(1797))
+    expected = load_digits()
+    images, labels = digits.train.store.read(np.arange(1797))
+    np.testing.assert_array_equal(images[..., 0], expected.images / 16)
+    np.testing.assert_array_equal(labels, expected.target)
 
 
 def test_every_class_is_held_out_in_proportion():
