@@ -74,10 +74,10 @@ def test_a_hang_that_holds_the_interpreter(whole, tmp_path, tried):
     words = ["distill", *SMALL, "--workdir", run]
     hangs = at_step(TEACHER_STEPS + 10, "hang_with_the_interpreter")
     # A machine too busy for this meets the same end earlier.
-    child = start(*words, "--training.watchdog-seconds", 10, before=hangs)
+    child = start(*words, "--training.watchdog-seconds", 5, before=hangs)
     status, _, complaint = finish(child)
     assert status == 1
-    assert "Timeout (0:00:10)!" in complaint
+    assert "Timeout (0:00:05)!" in complaint
     assert "most recent call first" in complaint
     status, _, complaint = finish(start(*words, before=ONLY_TRAIN))
     assert (status, complaint) == (0, "")
