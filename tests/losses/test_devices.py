@@ -155,7 +155,7 @@ QUICK = ("chunks, batch scale", "teacher's frame")
 
 @pytest.mark.parametrize(
     ("name", "way"),
-    [(name, "pmap") for name in QUICK]
+    [pytest.param(name, "pmap", marks=pytest.mark.gate) for name in QUICK]
     + [
         pytest.param(name, way, marks=pytest.mark.nightly)
         for name, way in [(name, "pmap") for name in VARIANTS if name not in ("default", *QUICK)]

@@ -42,6 +42,7 @@ def test_it_equals_brute_force_alone_and_mapped(rng, x64):
     assert np.allclose(mapped(*halves), result, atol=1e-12)
 
 
+@pytest.mark.gate
 def test_memory_of_the_chunked_sweep():
     features = jax.ShapeDtypeStruct((8192, 128), jnp.float32)
 

@@ -152,7 +152,10 @@ def on_one_device(group):
     return mapped, *run(mapped, state, fixed, batches())
 
 
-every_group = pytest.mark.parametrize("group", [0, 1, pytest.param(2, marks=pytest.mark.nightly)])
+every_group = pytest.mark.parametrize(
+    "group",
+    [0, pytest.param(1, marks=pytest.mark.gate), pytest.param(2, marks=pytest.mark.nightly)],
+)
 
 
 @every_group
