@@ -242,6 +242,11 @@ def test_anchors_that_see_no_difference_correlate_with_nothing():
     teacher = np.arange(8.0).reshape(4, 2)
     result = evaluate(losses.spearman, np.ones((4, 2)), teacher, temperature=0.1, reduce_fn=None)
     assert np.array_equal(result, np.ones(4))
+    # Nine points equally far apart, in float32: rounding errors of their ranks are no direction.
+    teacher = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
+    value, gradient = jit(jax.value_and_grad(losses.spearman))(np.eye(9, dtype=np.float32), teacher)
+    assert value == 1
+    assert not gradient.any()
 
 
 X = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)

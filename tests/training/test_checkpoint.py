@@ -168,6 +168,15 @@ def test_a_missing_item_is_noticed(opened, folder, lines, item):
     assert lines[0].endswith("renamed corrupt-2; resuming from 1")
 
 
+def test_arrays_of_another_checkpoint_are_noticed(opened, folder, lines):
+    save(opened(), 1, 2)
+    opened().close()
+    shutil.rmtree(folder / "2" / "state")
+    shutil.copytree(folder / "1" / "state", folder / "2" / "state")
+    assert opened().restore(state(0))[2] == 1
+    assert "differs from its saved digest" in lines[0]
+
+
 def test_another_position_in_the_data_is_noticed(opened, folder, lines):
     save(opened(), 1, 2)
     opened().close()
