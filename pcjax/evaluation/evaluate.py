@@ -1,5 +1,6 @@
 """Evaluate frozen models: on test examples, unseen classes, other data and corrupted images."""
 
+import functools
 import inspect
 import statistics
 from collections.abc import Callable, Mapping
@@ -56,7 +57,7 @@ class Other(NamedTuple):
 
 
 def load_other(section: config.Evaluation, dataset: Dataset, own: config.Data) -> Other:
-    """Load what evaluation.other and evaluation.pairs name, as the student reads it."""
+    """Load the data that evaluation.other and evaluation.pairs name, as the student reads them."""
     pairs = None if section.pairs is None else load_pairs(section.pairs, dataset)
     return Other(_load_other(section, dataset, own), pairs)
 
@@ -68,16 +69,17 @@ def _load_other(section: config.Evaluation, dataset: Dataset, own: config.Data) 
     square = len(shape) == 3 and shape[0] == shape[1]
     try:
         options = inspect.signature(find_source(section.other)[0].read).parameters
-        own_options = {"data_dir": section.other_dir or own.data_dir}
-        own_options |= {"text_column": own.text_column, "label_column": own.label_column}
+        own_options: dict[str, Any] = {
+            "data_dir": section.other_dir or own.data_dir,
+            "text_column": own.text_column,
+            "label_column": own.label_column,
+            "image_labels": own.image_labels,
+        }
+        # Images of these sources differ in size; those of arrays are resized when they are used.
+        if square and section.other.startswith(("tfds:", "images:")):
+            own_options["image_size"] = shape[0]
         known: Any = {name: value for name, value in own_options.items() if name in options}
-        other = data.load(
-            section.other,
-            validation=own.validation,
-            # The reader resizes images best; others are resized when they are used.
-            image_size=shape[0] if square and section.other.startswith("tfds:") else None,
-            **known,
-        )
+        other = data.load(section.other, validation=own.validation, **known)
         if dataset.vocabulary is not None:
             return tokenised(other, dataset.vocabulary)
         return data.fitted(other, shape)
@@ -158,16 +160,16 @@ def evaluate(
       teacher: evaluated under the name "teacher"; the models are compared with it.
       dataset: the examples.
       section: the settings.
-      other: what `section` names besides.
+      other: the further data that `section` names.
       known: the results of models that were evaluated before, by name.
     """
-    own = teacher.seen or dataset
+    teacher_data = teacher.seen or dataset
     pairs = None if other is None else other.pairs
     results = dict(known or {})
     if "teacher" not in results:
         rated = rated_pairs(teacher.model, pairs, teacher.view, section)
         results["teacher"] = evaluate_features(
-            teacher.model, teacher.features, teacher, own, section, rated
+            teacher.model, teacher.features, teacher, teacher_data, section, rated
         )
     embeddings: dict[str, Mapping[str, np.ndarray]] = {"teacher": teacher.features}
     for name, model in models.items():
@@ -253,20 +255,20 @@ def add_other(
     section: config.Evaluation,
 ) -> None:
     """Evaluate models on another data set: by its labels, and by the teacher if it is a model."""
-    own = teacher.features_of(other, section.batch)
-    everyone = ({"teacher": None} if own else {}) | dict(models)
+    teacher_features = teacher.features_of(other, section.batch)
+    everyone = ({"teacher": None} if teacher_features else {}) | dict(models)
     for name, model in everyone.items():
         if "other" in results[name]:
             continue
-        parts = own if model is None else features_of_all(model, other, section.batch)
+        parts = teacher_features if model is None else features_of_all(model, other, section.batch)
         metrics = compute(
             Context(
                 parts,
-                own.get("test"),
+                teacher_features.get("test"),
                 labels_of(other),
                 section.dissimilarity,
                 section.neighbours,
-                own.get("train"),
+                teacher_features.get("train"),
             )
         )
         known = {metric: value for metric, value in metrics.items() if value is not None}
@@ -319,7 +321,7 @@ def coherence_score(
     """Compute Spearman's degree of coherence without an interval; NaN where it is undefined.
 
     It is `pcjax.metrics.coherence(...).spearman.value`, seen from at most 1,000 examples, in NumPy:
-    nothing is compiled for it.
+    only the dissimilarity is compiled.
     """
     if teacher is None or not np.isfinite(student).all():
         return float("nan")
@@ -340,10 +342,6 @@ def coherence_score(
     return float(degrees.mean())
 
 
-_programs: dict[str, Any] = {}
-
-
+@functools.cache
 def _jitted(dissimilarity: str) -> Any:
-    if dissimilarity not in _programs:
-        _programs[dissimilarity] = jax.jit(DISSIMILARITIES[dissimilarity])
-    return _programs[dissimilarity]
+    return jax.jit(DISSIMILARITIES[dissimilarity])

@@ -4,6 +4,7 @@ import numpy as np
 import oracles
 import pytest
 import scipy.stats
+from PIL import Image
 
 from pcjax import metrics
 from pcjax._checks import RequestError
@@ -153,6 +154,18 @@ def test_the_own_data_as_other_data_have_the_same_metrics(small, coloured):
     assert fitted.dataset.train.shape == (8, 8, 1)
     result = evaluate({}, teacher, dataset, section, fitted).results["teacher"]["other"][coloured]
     assert result["linear_probe_accuracy"] > 0.9
+
+
+def test_a_folder_of_images_serves_as_other_data(small, tmp_path):
+    for number in range(40):
+        path = tmp_path / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (20, 30), (number, 0, 0)).save(path)
+    section = Evaluation(other=f"images:{tmp_path}")
+    other = load_other(section, small[0], Data(image_labels="folders")).dataset
+    assert other.train.shape == (8, 8, 1)
+    assert other.train.classes == ("a", "b")
+    assert load_other(section, small[0], Data()).dataset.train.labels is None
 
 
 def test_corruptions_change_the_queries_alone(small):
