@@ -24,7 +24,7 @@ HELP = """pcjax transfers the representation of a large teacher model to a light
   pcjax embed RUN                          write its features, RUN/features.npz
   pcjax embed CONFIG.py                    compute the features of its teacher, for later commands
   pcjax export RUN [--format FORMAT]       write the student alone, for pcjax or for others
-  pcjax report RUN                         draw it again, RUN/report.html
+  pcjax report RUN                         draw RUN/report.html again
   pcjax list losses|models|sources|...     print the names that a config can use
 
 CONFIG is a Python file that sets `config`, or a run's config.json; without one, the handwritten
@@ -244,7 +244,7 @@ def _on_run(job: str, words: list[str]) -> int:
     if options.pop("no_cache", None) is None:
         use_compilation_cache()
     multihost.join_processes()
-    if "config" in options:  # its functions may run
+    if "config" in options:  # reading it permits the python: functions that it names
         read_config(overrides.one_word("config", options.pop("config")))
     module = importlib.import_module(f"pcjax.jobs.{job}")
     if job == "embed" and words[0].endswith(".py"):
@@ -297,7 +297,7 @@ def use_compilation_cache() -> None:
 
 
 def _name_of(path: str | None) -> str:
-    """Return the name of a run: that of its config file, or of the folder of a config.json."""
+    """Name a run after its config file, or after the folder of its config.json."""
     if path is None:
         return "digits"
     config = pathlib.Path(path)
@@ -361,7 +361,7 @@ def _fail(message: str, status: int) -> int:
 
 
 def _end_all_processes(status: int = 1) -> None:
-    """End this process at once in a job of several: JAX then ends the others."""
+    """End this process at once if the job has several: JAX then ends the others."""
     multihost = sys.modules.get("pcjax.multihost")
     if multihost is not None and multihost.is_distributed():
         _exit_at_once(status)

@@ -365,12 +365,12 @@ def _permutahedron_forward(
     gap = (
         jnp.where(tied, 0, jnp.clip(z - jnp.roll(z, -1, axis=0), 0, jnp.finfo(x.dtype).max)) / width
     )
-    # y_k = s_k - w_k falls by gap - 1 from one entry to the next. Where entries lie far apart, it
-    # outgrows its digits.
+    # With s = z / width, y_k = s_k - w_k falls by gap - 1 from one entry to the next. Where entries
+    # lie far apart, y would need more digits than a float has.
     rise = jnp.where(k < m - 1, 1 - jnp.minimum(gap, n), 0)
     # But no block pools over a position where the least y before it exceeds the largest after it.
-    # So a fall may be cut to little more than the sum of two heights: that of y_k above the least
-    # before it, and that of the largest after it above y_k. Both are running sums of the rises,
+    # So a fall may be cut to little more than the sum of two heights: from the least y before up
+    # to y_k, and from y_k up to the largest y after. Both heights are running sums of the rises,
     # restarted at 0.
     above_least = _positive_sums(jnp.roll(rise, 1, axis=0).at[0].set(0))
     below_largest = jnp.roll(_positive_sums(rise[::-1])[::-1], -1, axis=0).at[-1].set(0)

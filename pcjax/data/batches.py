@@ -122,7 +122,7 @@ def training_batches(
     if sampling.neighbours is not None:
         _check_neighbours(sampling.neighbours, n)
     return TrainingBatches(
-        _Training(examples, sampling, augmentation, Normaliser(examples, normalise), columns)
+        _BatchMaker(examples, sampling, augmentation, Normaliser(examples, normalise), columns)
     )
 
 
@@ -146,7 +146,7 @@ def evaluation_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterable[Batch]:
-    """Make batches of all examples once, in order; pad the last one with its last example.
+    """Make batches of all examples once, in order; the last example pads the last batch.
 
     Args:
       examples: the examples.
@@ -181,7 +181,7 @@ def evaluation_batches(
 class TrainingBatches(Iterator[Batch]):
     """An endless iterator whose state names its step and its pipeline."""
 
-    def __init__(self, make: "_Training"):
+    def __init__(self, make: "_BatchMaker"):
         self._make, self._step = make, 0
         self._ahead: Any = None
 
@@ -192,7 +192,7 @@ class TrainingBatches(Iterator[Batch]):
 
     def __next__(self) -> Batch:
         if self._ahead is None:
-            # A pipeline that begins at this step depends less on Grain than Grain's own state.
+            # A new pipeline begins at this step, so that no stored state depends on Grain.
             self._ahead = _from(self._step, self._make)
         batch = next(self._ahead)
         self._step += 1
@@ -241,13 +241,13 @@ class TrainingBatches(Iterator[Batch]):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Draw:
-    """How a process's part of a batch is made.
+    """The random choices behind a process's part of a batch.
 
     epoch: number of the epoch, which selects the view of columns that have several.
     index: (b,) positions of the examples.
-    changes: of their images.
-    near: (b,) positions of their neighbours, if they come along.
-    near_changes: of the neighbours' images.
+    changes: the changes of their images.
+    near: (b,) positions of their neighbours; None where the batch has none.
+    near_changes: the changes of the neighbours' images.
     """
 
     epoch: int
@@ -257,7 +257,7 @@ class Draw:
     near_changes: Changes | None = None
 
     def arrays(self) -> Batch:
-        """Return all that there is, by name and as int32 or bool."""
+        """Return the fields that are not None by name, as int32 or bool."""
         parts = {"epoch": np.full(len(self.index), self.epoch), "index": self.index}
         parts |= {"near": self.near}
         for prefix, changes in (("", self.changes), (NEIGHBOUR, self.near_changes)):
@@ -271,8 +271,8 @@ class Draw:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Training:
-    """The batch of a step, as a function of the step alone."""
+class _BatchMaker:
+    """Make the batch of a step, from the step's number alone."""
 
     examples: Examples
     sampling: Sampling

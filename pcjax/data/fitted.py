@@ -47,8 +47,8 @@ def fitted(data: Dataset, shape: tuple[int, ...]) -> Dataset:
 def sized(data: Dataset, shape: tuple[int, ...]) -> Dataset:
     """Bring images to another shape as `fitted` does, from their originals where these are kept.
 
-    Images from files are decoded again at the new size. They lose nothing that the size of `data`
-    has no room for, so a teacher may have a larger input than the student.
+    Images from files are decoded again at the new size. They keep details that are lost at the size
+    of `data`, so a teacher may have a larger input than the student.
 
     Args:
       data: the data set.

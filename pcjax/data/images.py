@@ -10,18 +10,19 @@ PATH is one of these:
     a .tar file     a shard of WebDataset: KEY.jpg (or .jpeg, .png, .webp), and KEY.cls for a label
 
 The sub-folders train, validation (or val) and test of a folder are these splits; all other files
-are training images. A parquet or tar file is also one of a split by its name, such as
+are training images. A parquet or tar file may also name its split, such as
 "validation-00000-of-00002.parquet" or "imagenet1k-test-03.tar".
 
 No label is read from the names of folders unless `image_labels` is "folders", nor from parquet
 unless `label_column` names its column.
 
-**Broken files.** A folder of many images has a few that nobody can decode. To find them all, each
-must be decoded, so they are met on the way. The order of the examples must not depend on when that
-is: a teacher's outputs, the splits and a resumed run refer to it. Each therefore keeps its row, and
-the nearest good image before it stands in, of the same class where classes are known. The choice
-depends on the files alone: it is the same in every process, at every size, for teacher and student.
-The first ones are named, one a line. More than ten and 1 % of them are refused, or half of them.
+**Broken files.** A folder of many images has a few that nobody can decode. They show only when
+they are decoded, at any time of a run. The order of the examples must not depend on that time: a
+teacher's outputs, the splits and a resumed run refer to the order. A broken image therefore keeps
+its row, and the nearest good image before it stands in, of the same class where classes are known.
+The choice depends on the files alone: it is the same in every process, at every size, for teacher
+and student. The first ten broken images are named, one a line. Broken images that exceed both ten
+and 1 %, or half of all images, are refused.
 
 Links that lead out of a folder are not followed, and no archive is extracted.
 """
@@ -59,11 +60,11 @@ SHARDS = (".parquet", ".tar")
 SPLIT_NAMES = {split: split for split in SPLITS} | {"val": "validation"}
 FOLDERS = "folders"
 IN_MEMORY = 2**30  # bytes; images that take no more are decoded once
-MAX_BYTES = 2**29  # of a file
+MAX_BYTES = 2**29  # a larger file counts as broken
 MAX_SIDE = 4096
-MAX_LINE = 2**14  # bytes of a line of a list
-AT_ONCE = 4  # images that a thread decodes
-FEW, SHARE, NAMED = 10, 100, 10  # broken files: 10 or 1 % are accepted, and 10 are named
+MAX_LINE = 2**14  # bytes in a line of a .txt list
+AT_ONCE = 4  # images in one task of a thread
+FEW, SHARE, NAMED = 10, 100, 10  # up to 10 broken files, or 1 in 100, are accepted; 10 are named
 log = logging.getLogger(__name__)
 
 
@@ -82,11 +83,11 @@ class Encoded(Protocol):
         ...
 
     def key(self, row: int) -> bytes:
-        """Return what identifies an image: its contents; of many, its file and time of change."""
+        """Return bytes that identify an image: its contents; in a large set, its file and time."""
         ...
 
     def parts(self) -> Iterable[bytes]:
-        """Yield what identifies all images, wherever they lie."""
+        """Yield bytes that identify all images, wherever their files lie."""
         ...
 
 
@@ -203,7 +204,7 @@ def _folder(
         split = names.get(folder.lower()) if below else None
         splits.setdefault(split or "train", []).append(path)
         if image_labels is not None:
-            label = first_part(rest) if split else below and folder
+            label = first_part(rest if split else path)
             labels.setdefault(split or "train", []).append(_text(label) or None)
     top = {first_part(path) for path in paths} - {b""}
     of_splits = sorted(folder for folder in top if folder.lower() in names)
@@ -265,7 +266,7 @@ def _numbers(
 
 @functools.lru_cache(maxsize=4096)
 def _text(name: bytes) -> str:
-    """Decode the name of a class; as one object, however many images have it."""
+    """Decode the name of a class; the cache keeps one string for all of its images."""
     return printable(os.fsdecode(name))
 
 
@@ -313,12 +314,12 @@ class Files:
         return os.path.realpath(os.fsencode(self.root))
 
     def key(self, row: int) -> bytes:
-        """Return an image's bytes; of many, its path, size and time of change."""
+        """Return an image's bytes; in a large set, its path, size and time of change."""
         content = self._content(row) if self._size <= ENCODED_WHOLE else b""
         return content or b"%b/%b" % (self._place, self.names[row]) + self._state[row].tobytes()
 
     def parts(self) -> Iterable[bytes]:
-        """Yield names, sizes and contents; of many, times of change and a sample of contents."""
+        """Yield names, sizes and contents; of a large set, times of change and some contents."""
         yield from (self.names.content.tobytes(), self.names.ends.tobytes())
         yield (self._state[:, 0] if self._size <= ENCODED_WHOLE else self._state).tobytes()
         for row in sampled(len(self), self._size, ENCODED_WHOLE).tolist():
@@ -340,7 +341,7 @@ def _size_and_time(path: bytes) -> tuple[int, int]:
 
 
 class Broken:
-    """Images that cannot be decoded, shared by the stores of other sizes."""
+    """Images that cannot be decoded; the stores of all sizes share one such list."""
 
     def __init__(self, encoded: Encoded):
         self._encoded, self._lock = encoded, threading.Lock()
@@ -349,8 +350,8 @@ class Broken:
         n = len(encoded)
         self.limit = min(max(FEW, n // SHARE), n // 2)
 
-    def place(self, row: int) -> int:
-        """Return the row that is read in place of this one, which is itself while it is good."""
+    def stand_in(self, row: int) -> int:
+        """Return the row to read for an image: its own, or the row of its stand-in."""
         return self.replaced.get(row, row)
 
     def add(self, row: int, reason: str) -> None:
@@ -374,7 +375,7 @@ class Broken:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Images:
-    """Encoded images, decoded whenever they are read; once, where all of them fit into memory."""
+    """Encoded images, decoded at every reading, or only once where all of them fit into memory."""
 
     encoded: Encoded
     known_labels: np.ndarray | None
@@ -410,9 +411,9 @@ class Images:
         return self.known_labels
 
     def keys(self, rows: np.ndarray) -> np.ndarray:
-        """Hash each of these images as it is stored, and the size; or the one in its place."""
+        """Hash each image as it is stored, or its stand-in, together with the size."""
         side = str(self.side).encode()
-        return hashed((side, self.encoded.key(self.broken.place(row))) for row in rows.tolist())
+        return hashed((side, self.encoded.key(self.broken.stand_in(row))) for row in rows.tolist())
 
     def at_size(self, side: int) -> "Images":
         """Return the same images, decoded at another size."""
@@ -434,7 +435,7 @@ class Images:
 
     @functools.cached_property
     def _kept(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Memory for all images, which is used as they are read, and which of them it has."""
+        """Memory for all decoded images, filled as they are read, and flags of the filled ones."""
         n = len(self)
         if n * self.side**2 * 3 > IN_MEMORY:
             return None
@@ -453,8 +454,9 @@ class Images:
         return images
 
     def _image(self, row: int) -> np.ndarray:
+        """Decode an image; if it is broken, decode and remember a stand-in."""
         try:
-            return self._one(self.broken.place(row))
+            return self._one(self.broken.stand_in(row))
         except RequestError as error:
             self.broken.add(row, str(error))
         for other in self._neighbours(row):
@@ -476,7 +478,7 @@ class Images:
             raise OSError(error.errno, error.strerror, self.encoded.name(row)) from error
 
     def _neighbours(self, row: int) -> np.ndarray:
-        """Return all other rows, those before first, and those of the same class first."""
+        """Return all other rows, counted down from this one; those of the same class come first."""
         n = len(self)
         others = (row - np.arange(1, n)) % n
         if self.known_labels is None:

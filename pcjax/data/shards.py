@@ -83,14 +83,14 @@ class Members:
             return file.read(size)
 
     def key(self, row: int) -> bytes:
-        """Return an image's bytes; of many, its place and the time of change of its file."""
+        """Return an image's bytes; in a large set, its position and its file's time of change."""
         size, shard = int(self.sizes[row]), int(self.shard[row])
         if self._size <= ENCODED_WHOLE:
             return self.read(row) if size <= MAX_GROUP else b""
         return f"{self._states[shard]} {self.offsets[row]} {size}".encode()
 
     def parts(self) -> Iterable[bytes]:
-        """Yield names, sizes and contents; of many, times of change and a sample of contents."""
+        """Yield names, sizes and contents; of a large set, times of change and some contents."""
         yield from self.shard_names
         if self._size > ENCODED_WHOLE:
             yield np.array([path.stat().st_mtime_ns for path in self.shards]).tobytes()
@@ -241,7 +241,7 @@ class Column:
         return content
 
     def key(self, row: int) -> bytes:
-        """Return an image's bytes; of many, its place and the time of change of its file."""
+        """Return an image's bytes; in a large set, its position and its file's time of change."""
         group, position = self._place(row)
         if self._is_small:
             content = self._group(group)[position].as_py()
@@ -250,7 +250,7 @@ class Column:
         return f"{self._states[file]} {number} {position}".encode()
 
     def parts(self) -> Iterable[bytes]:
-        """Yield names, sizes and contents; of many, times of change and a sample of contents."""
+        """Yield names, sizes and contents; of a large set, times of change and some contents."""
         yield from self.names
         yield from array_parts(self._groups[:, [0, 2, 3]])
         whole = self._is_small

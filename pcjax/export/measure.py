@@ -62,7 +62,7 @@ class Subject:
 
     @classmethod
     def of_encoder(cls, encoder: Encoder, dataset: Dataset) -> "Subject":
-        """Measure a model of others on examples as the student reads them."""
+        """Measure a model of others on its own view of the data set that the student reads."""
         seen, model = encoder.view(dataset), encoder.model
         return cls(
             seen,
@@ -170,8 +170,8 @@ def coherence_of_int8(runtime: Runtime, own: Subject, teacher: Subject | None, k
       teacher: None where it cannot be computed.
       kind: the dissimilarity.
     """
-    dearest = max(1, own.flops(), teacher.flops() if teacher else 0)
-    count = min(len(own.dataset.test), COMPARED, max(FEWEST, int(AFFORDABLE / dearest)))
+    costliest = max(1, own.flops(), teacher.flops() if teacher else 0)
+    count = min(len(own.dataset.test), COMPARED, max(FEWEST, int(AFFORDABLE / costliest)))
     rows = _sample(len(own.dataset.test), count)
 
     def coherence(features: np.ndarray, others: np.ndarray) -> str:

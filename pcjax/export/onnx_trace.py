@@ -2,9 +2,9 @@
 
 Each operation of the trace becomes one of ONNX, so that every architecture is covered. Constants
 are computed at once. Constant factors and summands behind a convolution or a linear layer become
-part of its weights: batch normalisation among them. ONNX has the channels of images before their
-rows; an array keeps the order in which it was computed, and is transposed only where an operation
-needs another one.
+part of its weights, as batch normalisation does. ONNX has the channels of images before their rows;
+an array keeps the order in which it was computed, and is transposed only where an operation needs
+another order.
 """
 
 import collections
@@ -154,7 +154,7 @@ def _binary(w: Writer, name: str, x: Operand, y: Operand) -> Operand:
         return np.asarray(function(x, y))  # NumPy makes scalars of arrays without axes
     if isinstance(y, np.ndarray):
         changed = _by_constant(w, name, x, y)
-    elif isinstance(x, np.ndarray):
+    elif isinstance(x, np.ndarray):  # "from": constant - y; "over": constant / y
         changed = _by_constant(w, {"sub": "from", "div": "over"}.get(name, name), y, x)
     else:
         changed = None
@@ -345,7 +345,7 @@ def _reduce_sum(w: Writer, params: Any, shape: Shape, x: Value) -> Value:
     counts = [x.shape[axis] for axis in params["axes"]]
     if BATCH in counts:
         raise unknown("a sum over the batch")
-    # A mean is the sum that JAX divides afterwards: both factors cancel.
+    # JAX computes a mean as a sum, then divides: that divisor cancels the scale given here.
     value = _reduced(w, "ReduceMean", x, params["axes"], shape)
     return dataclasses.replace(value, scale=np.array(math.prod(map(int, counts)), np.float64))
 

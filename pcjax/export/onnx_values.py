@@ -160,7 +160,7 @@ class Writer:
 def _by_channel(
     constant: np.ndarray | None, channels: int, channel: int, rank: int
 ) -> np.ndarray | None:
-    """Return a constant as one number for each channel; None where it is none."""
+    """Return a constant as one number for each channel; None where it varies along other axes."""
     if constant is None:
         return None
     sizes = constant.shape or (1,) * rank

@@ -106,11 +106,11 @@ class Rivals:
 
     def evaluate(self, models: Mapping[str, FrozenModel], seed: int) -> Evaluated:
         """Evaluate models of a seed; the teacher, and a seed's untrained student, only once."""
-        places = {TEACHER: TEACHER, UNTRAINED: f"{UNTRAINED}, seed {seed}"}
-        known = {name: self.known[place] for name, place in places.items() if place in self.known}
+        keys = {TEACHER: TEACHER, UNTRAINED: f"{UNTRAINED}, seed {seed}"}
+        known = {name: self.known[key] for name, key in keys.items() if key in self.known}
         section = self.config.evaluation
         evaluated = evaluate(models, self.teacher, self.dataset, section, self.other, known)
-        self.known.update({place: evaluated.results[name] for name, place in places.items()})
+        self.known.update({key: evaluated.results[name] for name, key in keys.items()})
         return evaluated
 
     @property
@@ -140,7 +140,7 @@ class Progress:
         """Count a finished run; the time of a run that was finished before is not measured."""
         self._number += 1
         seconds = time.monotonic() - self._start
-        if seconds > 1:
+        if seconds > 1:  # a run that was finished before takes less
             self._seconds.append(seconds)
         self._start = time.monotonic()
 
@@ -192,7 +192,7 @@ def check_contenders(run: Run, dataset: Dataset) -> None:
 def shared_config(run: Run) -> Config:
     """Return the config that all runs share.
 
-    Its teacher is a run: the one that the config names, or DIR/teacher.
+    A teacher that the comparison trains itself becomes a run, DIR/teacher.
     """
     alone = dataclasses.replace(run.config.evaluation, beside=())  # evaluated once, at the end
     shared = dataclasses.replace(run.config, comparison=Config().comparison, evaluation=alone)
@@ -295,8 +295,8 @@ def read_outcome(path: pathlib.Path, teacher: Teacher, dataset: Dataset) -> Outc
     for name, now in (("data", dataset.fingerprint), ("teacher", teacher.digest)):
         if getattr(outcome, name) != now:
             raise RequestError(
-                f"{path} belongs to other {name} than this command has: choose another --workdir, "
-                f"or bring the {name} back."
+                f"The {name} of {path} differs from this command's: choose another --workdir, or "
+                f"bring the {name} back."
             )
     return outcome
 

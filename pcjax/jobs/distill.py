@@ -51,6 +51,7 @@ def distill(config: Config, folder: pathlib.Path, display: Display) -> None:
     models = {UNTRAINED: untrained, STUDENT: student}
     evaluated = evaluate(models, teacher, dataset, config.evaluation, other)
     beside = evaluate_beside(config.evaluation, teacher, dataset, other, display)
-    evaluated.results.update({BESIDE: beside} if beside else {})
+    if beside:
+        evaluated.results[BESIDE] = beside
     finish(run, evaluated, dataset, config.training)
     run.say(f"next: {quoted('pcjax', 'export', folder)} writes the student as one file")

@@ -161,7 +161,7 @@ def _is_labelled(dataset: Dataset) -> bool:
 def settings(contender: Contender, trials: int) -> list[Contender]:
     """Return the contender as it is, and with its scales multiplied; the same ones every time."""
     places = _tuned(contender)
-    # Halton's first point is 0 everywhere: the middle of the range is moved there.
+    # Halton's first point is 0 everywhere: move it to the middle of the range, the factor 1.
     points = qmc.Halton(len(places), scramble=False).random(trials)
     factors = FACTOR ** (2 * ((points + 0.5) % 1.0) - 1.0)
     return [_scaled(contender, dict(zip(places, row, strict=True))) for row in factors.tolist()]

@@ -1,6 +1,6 @@
-"""Losses on orders: keep nearer what the teacher has nearer, by published and classical measures.
+"""Losses on orders: keep the teacher's order of distances, by published and classical measures.
 
-The notation is that of `pcjax.losses.relational`, without pairs of an example with itself.
+`pcjax.losses.relational` explains the notation; here no example is paired with itself.
 """
 
 from __future__ import annotations  # short signatures in help()
@@ -52,10 +52,10 @@ def darkrank_hard(
 
     Chen et al., "DarkRank: Accelerating Deep Metric Learning via Cross Sample Similarities
     Transfer" (arXiv:1707.01220). The defaults are those of a public re-implementation; the original
-    ranks the whole batch. It is no divergence: a student equal to the teacher is not at its
-    minimum. Equally near examples are listed in the order of the batch.
+    ranks the whole batch. The loss is not a divergence: a student equal to the teacher is not at
+    its minimum. Equally near examples are listed in the order of the batch.
 
-    Least 0, in the limit of distances that leave no doubt of the teacher's order. The student's
+    Least 0, in the limit of distances that leave no doubt about the teacher's order. The student's
     scale and rotation do not matter.
 
     Args:
@@ -103,7 +103,7 @@ def darkrank_soft(
     """Compare the probabilities of all orders of each example's neighbours (soft DarkRank).
 
     With scores S and list pi as in `darkrank_hard`, P and Q are the Plackett-Luce probabilities of
-    the list's order sigma under S^teacher_i and S^student_i. The loss sums over all n! orders:
+    the list's order sigma under S^teacher_i and S^student_i. The loss sums over all its orders:
 
         mean_i sum_sigma P(sigma) [log P(sigma) - log Q(sigma)].
 
@@ -170,7 +170,7 @@ def _scores(
     alpha: ArrayLike,
     beta: ArrayLike,
 ) -> Float[Array, "n k"]:
-    """Compute the listed points' scores; the others' add nothing to sums of exponentials."""
+    """Compute the scores of the nearest points; unlisted ones get -1e30, whose exp is 0."""
     distances = jnp.take_along_axis(euclidean(unit(anchors), unit(others)), nearest, axis=1)
     apart = distances != 0
     powers = jnp.where(apart, jnp.where(apart, distances, 1) ** beta, 0)
@@ -216,10 +216,10 @@ def pairwise_ranking(
     There are some B^4 / 4 pairs of pairs, computed in blocks: value and gradient take time as B^4
     and memory as B^3, 600 MB for B = 512. A constant student pays little, with margin 0 nothing:
     use a margin, or another loss beside this one. A public implementation has this loss; we know of
-    no paper. An example's value is the part of the farther pairs that it belongs to.
+    no paper. An example's value adds up the penalties whose farther pair a contains the example.
 
-    Least 0, for a student equal to the teacher where the margin is 0 or the teacher's own
-    difference and the penalty not "logistic". The student's scale and rotation do not matter.
+    Least 0, for a student equal to the teacher where the margin is 0 or "difference" and the
+    penalty is not "logistic". The student's scale and rotation do not matter.
 
     Args:
       student: (n, ds) features, n >= 3.
@@ -357,7 +357,7 @@ def spearman(
     width = temperature * deviation(d.T, included.T, jnp.sum(included, axis=1))
     ranks = soft_rank(d, temperature=width, method=ranking, where=included)
     teacher_ranks = lax.stop_gradient(hard_rank(d_teacher, where=included)).astype(dtype)
-    # Ranks, soft ones too, sum to m (m + 1) / 2. Rounding errors of equal ranks are no direction.
+    # Hard and soft ranks sum to m (m + 1) / 2. The direction of equal ranks would be mere rounding.
     middle = (jnp.sum(included, axis=1, keepdims=True) + 1) / 2
 
     def direction(ranks: Array) -> Array:
@@ -384,20 +384,20 @@ def rank_list(
     axis_name: str | tuple[str, ...] | None = None,
     reduce_fn: Callable[..., Array] | None = jnp.mean,
 ) -> Float[Array, "..."]:
-    """Compute how far the student's neighbours are from a list by the teacher's ranks alone.
+    """Compare a softmax over the student's neighbours with a list weighted by the teacher's ranks.
 
     With r_ij the rank of the teacher's d_ij among {d_ik : k != i}, the loss is
 
         mean_i KL( p_i || softmax_{j != i}(-d^student_ij / temperature) ),
         p_ij = (1 + r_ij)^-exponent / sum_{k != i} (1 + r_ik)^-exponent.
 
-    In the teacher's frame, d^student_ij = d(student_i, teacher_j), and j = i is in the list too, of
-    rank 0. For a large exponent it is the whole list, and the loss is `info_nce` in one direction.
+    In the teacher's frame, d^student_ij = d(student_i, teacher_j), and j = i is in the list too,
+    with rank 0. For a large exponent p_ii is nearly 1, and the loss is `info_nce` in one direction.
 
-    Only the teacher's order counts, its nearest examples most. Unlike the ranks of
-    `perception_coherence`, the gradient reaches an example however far it is from its place. The
-    softmax can follow p where the dissimilarities' range is at least temperature x exponent x
-    log n. The form is pcjax's own.
+    Only the teacher's order counts, its nearest examples most. Unlike in `perception_coherence`,
+    the gradient reaches an example however far its rank is from the teacher's. The softmax can
+    follow p where the dissimilarities' range is at least temperature x exponent x log n. The form
+    is pcjax's own.
 
     Least 0, in the limit of dissimilarities that follow the list. The student's scale and rotation
     do not matter to cosines, its rotation and translation not to Euclidean dissimilarities. In the

@@ -59,13 +59,13 @@ def perception_coherence(
 
         mean_i mean_{j != i} w_ij |R^student_ij - R^teacher_ij|^power.
 
-    The teacher's ranks are hard. The student's ranks are soft, of width temperature x scale_i. The
-    gradient flows through that scale too: the student's scale does not change the loss, and the
-    gradient has no radial part. Labels and equal feature dimensions are not needed. The teacher
-    gets no gradient.
+    The teacher's ranks are hard. The student's ranks are soft, of width temperature x scale_i, see
+    `scale`. The gradient flows through scale_i too. So multiplying the student's features by a
+    positive number does not change the loss, and the gradient has no radial part. Labels and equal
+    feature dimensions are not needed. The teacher gets no gradient.
 
-    The notion is that of "Feature Representation Transferring to Lightweight Models via Perception
-    Coherence" (arXiv:2505.06595); this estimator is pcjax's own formulation of it.
+    "Feature Representation Transferring to Lightweight Models via Perception Coherence"
+    (arXiv:2505.06595) introduces the notion; this estimator is pcjax's own formulation of it.
 
     Least 0, for a student equal to the teacher if both ranks are as soft (teacher_temperature =
     temperature). The student's scale and rotation do not matter to cosines, its scale, rotation and
@@ -77,8 +77,8 @@ def perception_coherence(
     - Set `dissimilarity` to the one that the embeddings are searched with later.
     - Add a second term with frame="teacher" and weighting="neighbours" where the student has a
       linear head into the teacher's dimension: the recipe `perception_coherence_frames`.
-    - Add a tenth of `rank_list` in both frames where neighbours and classes count as much as the
-      whole order: the recipe `perception_coherence_list`.
+    - Add `rank_list` in both frames, with weight 0.1 each, where neighbours and classes count as
+      much as the whole order: the recipe `perception_coherence_list`.
     - Add `references` where the batch is small, `chunk_size` where its n^2 numbers need too much
       memory.
 
@@ -98,13 +98,13 @@ def perception_coherence(
       dissimilarity: a name of `pcjax.dissimilarity` or a function (n, d), (m, d) -> (n, m), whose
         gradient is finite at distance 0.
       teacher_dissimilarity: the teacher's; None takes the student's.
-      teacher_temperature: None ranks the teacher hard; a number ranks it softly, by one method.
+      teacher_temperature: None ranks the teacher hard; a number ranks it softly, by `ranking`.
       ranking: the soft rank's method, see `pcjax.ranking.soft_rank`.
       scale: unit of the temperature. "row" is the standard deviation of each anchor's own
-        dissimilarities, "batch" their mean over the whole batch.
-      frame: "own" ranks each model's points among its own. "teacher" ranks the teacher's points as
-        seen from the student's example: d(student_i, teacher_j) against d(teacher_i, teacher_j),
-        j = i included. The student must have the teacher's dimension.
+        dissimilarities, "batch" the mean dissimilarity of the whole batch.
+      frame: "own" ranks each model's points as seen from the model's own example. "teacher" ranks
+        the teacher's points as seen from the student's example: d(student_i, teacher_j) against
+        d(teacher_i, teacher_j), j = i included. The student must have the teacher's dimension.
       power: exponent of the rank differences, at least 1.
       weighting: "uniform" is w = 1. "neighbours" is w_ij proportional to 1 / (8 + teacher's rank of
         j), with mean 1 for each anchor. A function gets the teacher's ranks, 1, 2, ..., of shape
@@ -116,7 +116,7 @@ def perception_coherence(
         gradient.
       axis_name: mapped axis (or axes) over which the batch is split. Every device ranks its anchors
         against the points of all devices; give all devices the same references. `jax.lax.pmean` of
-        the loss and of each device's gradients gives those of the whole batch. `jax.shard_map` adds
+        the loss and of each device's gradients gives the whole batch's values. `jax.shard_map` adds
         up the gradients of shared parameters by itself: there take the gradient of
         `jax.lax.pmean(loss, axis_name)`, or `jax.lax.pcast` the parameters to varying first. Under
         `jax.jit`, with a batch sharded over a mesh of Auto axes, leave axis_name out.
@@ -166,17 +166,19 @@ def perception_coherence(
             f"got {total} examples to rank: expected at least 3, one neighbour has no order"
         )
     request = Request(
-        resolve(dissimilarity),
-        resolve(dissimilarity if teacher_dissimilarity is None else teacher_dissimilarity),
-        ranking,
-        scale,
-        frame,
-        power,
-        weighting,
-        axis_name,
-        None if chunk_size is None else min(int(chunk_size), n),
-        reduce_fn,
-        not any(callable(given) for given in (dissimilarity, teacher_dissimilarity, weighting)),
+        dissimilarity=resolve(dissimilarity),
+        teacher_dissimilarity=resolve(
+            dissimilarity if teacher_dissimilarity is None else teacher_dissimilarity
+        ),
+        ranking=ranking,
+        scale=scale,
+        frame=frame,
+        power=power,
+        weighting=weighting,
+        axis_name=axis_name,
+        chunk_size=None if chunk_size is None else min(int(chunk_size), n),
+        reduce_fn=reduce_fn,
+        named=not any(map(callable, (dissimilarity, teacher_dissimilarity, weighting))),
     )
     more, present = (references or ())[:2], (references or ())[2:]
     arrays = [_checks.at_least_float32(x) for x in (student, teacher, *more)]
@@ -184,11 +186,11 @@ def perception_coherence(
     student, teacher, *more = (x.astype(dtype) for x in arrays)
     mask = None if where is None else jnp.asarray(where, bool)
     given = References(*more, *(jnp.asarray(x, bool) for x in present)) if more else None
-    # Values that a caller's function closes over may change between calls: compile it anew.
+    # A caller's function may close over values that change between calls: do not reuse a trace.
     evaluate = (
         compiled_loss if request.named and reduce_fn in (None, jnp.mean, jnp.sum) else whole_loss
     )
-    # The gradient traces again. With a mesh set, be it empty, it finds what is traced already.
+    # The gradient traces again. With a mesh set, even an empty one, JAX reuses the first trace.
     with jax.sharding.use_abstract_mesh(jax.sharding.get_abstract_mesh()):
         return evaluate(request, student, teacher, (temperature, teacher_temperature), mask, given)
 

@@ -33,9 +33,9 @@ class Output(NamedTuple):
 class Network(nnx.Module):
     """The start and the end that all architectures share.
 
-    At the start a batch is checked and cast to the dtype that the model computes in. At the end
-    stand a linear layer to the features, where one is requested, and the classifier; both compute
-    in float32.
+    The start checks a batch and casts it to the dtype that the model computes in. The end is a
+    linear layer to the features, where one is requested, and the classifier; both compute in
+    float32.
     """
 
     shape: tuple[int | None, ...]  # of one example; None: any size

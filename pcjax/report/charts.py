@@ -189,22 +189,20 @@ def _middles(points: np.ndarray, groups: Mapping[str, np.ndarray]) -> list[np.nd
     """Return a position for each group's name: the middle, moved up where names overlap."""
     middles = [np.median(points[members], axis=0) for members in groups.values()]
     line = 0.055 * float(np.ptp(points, axis=0).max())  # height of a line of text
-    placed: list[np.ndarray] = []
-    for middle, label in sorted(
-        zip(middles, groups, strict=True), key=lambda pair: float(pair[0][1])
-    ):
-        position = middle
-        wide = 0.6 * line * (1 + min(len(label), 14))
-        for other in sorted(placed, key=lambda point: float(point[1])):
+    labels = list(groups)
+    placed: dict[int, np.ndarray] = {}
+    for group in sorted(range(len(middles)), key=lambda i: float(middles[i][1])):
+        position = middles[group]
+        wide = 0.6 * line * (1 + min(len(labels[group]), 14))
+        for other in sorted(placed.values(), key=lambda point: float(point[1])):
             if abs(other[0] - position[0]) < wide and abs(position[1] - other[1]) < line:
                 position = np.array([position[0], other[1] + line])
-        placed.append(position)
-    order = sorted(range(len(middles)), key=lambda place: float(middles[place][1]))
-    return [placed[order.index(place)] for place in range(len(middles))]
+        placed[group] = position
+    return [placed[group] for group in range(len(middles))]
 
 
 class Interval(NamedTuple):
-    """A mean and its 95 % interval; few seeds have none. A ring marks it in a chart."""
+    """A mean and its 95 % interval, None with too few seeds; `ring` draws the mean as a ring."""
 
     mean: float
     low: float | None = None

@@ -1,6 +1,6 @@
 """A teacher's features on disk: computed once for every example, whatever set it is in.
 
-CACHE/pcjax/teachers/KEY/manifest.json   what the features are of
+CACHE/pcjax/teachers/KEY/manifest.json   the model and its settings
 CACHE/pcjax/teachers/KEY/*.npz           the keys and features of some examples
 
 CACHE is XDG_CACHE_HOME or ~/.cache. KEY is a digest of the manifest without the teacher's name:
@@ -24,7 +24,7 @@ from pcjax.data.examples import keys_of
 from pcjax.display import Display
 from pcjax.multihost import broadcast
 
-BLOCK = 1024  # examples; a stopped command loses one at most
+BLOCK = 1024  # examples; a stopped command loses at most one block
 MANIFEST = "manifest.json"
 
 
@@ -38,10 +38,10 @@ def cached_features(
     """Return a model's features of all examples; compute only what the cache does not have.
 
     Args:
-      compute: returns the features of some examples; those of each depend on it alone.
+      compute: returns the features of some examples; an example's features depend on it alone.
       width: the number of features.
       examples: the examples, as the model reads them.
-      manifest: everything but the examples that the features depend on.
+      manifest: everything that the features depend on, except the examples.
       display: shows the progress.
     """
     decisive = {key: value for key, value in manifest.items() if key != "name"}
@@ -60,8 +60,8 @@ def cached_features(
             part = dataclasses.replace(examples, rows=examples.rows[rows])
             keys = _keys(part)
             features[rows] = compute(part)
-            # A key changes where a file does, or where another image takes the place of a broken
-            # one, which the process that reads it notices.
+            # Reading may change a key: a file has changed, or a broken image has got a stand-in.
+            # Only the process that read it knows. Features under changed keys are not stored.
             kept = _on_all(keys == _keys(part))
             if jax.process_index() == 0 and kept.any():
                 _store(folder, keys[kept], features[rows[kept]], manifest)
@@ -87,25 +87,26 @@ def _on_all(flags: np.ndarray) -> np.ndarray:
 
 
 def _fill(features: np.ndarray, keys: np.ndarray, folder: pathlib.Path) -> np.ndarray:
-    """Write what a folder has into the features; return for which examples."""
+    """Copy a folder's features to the rows of their keys; return which rows are filled."""
     distinct, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
     known = np.zeros(len(distinct), bool)
     for path in sorted(folder.glob("*.npz")) if len(keys) else ():
         try:
             with np.load(path, allow_pickle=False) as block:
-                place = np.minimum(np.searchsorted(distinct, block["keys"]), len(distinct) - 1)
-                own = (distinct[place] == block["keys"]) & ~known[place]
-                if own.any():
+                position = np.minimum(np.searchsorted(distinct, block["keys"]), len(distinct) - 1)
+                wanted = (distinct[position] == block["keys"]) & ~known[position]
+                if wanted.any():
                     stored = block["features"]
-                    if stored.shape != (len(own), features.shape[1]):
+                    if stored.shape != (len(wanted), features.shape[1]):
                         continue
-                    features[first[place[own]]] = stored[own]
-                    known[place[own]] = True
-        # A corrupt file is as good as none, and NumPy reports it by many kinds of errors.
+                    features[first[position[wanted]]] = stored[wanted]
+                    known[position[wanted]] = True
+        # A corrupt file is skipped; NumPy reports it by many kinds of errors.
         except Exception:  # noqa: S112
             continue
-    again = np.flatnonzero(known[inverse])
-    features[again] = features[first[inverse[again]]]
+    # Equal examples share a key: the first one's features serve them all.
+    rows = np.flatnonzero(known[inverse])
+    features[rows] = features[first[inverse[rows]]]
     return known[inverse]
 
 

@@ -29,7 +29,7 @@ class FunctionEncoder(ImageReader):
 
     function: returns (n, width) features.
     identity: a hash of everything that the function computes with.
-    on_one_thread: returns the function on one thread, to be timed, where it can be had.
+    on_one_thread: returns the function limited to one thread, for timing; None if it cannot be.
     """
 
     function: Function
@@ -61,7 +61,7 @@ class FunctionEncoder(ImageReader):
 
 
 def checked_features(name: str, output: Any, count: int) -> np.ndarray:
-    """Return the features of a function as an array; refuse what is none."""
+    """Return the features of a function as an array; refuse outputs that are no features."""
     try:
         rows = np.asarray(output)
     except Exception as error:  # whatever the object's conversion raises
@@ -81,15 +81,15 @@ def checked_features(name: str, output: Any, count: int) -> np.ndarray:
 def read_function(
     name: str, dataset: Dataset | None = None, *, side: int | None = None
 ) -> FunctionEncoder:
-    """Import a function; a config's .py file alone may name one, as its module is run.
+    """Import a function. Only a config's .py file may name one: importing it runs its module.
 
-    Its identity is the text of its module and its features of one image: other weights, read from a
-    file, change them.
+    Its identity is the text of its module and its features of one image. The features change if the
+    function reads other weights from a file.
 
     Args:
       name: "module.function": images as they are stored, uint8 or floats, to (n, d) features.
       dataset: gives the shape and the dtype of the images.
-      side: of the images; None: the function gets them in the size in which they are stored.
+      side: height and width of the images; None keeps the stored size.
     """
     module_name, _, function_name = name.rpartition(".")
     try:
@@ -152,13 +152,13 @@ def read_onnx(
 ) -> FunctionEncoder:
     """Read an ONNX file, "FILE" or "FILE#OUTPUT", with onnxruntime.
 
-    Its images are normalised as the preprocessor_config.json beside the file has it, without one by
-    ImageNet's mean and standard deviation.
+    Images are normalised by the mean and standard deviation in the preprocessor_config.json beside
+    the file; without that file, by ImageNet's.
 
     Args:
       name: the file, and the name of its output where it has several.
       dataset: not used.
-      side: of the images, where the file does not fix it.
+      side: height and width of the images, where the file does not fix them.
     """
     file, _, output = name.partition("#")
     path = pathlib.Path(file).expanduser()
@@ -176,8 +176,8 @@ def _read_onnx_once(
     if importlib.util.find_spec("onnxruntime") is None:
         raise RequestError(f'teacher.source=onnx:{path} needs `pip install "pcjax[onnx]"`.')
     session = _session(path)
-    place = path.with_name(PREPROCESSOR)
-    own_side, mean, std = read_preprocessor(place) if place.is_file() else (None, *IMAGENET)
+    settings = path.with_name(PREPROCESSOR)
+    own_side, mean, std = read_preprocessor(settings) if settings.is_file() else (None, *IMAGENET)
     images = _Images.of(path, session.get_inputs())
     side = images.side_of(path, side, own_side)
     chosen = _output(path, session.get_outputs(), output)

@@ -120,8 +120,8 @@ class Teacher:
     def targets(self, dataset: Dataset) -> TeacherTargets:
         """Return the targets that a train step compares the student with.
 
-        A live teacher is a function of the batch's images. Another one adds its outputs for the
-        plain images as columns of the batch.
+        A live teacher is a function of the batch's images. Any other teacher adds its outputs for
+        the plain images, or for their views, as columns of the batch.
         """
         model, features = self.model, self.features["train"]
         classifier = {} if model is None else classifier_of(model)
@@ -156,7 +156,7 @@ class Teacher:
 def _cached(
     encoder: Encoder, seen: Dataset, batch: int, display: Display
 ) -> Callable[[Examples], np.ndarray]:
-    """Return a function to the features of examples of a data set that the encoder views."""
+    """Return a function that computes the features of examples, or takes them from the cache."""
     manifest = {"name": encoder.name, "teacher": encoder.digest, **encoder.settings()}
 
     def compute(examples: Examples) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The straight line through a training: batches in, steps taken, metrics and checkpoints out."""
+"""The loop of a training: take steps on batches, log metrics and save checkpoints."""
 
 import contextlib
 import math
@@ -22,8 +22,8 @@ from pcjax.training.prepare import batches_of, prepare
 from pcjax.training.state import State
 from pcjax.training.stopping import Agreement, StoppedError, StopSignals, Watchdog, agreed_signal
 
-MAX_PENDING = 1000  # steps whose outcomes are read from the device at once
-SECONDS_BETWEEN_TRIES = (1.0, 4.0, 10.0)  # of the last save
+MAX_PENDING = 1000  # groups of steps whose outcomes are read from the device at once
+SECONDS_BETWEEN_TRIES = (1.0, 4.0, 10.0)  # to save the last checkpoint
 
 
 class BadStepsError(FailedError):
@@ -75,7 +75,7 @@ class _Training:
             clock=run.clock,
         )
         self.step = 0
-        # The last step of some taken together, the examples of each, and their outcomes.
+        # For each group of steps taken together: its last step, its examples and its outcomes.
         self.pending: list[tuple[int, np.ndarray, Any]] = []
 
     def __enter__(self) -> "_Training":
@@ -114,9 +114,9 @@ class _Training:
         ):
             self.watchdog, self.signals, self.log, self.progress = watchdog, signals, log, progress
             agreement = Agreement(start, self.parallel.most)
-            if self._is_saved(start) and start and not self.checkpoints.is_scored(start):
-                self._evaluate()  # it was stopped before it was evaluated
-            ended = self._is_saved(start) and self._is_out_of_patience()
+            if start > 0 and self._saves_after(start) and not self.checkpoints.is_scored(start):
+                self._evaluate()  # the training was stopped before this evaluation
+            ended = self._saves_after(start) and self._is_out_of_patience()
             while self.step < self.steps and not ended:
                 count = min(agreement.next, self._next_event()) - self.step
                 self.state, index, outcomes = self.feed.take(self.frozen, self.state, count)
@@ -129,7 +129,7 @@ class _Training:
                 last = self.step == self.steps
                 number = agreement.check(signals.number, self.step, last)
                 logs = last or self.step % options.log_every == 0
-                saves = self._is_saved(self.step)
+                saves = self._saves_after(self.step)
                 many_bad = False
                 if logs or saves or number or len(self.pending) >= MAX_PENDING:
                     many_bad = self._read_outcomes()
@@ -158,10 +158,10 @@ class _Training:
 
     def _next_event(self) -> int:
         """Return the next step after which something is logged or saved."""
-        every = (self.options.log_every, self.options.save_every)
-        return min(self.steps, *(self.step - self.step % number + number for number in every))
+        intervals = (self.options.log_every, self.options.save_every)
+        return min(self.steps, *(self.step - self.step % n + n for n in intervals))
 
-    def _is_saved(self, step: int) -> bool:
+    def _saves_after(self, step: int) -> bool:
         return step == self.steps or step % self.options.save_every == 0
 
     def _is_out_of_patience(self) -> bool:
@@ -234,7 +234,7 @@ class _Training:
         return too_many
 
     def _report_skipped(self, step: int, index: np.ndarray) -> None:
-        if jax.process_count() > 1:  # every process sees the same steps
+        if jax.process_count() > 1:  # all skip the same steps, so all call this together
             index = multihost_utils.process_allgather(index)
         self.log.write_skipped(step, np.ravel(index).tolist())
         self.run.say(

@@ -35,13 +35,13 @@ class FrozenInputs(NamedTuple):
 def make_loss(
     student: Functional, targets: TeacherTargets, objective: Objective, steps: int
 ) -> Callable[..., tuple[Array, Any]]:
-    """Return the function (trained, frozen inputs, state, batch) -> (loss, what comes with it).
+    """Return the function (trained, frozen inputs, state, batch) -> (loss, auxiliary outputs).
 
-    With the loss come the parts by name, the student's statistics and the losses' state.
+    The auxiliary outputs are the parts by name, the student's statistics and the losses' state.
 
     Args:
       student: the model that is trained.
-      targets: the teacher; only how it is called matters here.
+      targets: the teacher's shapes and function; its arrays come with the frozen inputs.
       objective: the losses.
       steps: the training's length, which ramps refer to.
     """
@@ -91,12 +91,12 @@ def make_step(
 ) -> Step:
     """Return the function (frozen inputs, state, batch) -> (state, metrics).
 
-    A step is skipped if its loss, its gradient or the new state is not finite: the state then
-    stays as it is but for the step's number and the counts of skips.
+    A step is skipped if its loss, its gradient or the new state is not finite. Then only the step's
+    number and the counts of skips change in the state.
 
     Args:
       student: the model that is trained.
-      targets: the teacher; only how it is called matters here.
+      targets: the teacher's shapes and function; its arrays come with the frozen inputs.
       objective: the losses.
       optimiser: applied to the student and the heads.
       steps: the training's length, which ramps refer to.
@@ -105,10 +105,10 @@ def make_step(
 
     def step(frozen: FrozenInputs, state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
         trained = (state.student, state.heads)
-        (loss, aside), gradients = jax.value_and_grad(loss_of, has_aux=True)(
+        (loss, auxiliary), gradients = jax.value_and_grad(loss_of, has_aux=True)(
             trained, frozen, state, batch
         )
-        parts, statistics, losses = aside
+        parts, statistics, losses = auxiliary
         gradients, loss, parts = lax.pmean((gradients, loss, parts), AXIS)
         norm = optax.tree.norm(gradients)
         updates, optimiser_state = optimiser.update(gradients, state.optimiser, trained)
