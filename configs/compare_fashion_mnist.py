@@ -23,11 +23,18 @@ NAMES = (
     *("perception_coherence", "perception_coherence_list", "rank_list", "info_nce"),
     *("variational_information", "rkd_distance", "pkt", "hint"),
 )
-LOSSES = {name: recipe(name) for name in NAMES} | {
-    f"with_rank_list_{weight}": (Loss("perception_coherence"), Loss("rank_list", weight=weight))
-    for weight in (0.3, 1.0)
-}
-# The best of four learning rates by study/fashion_mnist_rates.py, where it is not 0.01.
+
+
+def with_rank_list(*weights):
+    """Return sums of perception coherence and the rank list, by name."""
+    return {
+        f"with_rank_list_{weight}": (Loss("perception_coherence"), Loss("rank_list", weight=weight))
+        for weight in weights
+    }
+
+
+LOSSES = {name: recipe(name) for name in NAMES} | with_rank_list(0.3, 1.0)
+# The best learning rate by study/fashion_mnist_rates.py, where it is not 0.01.
 RATES = dict.fromkeys(
     (
         *("rank_list", "info_nce", "variational_information", "rkd_distance", "hint"),

@@ -11,20 +11,15 @@ import dataclasses
 import pathlib
 import runpy
 
-from pcjax.config import Comparison, Contender, Loss
+from pcjax.config import Comparison, Contender
 
 images = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "compare_fashion_mnist.py"))
 LOSSES = {name: images["LOSSES"][name] for name in images["NAMES"]}
 # Those whose best of four rates is the largest get a fifth.
 pairs = [(name, rate) for rate in (0.01, 0.003, 0.03, 0.001) for name in LOSSES]
 pairs += [(name, 0.1) for name in LOSSES if images["RATES"].get(name) == 0.03]
-sums = (
-    Contender(
-        f"with_rank_list_{weight}",
-        (Loss("perception_coherence"), Loss("rank_list", weight=weight)),
-        0.03,
-    )
-    for weight in (0.3, 1.0, 3.0, 10.0)
+contenders = (
+    *(Contender(f"{name}_{rate}", LOSSES[name], rate) for name, rate in pairs),
+    *(Contender(*each, 0.03) for each in images["with_rank_list"](0.3, 1.0, 3.0, 10.0).items()),
 )
-contenders = (*(Contender(f"{name}_{rate}", LOSSES[name], rate) for name, rate in pairs), *sums)
 config = dataclasses.replace(images["config"], comparison=Comparison(contenders, trials=1))
